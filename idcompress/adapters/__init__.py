@@ -1,0 +1,1 @@
+"""Where diffusers, transformers and Lightning are called."""

@@ -1,0 +1,199 @@
+"""Depth-skip pruning of diffusers U-Nets: a plan applied to modules, names intact."""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from ..core.skip_plan import SkipPlan, UNetShape, skip_plan
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def full_depth(unet: UNet2DConditionModel) -> int:
+    """Depth of the uncut U-Net: its skips plus the middle block, 13 for Stable Diffusion.
+
+    A pruned U-Net answers with the depth of the model it was cut from.
+    """
+    return unet_shape(unet).full_depth
+
+
+def depth(unet: UNet2DConditionModel) -> int:
+    """The depth a U-Net has now: what it was cut to, or its full depth."""
+    return int(unet.config.get("depth") or full_depth(unet))
+
+
+def depth_skip(unet: UNet2DConditionModel, depth: int) -> UNet2DConditionModel:
+    """Cut a U-Net at a depth, exactly as the released code skips it.
+
+    The result keeps encoder units 0 .. depth - 1 and the decoder units that read their skips; zeros stand for the
+    hidden state at the cut. It is called like the full model and gives the same kind of output. Surviving parameters
+    keep their names and values (copied: the argument stays as it was, and dropped weights are never copied). The full
+    control branch's residuals are accepted as well as a pruned branch's: those of dropped levels, the middle one
+    included, are ignored.
+
+    Args:
+        unet: any UNet2DConditionModel, in any dtype, also on the meta device, also one cut before to a larger depth.
+        depth: levels to keep, 1 .. full_depth(unet), 1-based as in the paper.
+
+    Returns:
+        A new, smaller model with `config.depth == depth`.
+
+    Raises:
+        ValueError: the depth is out of range, or larger than what an already cut model still has.
+
+    Source: Kim et al., ACCV 2024, Sec. 3.2 and the released depth-skip code.
+    """
+    plan = skip_plan(unet_shape(unet), depth)
+    present = unet.config.get("depth")
+    if present is not None and depth > present:
+        raise ValueError(f"this U-Net was already cut to depth {present}; depth {depth} needs the full model")
+    pruned = apply_plan(unet, plan)
+    if depth == plan.full_depth:
+        return pruned
+    pruned.register_to_config(depth=depth)
+    if present is None:
+        pruned.register_forward_pre_hook(_ignore_dropped_residuals, with_kwargs=True)
+    return pruned
+
+
+def unet_shape(unet: UNet2DConditionModel) -> UNetShape:
+    """Read a U-Net's shape from its configuration, built on the meta device: no weights, no memory."""
+    key = repr(sorted((k, v) for k, v in unet.config.items() if not k.startswith("_") and k != "depth"))
+    cache_key = (type(unet), key)
+    if cache_key not in _SHAPES:
+        model = unet
+        if unet.config.get("depth") is not None:
+            with torch.device("meta"):
+                model = type(unet).from_config({k: v for k, v in unet.config.items() if k != "depth"})
+        _SHAPES[cache_key] = _measure(model)
+    return _SHAPES[cache_key]
+
+
+_SHAPES: dict[tuple[type, str], UNetShape] = {}
+
+
+def _measure(unet: UNet2DConditionModel) -> UNetShape:
+    down, up = list(unet.down_blocks), list(unet.up_blocks)
+    resnets = [resnet for block in up for resnet in block.resnets]
+    skips = [unet.conv_in.out_channels]
+    for block in down:
+        skips += [resnet.out_channels for resnet in block.resnets]
+        skips += [sampler.out_channels for sampler in block.downsamplers or ()]
+    return UNetShape(
+        down_layers=tuple(len(block.resnets) for block in down),
+        downsamplers=tuple(bool(block.downsamplers) for block in down),
+        up_layers=tuple(len(block.resnets) for block in up),
+        up_in_channels=tuple(resnet.in_channels for resnet in resnets),
+        skip_channels=tuple(skips),
+    )
+
+
+def apply_plan(unet: UNet2DConditionModel, plan: SkipPlan) -> UNet2DConditionModel:
+    """Copy what a plan keeps of a full or less deeply cut U-Net."""
+    if plan.depth == plan.full_depth:
+        return copy.deepcopy(unet)
+    dropped: list[nn.Module] = [unet.mid_block] if unet.mid_block is not None else []
+    dropped += drop_encoder(unet.down_blocks, plan)
+    for name, keep in enumerate(plan.up_layers):
+        block = unet.up_blocks._modules.get(str(name))
+        if block is not None:
+            dropped += [block] if keep == 0 else _layers(block, lambda i, n, keep=keep: i < n - keep)
+    pruned = copy_without(unet, dropped)
+    pruned.mid_block = ZeroHidden(plan.hidden_channels)
+    pruned.num_upsamplers = sum(bool(getattr(block, "upsamplers", None)) for block in pruned.up_blocks)
+    return pruned
+
+
+def drop_encoder(down_blocks: nn.ModuleList, plan: SkipPlan) -> list[nn.Module]:
+    """The modules of an encoder (a U-Net's or a control branch's) that a plan drops."""
+    dropped: list[nn.Module] = []
+    for name, (keep, keep_downsampler) in enumerate(zip(plan.down_layers, plan.downsamplers, strict=True)):
+        block = down_blocks._modules.get(str(name))
+        if block is None:
+            continue
+        if keep is None:
+            dropped.append(block)
+            continue
+        dropped += _layers(block, lambda i, n, keep=keep: i >= keep)
+        if block.downsamplers is not None and not keep_downsampler:
+            dropped.append(block.downsamplers)
+    return dropped
+
+
+def _layers(block: nn.Module, is_dropped: Callable[[int, int], bool]) -> list[nn.Module]:
+    """Residual layers and attentions of a block for which `is_dropped(index, number)` holds in the full model."""
+    found: list[nn.Module] = []
+    for kind in ("resnets", "attentions"):
+        modules = getattr(block, kind, None)
+        if modules is not None:
+            number = max(int(name) for name in modules._modules) + 1
+            found += [m for name, m in modules._modules.items() if is_dropped(int(name), number)]
+    return found
+
+
+def copy_without(model: Model, dropped: Iterable[nn.Module]) -> Model:
+    """Deep-copy a model without some of its submodules, whose weights are never copied.
+
+    A dropped member of a ModuleList leaves a gap in the names and none in the order (KeyedModuleList); any other
+    dropped submodule becomes None.
+    """
+    memo: dict[int, Any] = {id(module): None for module in dropped}
+    copied = copy.deepcopy(model, memo)
+    for parent in list(copied.modules()):
+        for name, child in parent._modules.items():
+            if isinstance(child, nn.ModuleList) and any(member is None for member in child._modules.values()):
+                kept = {key: member for key, member in child._modules.items() if member is not None}
+                parent._modules[name] = KeyedModuleList(kept)
+    return copied
+
+
+class KeyedModuleList(nn.ModuleList):
+    """A ModuleList with gaps in its names: position i is the i-th member, whose name may be another number."""
+
+    def __init__(self, modules: dict[str, nn.Module]) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        members = list(self._modules.values())
+        return members[index]
+
+
+class ZeroHidden(nn.Module):
+    """Stands in the middle of a cut U-Net: zeros of the hidden state's width at the skip's size, dtype and device."""
+
+    def __init__(self, hidden_channels: int) -> None:
+        super().__init__()
+        self.hidden_channels = hidden_channels
+
+    def forward(self, sample: Tensor, *_: Any) -> Tensor:
+        # The official code feeds float32 zeros whatever the weights are; the activation dtype is what it means.
+        return sample.new_zeros(sample.shape[0], self.hidden_channels, *sample.shape[2:])
+
+    def extra_repr(self) -> str:
+        return f"hidden_channels={self.hidden_channels}"
+
+
+def _ignore_dropped_residuals(
+    unet: UNet2DConditionModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Let a cut U-Net take control residuals of the full branch (12 + 1 for SD) or of the pruned one."""
+    names = list(inspect.signature(type(unet).forward).parameters)[1:]
+    kwargs = dict(zip(names, args, strict=False)) | kwargs
+    residuals, middle = (
+        kwargs.get("down_block_additional_residuals"),
+        kwargs.get("mid_block_additional_residual"),
+    )
+    if residuals is not None and middle is not None:
+        wanted = int(unet.config.depth)
+        if len(residuals) < wanted:
+            raise ValueError(f"a U-Net of depth {wanted} wants {wanted} control residuals, got {len(residuals)}")
+        kwargs["down_block_additional_residuals"] = tuple(residuals[:wanted])
+        kwargs["mid_block_additional_residual"] = residuals[0].new_zeros(())
+    return (), kwargs

@@ -1,0 +1,15 @@
+"""Errors that the user can mend: one line, exit code 2."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class IdcError(Exception):
+    """A mistake in the input, the configuration or the surroundings; its text is one line: got, wanted, key to change."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The tail of an error about an unknown name: the nearest valid one, else all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"

@@ -1,0 +1,147 @@
+"""FixedTimestepsScheduler: DDIM over any list of timesteps inside unmodified diffusers pipelines."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+# DiffusionPipeline looks SchedulerMixin up on the module of a class that it loads.
+from diffusers import DDIMScheduler, SchedulerMixin  # noqa: F401
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from torch import Tensor
+
+from .core.ddim import Prediction, ddim_step, predict
+from .core.noise_schedule import check_timesteps
+
+
+class FixedTimestepsScheduler(DDIMScheduler):
+    """DDIM that follows a list of timesteps kept in its configuration.
+
+    `DDIMScheduler.step` takes the previous timestep to be `timestep - T // n`, whatever the list says, and lands
+    elsewhere on any but its own sequences. Here each step goes to the next *position* of the list (repeats are legal)
+    and the last listed step returns the predicted x_0, whatever `set_alpha_to_one` says.
+
+    The list in the configuration wins over `num_inference_steps`, so a pipeline that knows nothing of lists follows
+    it; a list given to `set_timesteps` wins over both. Without any list the steps are those of DDIMScheduler.
+
+    Args:
+        timesteps: training-timestep indices, never increasing, within [0, num_train_timesteps - 1]; None for uniform.
+        The rest is DDIMScheduler's. The defaults are Stable Diffusion's noise schedule and no clipping.
+
+    Raises:
+        ValueError: the list is empty, increases or leaves the range.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        beta_schedule: str = "scaled_linear",
+        trained_betas: list[float] | None = None,
+        clip_sample: bool = False,
+        set_alpha_to_one: bool = True,
+        steps_offset: int = 1,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading",
+        rescale_betas_zero_snr: bool = False,
+        timesteps: Sequence[int] | None = None,
+    ) -> None:
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__", "timesteps")}
+        super().__init__(**arguments)
+        if timesteps is not None:
+            self.register_to_config(timesteps=check_timesteps(timesteps, num_train_timesteps))
+            self.set_timesteps()
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[int] | None = None,
+    ) -> None:
+        """Start a run over `timesteps`, else the configured list, else `num_inference_steps` uniform steps."""
+        chosen = timesteps if timesteps is not None else self.config.timesteps
+        if chosen is not None:
+            values = check_timesteps(chosen, self.config.num_train_timesteps)
+            self.num_inference_steps = len(values)
+            self.timesteps = torch.tensor(values, dtype=torch.int64, device=device)
+        elif num_inference_steps is None:
+            raise ValueError("set_timesteps wants num_inference_steps or timesteps; this scheduler holds no list")
+        else:
+            super().set_timesteps(num_inference_steps, device)
+        self._levels = [float(self.alphas_cumprod[t]) for t in self.timesteps.tolist()]
+        self._step_index: int | None = None
+        self._begin_index: int | None = None
+
+    @property
+    def step_index(self) -> int | None:
+        """Position in `timesteps` of the next step; None before the first."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Start at this position of the list; for pipelines that begin from a noised image."""
+        self._begin_index = begin_index
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> DDIMSchedulerOutput | tuple[Any, ...]:
+        """One DDIM step from the present position to the next one in the list.
+
+        Arguments and result are those of `DDIMScheduler.step`; `timestep` is only looked at on the first step of a
+        run, to find where in the list it begins.
+        """
+        if self.num_inference_steps is None:
+            raise ValueError("call set_timesteps before step")
+        if self._step_index is None:
+            self._step_index = self._first_position(int(timestep))
+        position, self._step_index = self._step_index, self._step_index + 1
+        level = self._levels[position]
+        next_level = self._levels[position + 1] if position + 1 < len(self._levels) else None
+
+        prediction = predict(model_output, sample, level, self.config.prediction_type)
+        prediction = self._limit(prediction, sample, level, use_clipped_model_output)
+        prev_sample = ddim_step(
+            prediction, level, next_level, eta=eta, generator=generator, variance_noise=variance_noise
+        )
+        if not return_dict:
+            return (prev_sample, prediction.pred_original_sample)
+        return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=prediction.pred_original_sample)
+
+    def _first_position(self, timestep: int) -> int:
+        if self._begin_index is not None:
+            return self._begin_index
+        values = self.timesteps.tolist()
+        if timestep not in values:
+            raise ValueError(f"timestep {timestep} is not in the list {values}")
+        return int(values.index(timestep))
+
+    def _limit(self, prediction: Prediction, sample: Tensor, level: float, recompute_epsilon: bool) -> Prediction:
+        """Thresholding or clipping of x_0, as DDIMScheduler does it; off by default."""
+        x0 = prediction.pred_original_sample
+        if self.config.thresholding:
+            x0 = self._threshold_sample(x0)
+        elif self.config.clip_sample:
+            x0 = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
+        else:
+            return prediction
+        return (
+            predict(x0, sample, level, "sample") if recompute_epsilon else prediction._replace(pred_original_sample=x0)
+        )

@@ -1,0 +1,110 @@
+"""Small typed values that everyone shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class DenoiseFn(Protocol):
+    """The seam between models and algorithms: conditioning and guidance end here.
+
+    sample (B, 4, h, w) and a 0-d int64 timestep give a model_output of the sample's shape, in the model's
+    prediction type.
+    """
+
+    def __call__(self, sample: Tensor, timestep: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture to translate.
+
+    Attributes:
+        index: position in its data set; seeds the noise, so that batch size and order never change a result.
+        name: what to call it in files and tables.
+        photo: content digest (SHA-256) of the photograph that it was cut from.
+        image: (3, H, W), float32 in [0, 1]: the photograph at the model's resolution.
+        prompt: instruction or caption.
+        target: (3, H, W), the true result where it can be computed, else None.
+        condition: (3, H, W), the control image where the task has one, else None.
+        tags: words to group results by, for example "easy" or "hard".
+    """
+
+    index: int
+    name: str
+    photo: str
+    image: Tensor
+    prompt: str = ""
+    target: Tensor | None = None
+    condition: Tensor | None = None
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Outputs beside all that a metric may compare them with; every image is (B, 3, H, W), float32 in [0, 1], CPU.
+
+    Attributes:
+        outputs: what the model made of `examples`.
+        references: the full model's results at the reference steps, else None.
+    """
+
+    examples: list[Example]
+    outputs: Tensor
+    references: Tensor | None = None
+
+    def stack(self, name: str) -> Tensor:
+        """The examples' `image`, `target` or `condition` as one tensor (B, 3, H, W)."""
+        import torch
+
+        return torch.stack([getattr(example, name) for example in self.examples])
+
+
+@dataclass(frozen=True)
+class ScheduleRequest:
+    """What a timestep strategy may use.
+
+    Attributes:
+        num_inference_steps: length of the list that is wanted.
+        num_train_timesteps: T.
+        alphas_cumprod: the T products of the noise schedule, as floats.
+        score: timesteps -> quality, higher is better; None where nothing may be sampled. Values are cached by the
+            caller, one trace row each.
+        seed: for strategies that draw random numbers.
+    """
+
+    num_inference_steps: int
+    num_train_timesteps: int = 1000
+    alphas_cumprod: tuple[float, ...] = ()
+    score: Callable[[list[int]], float] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A strategy's answer: the list, and what the report should say about how it was found."""
+
+    timesteps: list[int]
+    details: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Size of a pruned or full model, by both counting rules.
+
+    Attributes:
+        params: parameters in the files, time embedding included.
+        params_paper: the paper's count, time embedding left out.
+        gmacs: billions of multiply-accumulates of one network call, convolutions and linear layers.
+        gmacs_with_attention: the same with the attention products.
+    """
+
+    params: int
+    params_paper: int
+    gmacs: float
+    gmacs_with_attention: float
