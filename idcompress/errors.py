@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class IdcError(Exception):
-    """A mistake in the input, the configuration or the surroundings; its text is one line: got, wanted, key to change."""
+    """A mistake in the input, configuration or surroundings; its text is one line: got, wanted, key to change."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

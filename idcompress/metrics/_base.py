@@ -1,4 +1,4 @@
-"""What a metric is: per-image values with a direction and a unit, averaged in an order that no batch size can change."""
+"""What a metric is: per-image values with a direction and a unit, and a mean that no batch size can change."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ class MetricValue:
     """A metric over a set of images.
 
     Attributes:
-        value: the mean (float64), None where it is not a finite number; then `note` says why.
+        value: the mean (float64) of the finite values, None where there is none; then `note` says why.
         per_image: the values by example index, where the metric has them.
+        perfect: every image equals its reference exactly, so a logarithmic metric has no number and any bound holds.
     """
 
     value: float | None
     per_image: dict[int, float]
     note: str = ""
+    perfect: bool = False
 
 
 class ImageMetric(ABC):
@@ -57,7 +59,9 @@ class ImageMetric(ABC):
         values = {i: v for i, v in sorted(self._values.items()) if not math.isnan(v)}
         if not values:
             return MetricValue(None, {}, "no image of this set has anything to compare with")
-        infinite = sum(math.isinf(v) for v in values.values())
-        if infinite:
-            return MetricValue(None, values, f"{infinite} of {len(values)} images equal their reference exactly")
-        return MetricValue(math.fsum(values.values()) / len(values), values)
+        finite = {i: v for i, v in values.items() if math.isfinite(v)}
+        if not finite:
+            return MetricValue(None, {}, "every image equals its reference exactly", perfect=True)
+        left_out = len(values) - len(finite)
+        note = f"{left_out} of {len(values)} images equal their reference exactly and are left out" if left_out else ""
+        return MetricValue(math.fsum(finite.values()) / len(finite), finite, note)
