@@ -1,0 +1,316 @@
+"""Super-resolution by StableSR: a diffusion pipeline conditioned on the latents of the resized low-resolution image."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F  # noqa: N812
+from diffusers import DDPMScheduler, DiffusionPipeline, ImagePipelineOutput
+from diffusers.image_processor import VaeImageProcessor
+from torch import Tensor
+
+from ...core.ddim import Generators, ddim_trajectory
+from ...core.noise_schedule import check_timesteps
+from ...core.random import randn_like
+from .autoencoder import StableSRAutoencoderKL
+from .color_fix import adain_color_fix, wavelet_color_fix
+from .prompt import EmptyPromptEmbedding
+from .respacing import respaced_timesteps
+from .structure_encoder import StableSRStructureEncoder
+from .tiling import blend_tiles
+from .unet import StableSRUNet2DConditionModel
+
+COLOR_FIXES: dict[str | None, Callable[[Tensor, Tensor], Tensor]] = {
+    "adain": adain_color_fix,
+    "wavelet": wavelet_color_fix,
+    None: lambda content, style: content,
+}
+# Images that need several tiles are padded to multiples of this many latents, as in the published code (32 pixels).
+_TILED_MULTIPLE = 4
+
+
+class StableSRPipeline(DiffusionPipeline):
+    """Restore and enlarge images.
+
+    Args:
+        vae: autoencoder with feature wrapping.
+        unet: structure-conditioned U-Net; `unet.config.sample_size`, if set, is the least latent side it is used at.
+        structure_encoder: its features, recomputed at every timestep.
+        scheduler: gives alphas_cumprod and the prediction type; the sampling itself is `idcompress.core.ddim`.
+        prompt_embedding: the stored embedding of the empty prompt.
+        text_encoder, tokenizer: compute it when none is stored.
+    """
+
+    model_cpu_offload_seq = "text_encoder->structure_encoder->unet->vae"
+    _optional_components = ["prompt_embedding", "text_encoder", "tokenizer"]  # noqa: RUF012  diffusers' own form
+
+    def __init__(
+        self,
+        vae: StableSRAutoencoderKL,
+        unet: StableSRUNet2DConditionModel,
+        structure_encoder: StableSRStructureEncoder,
+        scheduler: DDPMScheduler,
+        prompt_embedding: EmptyPromptEmbedding | None = None,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+    ):
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            unet=unet,
+            structure_encoder=structure_encoder,
+            scheduler=scheduler,
+            prompt_embedding=prompt_embedding,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+        )
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.image_processor = VaeImageProcessor(do_resize=False, do_convert_rgb=True)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Any,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
+        upscale: float = 4,
+        fidelity_weight: float = 0.5,
+        color_fix: str | None = "adain",
+        eta: float | None = None,
+        start: str = "noise",
+        tile_size: int = 64,
+        tile_overlap: int = 32,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        generator: Generators = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, int, dict[str, Tensor]], object] | None = None,
+        patch_size: int = 1280,
+        patch_overlap: int = 280,
+    ) -> Any:
+        """Restore a batch of images of one size.
+
+        Args:
+            image: PIL image(s), or arrays (H, W, 3) / tensors (3, H, W) or (B, 3, H, W) in [0, 1]; a tensor with
+                negative values is taken to be in [-1, 1].
+            num_inference_steps: how many respaced timesteps to visit.
+            timesteps: never increasing training timesteps to visit in place of those.
+            upscale: output size over input size.
+            fidelity_weight: 0 (most realistic) .. 1 (most faithful), weight of the feature wrapping.
+            color_fix: "adain" (the paper's), "wavelet" or None.
+            eta: 0 for deterministic DDIM, up to 1; None for the ancestral sampler of the original, which is eta 1.
+            start: "noise" starts from pure noise, "image" from the noised low-resolution latents.
+            tile_size: latent side of the tiles whose model outputs are blended at every step; a multiple of 8.
+            tile_overlap: latents that neighbouring tiles share.
+            latents: the start itself, (B, 4, h, w) over the padded canvas; `start` is then not used.
+            prompt_embeds: embedding of the empty prompt, (1 or B, tokens, width).
+            generator: one for the batch, or one per image. Drawn from in order: posterior noise, start, steps.
+            output_type: "pil", "np" (B, H, W, 3) in [0, 1], "pt" (B, 3, H, W) in [0, 1], or "latent".
+            return_dict: `ImagePipelineOutput`, or else a tuple.
+            callback_on_step_end: called as (pipeline, step index, timestep, {"latents": the clean latents predicted
+                at this step}); what it returns is not used.
+            patch_size: images wider or higher than this many pixels are restored patch by patch.
+            patch_overlap: pixels that neighbouring patches share.
+
+        Returns:
+            images of `upscale` times the input's size.
+
+        Raises:
+            ValueError: an argument is out of range; the message says which.
+        """
+        if color_fix not in COLOR_FIXES:
+            raise ValueError(f"color_fix must be adain, wavelet or None, got {color_fix!r}")
+        if start not in ("noise", "image"):
+            raise ValueError(f"start must be noise or image, got {start!r}")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
+        factor = self.vae_scale_factor
+        multiple = 2 ** (len(self.unet.config.block_out_channels) - 1)
+        if tile_size < multiple or tile_size % multiple:
+            raise ValueError(f"tile_size must be a multiple of {multiple} latents, got {tile_size}")
+        if patch_size % (factor * multiple) or patch_overlap % factor:
+            raise ValueError(
+                f"patch_size must be a multiple of {factor * multiple} pixels and patch_overlap of {factor}, "
+                f"got {patch_size} and {patch_overlap}"
+            )
+        if timesteps is None:
+            timesteps = respaced_timesteps(num_inference_steps, len(self.scheduler.alphas_cumprod))[::-1]
+        timesteps = check_timesteps(timesteps, len(self.scheduler.alphas_cumprod))
+
+        # 1. the image at working size: upscaled, at least as large as the model knows, padded to whole latents
+        image = self.image_processor.preprocess(image).to(self._execution_device, torch.float32)
+        target = [max(round(side * upscale), 1) for side in image.shape[-2:]]
+        least = (self.unet.config.sample_size or 0) * factor
+        enlarge = max(least / min(target), 1.0)
+        working = [round(side * enlarge) for side in target]
+        image = _resize(image, working).clamp(-1, 1)
+        padded = [self._padded_side(side, tile_size, multiple) for side in working]
+        image = _reflect_pad(image, padded)
+        canvas = [side // factor for side in padded]
+        if latents is not None and list(latents.shape[-2:]) != canvas:
+            raise ValueError(f"latents must be {canvas[0]} x {canvas[1]} for this image, got {tuple(latents.shape)}")
+        if output_type == "latent" and max(padded) > patch_size:
+            raise ValueError(f"output_type=latent needs one patch; raise patch_size from {patch_size} to {max(padded)}")
+
+        # 2. restore, patch by patch; every patch sees the same noise
+        prompt_embeds = self._prompt_embeds(prompt_embeds, image.shape[0])
+        if generator is None:
+            seed = int(torch.randint(2**62, ()))
+            generator = torch.Generator(self._execution_device).manual_seed(seed)
+        generators = generator if isinstance(generator, list) else [generator]
+        states = [one.get_state() for one in generators]
+
+        def restore(rows: slice, columns: slice) -> Tensor:
+            for one, state in zip(generators, states, strict=True):
+                one.set_state(state)
+            patch = image[..., rows, columns]
+            patch_latents = None
+            if latents is not None:
+                patch_latents = latents[..., _latent_slice(rows, factor), _latent_slice(columns, factor)]
+            image_latents, features = self._encode(patch, generator)
+            restored = self._sample(
+                image_latents,
+                patch_latents,
+                prompt_embeds,
+                timesteps,
+                start=start,
+                eta=1.0 if eta is None else eta,
+                tile_size=tile_size,
+                tile_overlap=tile_overlap,
+                generator=generator,
+                callback=callback_on_step_end,
+            )
+            if output_type == "latent":
+                return restored
+            restored = restored.to(self.vae.dtype) / self.vae.config.scaling_factor
+            decoded = self.vae.decode(restored, features=features, fidelity_weight=fidelity_weight).sample
+            return COLOR_FIXES[color_fix](decoded.float(), patch)
+
+        result = blend_tiles(restore, padded[0], padded[1], tile_size=patch_size, tile_overlap=patch_overlap)
+
+        # 3. take padding and enlargement away again
+        if output_type != "latent":
+            result = _resize(result[..., : working[0], : working[1]], target)
+            result = (result / 2 + 0.5).clamp(0, 1)
+        self.maybe_free_model_hooks()
+        images = _convert(result, output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _padded_side(self, side: int, tile_size: int, multiple: int) -> int:
+        """Round a side in pixels up to what one tile, or several tiles, can cover."""
+        unit = self.vae_scale_factor * (multiple if side <= tile_size * self.vae_scale_factor else _TILED_MULTIPLE)
+        return -(-side // unit) * unit
+
+    def _prompt_embeds(self, prompt_embeds: Tensor | None, batch_size: int) -> Tensor:
+        """Return the empty prompt's embedding (B, tokens, width) in the U-Net's dtype."""
+        if prompt_embeds is None and self.prompt_embedding is not None:
+            prompt_embeds = self.prompt_embedding()
+        elif prompt_embeds is None and self.text_encoder is not None and self.tokenizer is not None:
+            prompt_embeds = encode_prompt(self.text_encoder, self.tokenizer)[None]
+        elif prompt_embeds is None:
+            raise ValueError(
+                "this pipeline has no prompt_embedding and no text tower; pass prompt_embeds, "
+                f"(1, tokens, {self.unet.config.cross_attention_dim})"
+            )
+        prompt_embeds = prompt_embeds.to(self._execution_device, self.unet.dtype)
+        return prompt_embeds.expand(batch_size, -1, -1)
+
+    def _encode(self, image: Tensor, generator: Generators) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Draw scaled latents (B, 4, h, w), float32, of an image in [-1, 1], and return its wrapping features."""
+        latent_dist, features = self.vae.encode(image.to(self.vae.dtype), return_features=True)
+        image_latents = latent_dist.mean + latent_dist.std * randn_like(latent_dist.mean, generator)
+        return self.vae.config.scaling_factor * image_latents.float(), features
+
+    def _sample(
+        self,
+        image_latents: Tensor,
+        latents: Tensor | None,
+        prompt_embeds: Tensor,
+        timesteps: Sequence[int],
+        *,
+        start: str,
+        eta: float,
+        tile_size: int,
+        tile_overlap: int,
+        generator: Generators,
+        callback: Callable[[Any, int, int, dict[str, Tensor]], object] | None,
+    ) -> Tensor:
+        """Sample latents (B, 4, h, w) float32, given the scaled low-resolution latents of the same shape."""
+        alphas_cumprod = self.scheduler.alphas_cumprod
+        dtype = self.unet.dtype
+        if latents is None:
+            latents = randn_like(image_latents, generator)
+            if start == "image":
+                level = float(alphas_cumprod[timesteps[0]])
+                latents = level**0.5 * image_latents + (1 - level) ** 0.5 * latents
+        latents = latents.to(image_latents)
+        image_latents = image_latents.to(dtype)
+
+        def denoise(sample: Tensor, timestep: Tensor) -> Tensor:
+            def tile(rows: slice, columns: slice) -> Tensor:
+                features = self.structure_encoder(image_latents[..., rows, columns], timestep)
+                noisy = sample[..., rows, columns].to(dtype)
+                output = self.unet(noisy, timestep, prompt_embeds, structure_features=features, return_dict=False)[0]
+                return output.float()
+
+            height, width = sample.shape[-2:]
+            return blend_tiles(tile, height, width, tile_size=tile_size, tile_overlap=tile_overlap)
+
+        trajectory = ddim_trajectory(
+            denoise,
+            latents,
+            timesteps,
+            alphas_cumprod,
+            eta=eta,
+            generator=generator,
+            prediction_type=self.scheduler.config.prediction_type,
+        )
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for index, prediction in enumerate(trajectory):
+                latents = prediction.pred_original_sample
+                if callback is not None:
+                    callback(self, index, int(timesteps[index]), {"latents": latents})
+                progress_bar.update()
+        return latents
+
+
+def encode_prompt(text_encoder: Any, tokenizer: Any) -> Tensor:
+    """Encode the empty prompt by Stable Diffusion 2's text encoder and tokenizer: (tokens, width)."""
+    ids = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
+    embedding: Tensor = text_encoder(ids.to(text_encoder.device)).last_hidden_state[0]
+    return embedding
+
+
+def _latent_slice(pixels: slice, factor: int) -> slice:
+    return slice(pixels.start // factor, pixels.stop // factor)
+
+
+def _resize(image: Tensor, size: list[int]) -> Tensor:
+    """Resize by bicubic interpolation without antialiasing, as the published code; unchanged at its own size."""
+    if list(image.shape[-2:]) == size:
+        return image
+    return F.interpolate(image, size=size, mode="bicubic", align_corners=False)
+
+
+def _reflect_pad(image: Tensor, size: list[int]) -> Tensor:
+    """Extend an image at the right and bottom by its mirror image, as often as it takes."""
+    for dim, length in zip((-2, -1), size, strict=True):
+        side = image.shape[dim]
+        if side < length:
+            period = max(2 * side - 2, 1)
+            position = torch.arange(length, device=image.device) % period
+            image = image.index_select(dim, torch.minimum(position, period - position) if side > 1 else position)
+    return image
+
+
+def _convert(images: Tensor, output_type: str) -> Any:
+    """Convert (B, 3, H, W) in [0, 1]; 8-bit images are truncated, not rounded, as the published code does."""
+    if output_type in ("latent", "pt"):
+        return images
+    arrays = images.permute(0, 2, 3, 1).cpu().numpy()
+    if output_type == "np":
+        return arrays
+    return [PIL.Image.fromarray(array) for array in (arrays * 255).astype(np.uint8)]

@@ -1,0 +1,65 @@
+"""Overlapping tiles blended by Gaussian weights, for latents (per sampling step) and for pixels (per image)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_VARIANCE = 0.01  # of the Gaussian, in units of the tile's side
+
+
+def gaussian_weights(height: int, width: int) -> Tensor:
+    """Return blending weights (height, width), float64.
+
+    As in the published code, the peak lies at (width - 1)/2 across but at height/2 down, half a pixel off centre.
+    """
+
+    def profile(length: int, centre: float) -> Tensor:
+        offset = (torch.arange(length, dtype=torch.float64) - centre) / length
+        return torch.exp(-(offset**2) / (2 * _VARIANCE)) / (2 * torch.pi * _VARIANCE) ** 0.5
+
+    return torch.outer(profile(height, height / 2), profile(width, (width - 1) / 2))
+
+
+def tile_origins(length: int, tile: int, stride: int) -> list[int]:
+    """Return where tiles start along an axis: every stride, the last ones moved back so that none overhangs."""
+    return sorted({max(min(origin, length - tile), 0) for origin in range(0, length, stride)})
+
+
+def blend_tiles(
+    compute: Callable[[slice, slice], Tensor], height: int, width: int, tile_size: int, tile_overlap: int
+) -> Tensor:
+    """Compute a canvas tile by tile and blend where tiles overlap.
+
+    Args:
+        compute: (rows, columns) of a tile -> its values (B, C, rows, columns).
+        height, width: of the canvas.
+        tile_size: side of a tile; an axis shorter than this is covered by one tile of its own length.
+        tile_overlap: how much neighbouring tiles share, 0 .. tile_size - 1.
+
+    Returns:
+        (B, C, height, width), dtype of the tiles; with one tile, exactly what `compute` returned.
+    """
+    if not 0 <= tile_overlap < tile_size:
+        raise ValueError(f"an overlap must be at least 0 and below its tile's size, got {tile_overlap} of {tile_size}")
+    tile_height, tile_width = min(tile_size, height), min(tile_size, width)
+    stride = tile_size - tile_overlap
+    tiles = [
+        (slice(top, top + tile_height), slice(left, left + tile_width))
+        for left in tile_origins(width, tile_width, stride)
+        for top in tile_origins(height, tile_height, stride)
+    ]
+    if len(tiles) == 1:
+        return compute(*tiles[0])
+    weights = gaussian_weights(tile_height, tile_width)
+    total, weight_sum = None, torch.zeros(height, width)
+    for rows, columns in tiles:
+        values = compute(rows, columns)
+        if total is None:
+            dtype = values.dtype
+            total = torch.zeros(*values.shape[:-2], height, width, device=values.device)
+            weights, weight_sum = weights.to(total), weight_sum.to(total)
+        total[..., rows, columns] += values * weights
+        weight_sum[rows, columns] += weights
+    assert total is not None
+    return (total / weight_sum).to(dtype)
