@@ -14,18 +14,18 @@ _PUBLIC = {
     "depth_skip": "idcompress.adapters.unet",
     "full_depth": "idcompress.adapters.unet",
     "gamma_timesteps": "idcompress.core.timestep_search",
-    "load_pipeline": "idcompress.adapters.pipeline",
+    "load_pipeline": "idcompress.loading",
 }
 _SUBMODULES = ("schedulers",)
 
 __all__ = ["Recipe", "__version__", "ddim_sample", "depth_skip", "full_depth", "gamma_timesteps", "load_pipeline"]
 
 if TYPE_CHECKING:
-    from .adapters.pipeline import load_pipeline
     from .adapters.unet import depth_skip, full_depth
     from .artifacts.recipe import Recipe
     from .core.ddim import ddim_sample
     from .core.timestep_search import gamma_timesteps
+    from .loading import load_pipeline
 
 
 def __getattr__(name: str) -> Any:

@@ -74,14 +74,14 @@ class ScheduleRequest:
         num_train_timesteps: T.
         alphas_cumprod: the T products of the noise schedule, as floats.
         score: timesteps -> quality, higher is better; None where nothing may be sampled. Values are cached by the
-            caller, one trace row each.
+            caller, one trace row each; keyword arguments (say, gamma=0.8) go into the row.
         seed: for strategies that draw random numbers.
     """
 
     num_inference_steps: int
     num_train_timesteps: int = 1000
     alphas_cumprod: tuple[float, ...] = ()
-    score: Callable[[list[int]], float] | None = None
+    score: Callable[..., float] | None = None
     seed: int = 0
 
 

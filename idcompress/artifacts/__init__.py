@@ -1,0 +1,1 @@
+"""The files that stages hand on: recipes, traces, run folders. No torch here."""

@@ -1,0 +1,1 @@
+"""Stages, one subcommand each: `run(config, recipes, run_dir) -> recipes`; the first docstring line is its help."""

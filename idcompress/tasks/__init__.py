@@ -1,0 +1,1 @@
+"""Tasks, one file each with a class `Task`: what is translated into what, and how the network is conditioned."""

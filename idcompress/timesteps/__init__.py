@@ -1,0 +1,1 @@
+"""Timestep strategies, one file each: `timesteps(request, *, parameters) -> Schedule`, and `SOURCE`, what to cite."""

@@ -1,0 +1,151 @@
+"""Recipe: what a compression has decided so far, an immutable value that one stage hands to the next as recipe.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import IdcError, did_you_mean
+from . import files
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A compressed model as a few numbers, and where they come from. Documented in docs/recipe.md.
+
+    Attributes:
+        task: registered name of the task.
+        model: what was compressed: {"name", "path" (a folder, or null), "repositories" (on the hub, or null),
+            "revision", "digest" (SHA-256 over its weights and configurations)}.
+        prune: registered name of the prune method that `depth` belongs to.
+        depth: levels of the U-Net that are kept, 1-based; None for all of them.
+        timesteps: the list to sample over, never increasing; None for uniform steps.
+        num_inference_steps: number of steps; the list's length where there is one.
+        guidance: guidance scales by their diffusers names; what the recipe was searched for.
+        weights: fine-tuned weights that replace the model's, {component: {"file", "sha256"}}; files lie beside the
+            recipe. Empty: the model's own weights, pruned.
+        parent: digest of the recipe that this one was made from, None for the full model.
+        provenance: the stages so far, in order: each {"stage", "config_digest", "seed", "code", "photographs", ...}.
+        version: of this format.
+        folder: where it was loaded from; not part of its value.
+    """
+
+    task: str
+    model: dict[str, Any]
+    prune: str = "depth_skip"
+    depth: int | None = None
+    timesteps: tuple[int, ...] | None = None
+    num_inference_steps: int = 50
+    guidance: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, dict[str, str]] = field(default_factory=dict)
+    parent: str | None = None
+    provenance: tuple[dict[str, Any], ...] = ()
+    version: int = VERSION
+    folder: Path | None = field(default=None, compare=False, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        names = [f.name for f in dataclasses.fields(self) if f.name != "folder"]
+        return {name: _plain(getattr(self, name)) for name in ["version", *(n for n in names if n != "version")]}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the recipe's JSON."""
+        return files.digest(self.to_json())
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is the uncompressed model."""
+        return self.depth is None and self.timesteps is None and not self.weights
+
+    @property
+    def stage(self) -> str:
+        """The stage that made it; "" for the full model."""
+        return str(self.provenance[-1]["stage"]) if self.provenance else ""
+
+    def derive(self, provenance: dict[str, Any], **changes: Any) -> Recipe:
+        """A new recipe made from this one by a stage."""
+        if changes.get("timesteps") is not None:
+            changes["timesteps"] = tuple(changes["timesteps"])
+            changes.setdefault("num_inference_steps", len(changes["timesteps"]))
+        return dataclasses.replace(
+            self, parent=self.digest, provenance=(*self.provenance, provenance), folder=None, **changes
+        )
+
+    def derive_model(self, model: dict[str, Any]) -> Recipe:
+        """This recipe with its model's digest filled in, once the model has been loaded."""
+        return dataclasses.replace(self, model=model)
+
+    def searched_photographs(self) -> set[str]:
+        """Digests of every photograph that a search or training before this recipe has seen."""
+        return {d for entry in self.provenance for d in entry.get("photographs", {}).values()}
+
+    def save(self, path: str | Path) -> Path:
+        """Write recipe.json, whole or not at all."""
+        return files.write_json(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read and check a recipe.
+
+        Raises:
+            IdcError: the file is missing or damaged, a field is missing, unknown or of the wrong type, or a newer
+                version wrote it.
+        """
+        path = Path(path)
+        if path.is_dir():
+            path = path / "recipe.json"
+        value = files.read_json(path, "recipe")
+        if value.get("version") != VERSION:
+            raise IdcError(f"recipe {path} has version {value.get('version')!r}, this program reads {VERSION}")
+        known = {f.name: f for f in dataclasses.fields(cls) if f.name != "folder"}
+        for name in value:
+            if name not in known:
+                raise IdcError(f"recipe {path} has an unknown field {name!r}{did_you_mean(name, known)}")
+        for name in known:
+            if name not in value:
+                raise IdcError(f"recipe {path} lacks the field {name!r}")
+        _check(value, path)
+        value["timesteps"] = None if value["timesteps"] is None else tuple(value["timesteps"])
+        value["provenance"] = tuple(value["provenance"])
+        return cls(**value, folder=path.parent)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check(value: dict[str, Any], path: Path) -> None:
+    wanted = {
+        "task": ("a name", isinstance(value["task"], str)),
+        "model": ("an object with a name", isinstance(value["model"], dict) and "name" in value["model"]),
+        "prune": ("a name", isinstance(value["prune"], str)),
+        "depth": (
+            "null or an integer >= 1",
+            value["depth"] is None or (_is_int(value["depth"]) and value["depth"] > 0),
+        ),
+        "timesteps": ("null or a list of integers that never increases", _is_timesteps(value["timesteps"])),
+        "num_inference_steps": ("an integer >= 1", _is_int(value["num_inference_steps"])),
+        "guidance": ("an object of numbers", isinstance(value["guidance"], dict)),
+        "weights": ("an object", isinstance(value["weights"], dict)),
+        "provenance": ("a list of objects", isinstance(value["provenance"], list)),
+    }
+    for name, (what, holds) in wanted.items():
+        if not holds:
+            raise IdcError(f"recipe {path}: {name} must be {what}, got {value[name]!r}")
+
+
+def _is_timesteps(value: Any) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, list) or not value or not all(_is_int(t) and t >= 0 for t in value):
+        return False
+    return all(a >= b for a, b in itertools.pairwise(value))

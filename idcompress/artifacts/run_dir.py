@@ -1,0 +1,200 @@
+"""Run folders: outputs/<task>/<model>/<stage>/<time>, locked while in use, continued when unfinished."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import IdcError
+from . import files
+from .trace import Trace
+
+OUTPUTS = Path("outputs")
+# Where a recipe may come from: the stages before each one. The chain's order is the paper's.
+CHAIN = {"depth_search": 1, "finetune": 2, "tsopt": 3, "compress": 3}
+AFTER_THE_CHAIN = 4
+FROM_THE_FULL_MODEL = ("depth_search", "compress")
+
+
+@dataclass
+class RunDir:
+    """One run's folder.
+
+    Attributes:
+        path: the folder.
+        resumed: whether an interrupted run of the same command is being continued.
+    """
+
+    path: Path
+    resumed: bool
+    info: dict[str, Any]
+    _lock: IO[bytes] | None = field(default=None, repr=False)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def trace(self, name: str = "trace.jsonl") -> Trace:
+        return Trace(self.path / name)
+
+    def child(self, stage: str, digest: str) -> RunDir:
+        """The folder of a stage inside this run; finished children are kept as they are."""
+        path = self.path / stage
+        info = _info(path)
+        if info is not None and info["digest"] != digest:
+            raise IdcError(f"{path} belongs to another configuration; remove {self.path} to start again")
+        fresh = {**self.info, "stage": stage, "digest": digest, "finished": False}
+        run = RunDir(path, info is not None, info or fresh)
+        run._write_info()
+        return run
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.info["finished"])
+
+    def finish(self) -> None:
+        """Mark the run as complete; its recipes can now be found by later stages."""
+        self.info["finished"] = True
+        self.info["finished_seconds"] = time.time()
+        self._write_info()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _write_info(self) -> None:
+        files.write_json(self.path / "run.json", self.info)
+
+
+def open_run(stage: str, task: str, model: str, digest: str, explicit: Path | None = None) -> RunDir:
+    """Open the folder of a run: the newest unfinished one with the same digest, else a new one.
+
+    Args:
+        stage, task, model: names that make up the path below ./outputs.
+        digest: of the resolved configuration and the input recipe.
+        explicit: a folder that the user chose (hydra.run.dir); what another run left there is set aside, not lost.
+
+    Raises:
+        IdcError: the folder cannot be written, or another running process holds it.
+    """
+    info = {"stage": stage, "task": task, "model": model, "digest": digest, "finished": False}
+    try:
+        if explicit is not None:
+            return _open_explicit(explicit, info)
+        parent = OUTPUTS / task / model / stage
+        parent.mkdir(parents=True, exist_ok=True)
+        for path in sorted(parent.iterdir(), reverse=True):
+            found = _info(path)
+            if found is not None and found["digest"] == digest and not found["finished"]:
+                lock = _try_lock(path)
+                if lock is not None:
+                    return RunDir(path, True, found, lock)
+        return _create(parent, info)
+    except OSError as error:
+        where = explicit or OUTPUTS
+        raise IdcError(f"cannot write the run folder under {where} ({error.strerror}); set hydra.run.dir") from None
+
+
+def _create(parent: Path, info: dict[str, Any]) -> RunDir:
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for number in range(1, 1000):
+        path = parent / (stamp if number == 1 else f"{stamp}_{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:  # another run began in the same second
+            continue
+        return _begin(path, info)
+    raise IdcError(f"no free run folder under {parent}")
+
+
+def _begin(path: Path, info: dict[str, Any]) -> RunDir:
+    run = RunDir(path, False, info, _try_lock(path))
+    run._write_info()
+    return run
+
+
+def _open_explicit(path: Path, info: dict[str, Any]) -> RunDir:
+    path.mkdir(parents=True, exist_ok=True)
+    found = _info(path)
+    if found is None:
+        return _begin(path, info)
+    lock = _try_lock(path)
+    if lock is None:
+        raise IdcError(f"another run is using {path}; choose another hydra.run.dir or wait for it")
+    if found["digest"] == info["digest"] and not found["finished"]:
+        return RunDir(path, True, found, lock)
+    lock.close()
+    number = next(n for n in range(1, 10_000) if not path.with_name(f"{path.name}.{n}").exists())
+    path.rename(path.with_name(f"{path.name}.{number}"))
+    path.mkdir()
+    return _begin(path, info)
+
+
+def _try_lock(path: Path) -> IO[bytes] | None:
+    """Hold the folder until the process ends, however it ends; None if another process holds it."""
+    file = (path / ".lock").open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def _info(path: Path) -> dict[str, Any] | None:
+    file = path / "run.json"
+    if not file.is_file():
+        return None
+    info = files.read_json(file, "run folder")
+    return info if {"stage", "digest", "finished"} <= info.keys() else None
+
+
+def recipes_of(run: Path) -> list[Path]:
+    """The recipe files of a run: one, or one per step count."""
+    single = run / "recipe.json"
+    return [single] if single.is_file() else sorted(run.glob("steps_*/recipe.json"), key=lambda p: _place(run, p))
+
+
+def _place(run: Path, recipe: Path) -> int:
+    order = (_info(run) or {}).get("recipes", [])
+    name = recipe.parent.name
+    return order.index(name) if name in order else len(order)
+
+
+def latest_recipes(stage: str, task: str, model: str) -> list[Path]:
+    """Recipes of the newest finished run made by an earlier stage of the chain; empty if there is none."""
+    if stage in FROM_THE_FULL_MODEL:
+        return []
+    place = CHAIN.get(stage, AFTER_THE_CHAIN)
+    runs: list[tuple[float, Path]] = []
+    for earlier, earlier_place in CHAIN.items():
+        folder = OUTPUTS / task / model / earlier
+        if earlier_place >= place or not folder.is_dir():
+            continue
+        for path in folder.iterdir():
+            info = _info(path)
+            if info is not None and info["finished"] and recipes_of(path):
+                runs.append((float(info.get("finished_seconds", 0.0)), path))
+    return recipes_of(max(runs)[1]) if runs else []
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware of this run, for environment.json."""
+    import platform
+    from importlib import metadata
+
+    packages = ("idcompress", "torch", "diffusers", "transformers", "lightning", "hydra-core", "numpy")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "packages": versions,
+    }

@@ -1,0 +1,267 @@
+"""`idc <command> [key=value ...]`: from the command line to a stage.
+
+A command is a file in stages/; its help text is conf/hydra/help/<command>.yaml. Everything after the command is
+Hydra's. Nothing heavy is imported before a command is known, and torch not before its stage runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from . import __version__, registry
+from .errors import IdcError, did_you_mean
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+ALIASES = {"timestep-search": "tsopt"}
+# Left behind by Lightning's launcher; a sweep's next job must start its own processes.
+_DISTRIBUTED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def commands() -> list[str]:
+    """Command words: the files of stages/, with dashes."""
+    return [name.replace("_", "-") for name in registry.names("command")] + ["ls"]
+
+
+def usage() -> str:
+    rows = {name: registry.summary("command", name.replace("-", "_")) for name in commands() if name != "ls"}
+    rows["ls"] = "List the tasks, models, strategies and metrics, a line each"
+    width = max(map(len, rows))
+    return "\n".join(
+        [
+            "usage: idc <command> [key=value ...] [hydra flags]",
+            "",
+            "Makes an image-to-image diffusion model small and fast for its task, as a plain diffusers model.",
+            "",
+            "commands:",
+            *(f"  {name:<{width}}  {text}" for name, text in rows.items()),
+            "",
+            "  idc <command> --help       what it does, its keys, examples",
+            "  idc <command> --cfg job    the whole configuration it would run with",
+            "  idc <command> -m a=1,2     a sweep over values",
+            "  idc -sc install=bash       shell completion (bash, zsh, fish)",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the console script; exit codes: 0 done, 1 a fault of the program, 2 a mistake of the user."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if "-sc" in arguments or any(a.startswith("--shell-completion") for a in arguments):
+            return _completion(arguments)
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(usage())
+            sys.exit(0 if arguments else 2)
+        if arguments[0] == "--version":
+            return print(f"idc {__version__}")
+        command = ALIASES.get(arguments[0], arguments[0])
+        if command not in commands():
+            fail(f"there is no command {command!r}{did_you_mean(command, [*commands(), *ALIASES])}")
+        if command == "ls":
+            return _ls(arguments[1:])
+        run_command(command, arguments[1:])
+    except IdcError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted; the same command continues where it stopped", code=130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    print(f"idc: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def run_command(command: str, arguments: list[str]) -> None:
+    """Compose the configuration with Hydra, in its entirety, and run the stage once per job."""
+    import functools
+
+    import hydra
+    from hydra.core.plugins import Plugins
+    from hydra.errors import HydraException
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+    from omegaconf.errors import OmegaConfBaseException
+
+    from . import config as configuration
+
+    class PackagedConfigs(SearchPathPlugin):  # type: ignore[misc]
+        """Keeps our YAML files reachable, last, when --config-path replaces the main folder."""
+
+        def manipulate_search_path(self, search_path: Any) -> None:
+            search_path.append("idcompress", f"file://{configuration.conf_dir()}")
+
+    configuration.register()
+    Plugins.instance().register(PackagedConfigs)
+    arguments = _absolute_folders(arguments)
+    flags = _folder_flags(arguments)
+    arguments = [*_follow_recipe(arguments), f"hydra/help={command.replace('-', '_')}"]
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    task = functools.partial(
+        run_job,
+        command=command,
+        executable=str(Path(sys.argv[0]).resolve()),
+        main_module=None if spec is None else spec.name,
+        flags=flags,
+    )
+    # Launchers pickle the task by reference, and Hydra names the job after its module.
+    task.__module__, task.__name__ = __name__, command  # type: ignore[attr-defined]
+    old_argv, sys.argv = sys.argv, [f"idc {command}", *arguments]
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors itself and exits with 1
+    try:
+        hydra.main(config_path=str(configuration.conf_dir()), config_name="config", version_base="1.3")(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        if wants_traceback:
+            raise
+        message = configuration.one_line(error)
+        fail(message + configuration.suggest(message, arguments, _all_keys()))
+    finally:
+        sys.argv = old_argv
+        if not wants_traceback:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def run_job(composed: DictConfig, *, command: str, executable: str, main_module: str | None, flags: list[str]) -> None:
+    """One job, in whatever process a launcher chose for it."""
+    import importlib.util
+
+    from hydra.core.hydra_config import HydraConfig
+
+    import __main__
+
+    from .stages._run import start
+
+    hydra_config = HydraConfig.get()
+    old_argv, old_spec, old_environment = sys.argv, getattr(__main__, "__spec__", None), dict(os.environ)
+    os.environ.pop("HYDRA_FULL_ERROR", None)
+    try:
+        run = start(command.replace("-", "_"), composed, hydra_config)
+        # Lightning starts its other processes by repeating sys.argv (or `-m <main module>`): make both describe this
+        # job, with the recipe and the folder that were resolved here, whichever launcher runs it.
+        sys.argv = [
+            executable,
+            command,
+            *flags,
+            *(o for o in hydra_config.overrides.task if not o.startswith("recipe=")),
+            *([] if run.recipe_argument is None else [f"recipe={run.recipe_argument}"]),
+            f"hydra.run.dir={run.run_dir.path.resolve()}",
+        ]
+        __main__.__spec__ = importlib.util.find_spec(main_module) if main_module else None
+        module = importlib.import_module(f"idcompress.stages.{command.replace('-', '_')}")
+        run.execute(module)
+    finally:
+        sys.argv, __main__.__spec__ = old_argv, old_spec
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+        for name in (*_DISTRIBUTED, "HYDRA_FULL_ERROR"):
+            os.environ.pop(name, None)
+            if name in old_environment:
+                os.environ[name] = old_environment[name]
+
+
+def _all_keys() -> list[str]:
+    """Every key of the default configuration, for suggestions."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from . import config as configuration
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(configuration.conf_dir()), version_base="1.3"):
+        composed = compose("config")
+    return [*configuration.known_keys(composed), "hydra.run.dir", "hydra.sweep.dir"]
+
+
+def _follow_recipe(arguments: list[str]) -> list[str]:
+    """`recipe=FILE` brings its task and model along: they become overrides, before Hydra composes."""
+    given = dict(a.split("=", 1) for a in arguments if "=" in a and not a.startswith(("-", "hydra")))
+    path = given.get("recipe", "latest")
+    if path in ("latest", "none", ""):
+        return arguments
+    if "," in path and ("-m" in arguments or "--multirun" in arguments):
+        return arguments
+    from .artifacts.recipe import Recipe
+
+    recipe = Recipe.load(path.strip("'\""))
+    brought = {"task": recipe.task, "model": recipe.model["name"]}
+    if recipe.model.get("given_path"):
+        brought["model.path"] = recipe.model["given_path"]
+    for key, value in brought.items():
+        if key in given and given[key] != value:
+            raise IdcError(
+                f"{key}={given[key]} contradicts recipe={path}, which is for {key}={value}; drop one of them"
+            )
+    return [*arguments, *(f"{key}={value}" for key, value in brought.items() if key not in given)]
+
+
+def _folder_flags(arguments: list[str]) -> list[str]:
+    """The flags that name configuration folders or files, to be repeated for child processes."""
+    names = ("-cp", "--config-path", "-cd", "--config-dir", "-cn", "--config-name")
+    return [x for i, a in enumerate(arguments) if a in names for x in arguments[i : i + 2]]
+
+
+def _absolute_folders(arguments: list[str]) -> list[str]:
+    """Hydra would take a relative --config-path as relative to this module."""
+    names = ("-cp", "--config-path", "-cd", "--config-dir")
+    folders = {i + 1 for i, a in enumerate(arguments) if a in names and i + 1 < len(arguments)}
+    missing = [arguments[i] for i in folders if not Path(arguments[i]).is_dir()]
+    if missing:
+        raise IdcError(f"the configuration folder {missing[0]} does not exist")
+    return [str(Path(a).resolve()) if i in folders else a for i, a in enumerate(arguments)]
+
+
+def _completion(arguments: list[str]) -> None:
+    """Shell completion: the command word is ours, the rest is Hydra's."""
+    flag = "-sc" if "-sc" in arguments else next(a for a in arguments if a.startswith("--shell-completion"))
+    action = flag.partition("=")[2] or arguments[arguments.index(flag) + 1]
+    command, folders = commands()[0], list[str]()
+    if action.startswith("query="):
+        line = os.environ.get("COMP_LINE", "")
+        words = line.split()
+        done = words[1:] if line.endswith(" ") else words[1:-1]
+        word = next((w for w in done if not w.startswith("-")), None)
+        if word is None:
+            print(("\n" if action == "query=fish" else " ").join([*commands(), *ALIASES, "--help", "--version"]))
+            return
+        command, folders = ALIASES.get(word, word), _folder_flags(done)
+        os.environ["COMP_LINE"] = f"idc {line.split(word, 1)[1].lstrip()}"
+    if command in commands() and command != "ls":
+        run_command(command, [*folders, "-sc", action])
+
+
+def _ls(arguments: list[str]) -> None:
+    """`idc ls [kind]`: what is registered."""
+    from .config import conf_dir
+
+    def models() -> list[tuple[str, str]]:
+        rows = []
+        for path in sorted((conf_dir() / "model").glob("*.yaml")):
+            first = path.read_text(encoding="utf-8").partition("\n")[0]
+            rows.append((path.stem, first.lstrip("# ").rstrip(".")))
+        return rows
+
+    kinds = {"tasks": "task", "strategies": "timesteps", "pruning": "prune", "metrics": "metric"}
+    wanted = arguments or [*kinds, "models"]
+    for heading in wanted:
+        if heading not in (*kinds, "models"):
+            raise IdcError(f"idc ls knows no {heading!r}{did_you_mean(heading, [*kinds, 'models'])}")
+        rows = (
+            models()
+            if heading == "models"
+            else [(name, registry.summary(kinds[heading], name)) for name in registry.names(kinds[heading])]
+        )
+        print(f"{heading}:")
+        for name, text in rows:
+            print(f"  {name:<24} {text}")
+
+
+if __name__ == "__main__":
+    main()

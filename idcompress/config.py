@@ -1,0 +1,257 @@
+"""The one configuration tree: its schema, its checks and the folder of its YAML files.
+
+With cli.py the only module that knows Hydra and OmegaConf; stages receive the plain dataclasses below.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .errors import IdcError, did_you_mean
+
+# OmegaConf reads these annotations at run time and knows Optional, not X | None, in nested generics.
+# ruff: noqa: UP006, UP035, UP045
+from typing import Dict, List  # isort: skip
+
+
+@dataclass
+class TaskConfig:
+    """conf/task/<name>.yaml: `models` holds, per model, what cannot be one value for all."""
+
+    name: str
+    version: int
+    models: Dict[str, Any]
+    prompts: Optional[List[str]] = None
+
+
+@dataclass
+class ModelConfig:
+    """conf/model/<name>.yaml: where weights come from."""
+
+    name: str
+    path: Optional[str] = None
+    revision: Optional[str] = None
+    repositories: Dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DataConfig:
+    path: Optional[str] = None
+    split: str = "auto"
+
+
+@dataclass
+class DepthSearchConfig:
+    num_samples: int = 16
+    num_inference_steps: int = 50
+    thresholds: Any = None
+    min_depth: int = 1
+    whole_curve: bool = False
+
+
+@dataclass
+class TsoptConfig:
+    num_inference_steps: Any = 10
+    num_samples: int = 16
+    reference: str = "self"
+    reference_steps: int = 50
+
+
+@dataclass
+class EvaluateConfig:
+    num_samples: int = 32
+    metrics: Any = None
+    latency: bool = True
+
+
+@dataclass
+class CompressConfig:
+    stages: List[str] = field(default_factory=lambda: ["depth_search", "tsopt", "evaluate", "report"])
+
+
+@dataclass
+class ReportConfig:
+    num_images: int = 4
+    path: Optional[str] = None
+
+
+@dataclass
+class OutputConfig:
+    path: Optional[str] = None
+
+
+@dataclass
+class Config:
+    """What every stage receives. The keys are explained in conf/config.yaml."""
+
+    task: TaskConfig
+    model: ModelConfig
+    prune: Dict[str, Any]
+    timesteps: Dict[str, Any]
+    recipe: str = "latest"
+    depth: Optional[int] = None
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 0
+    batch_size: int = 8
+    sampler: str = "ddim"
+    image: Any = None
+    prompt: Optional[str] = None
+    guidance_scale: float = 7.5
+    image_guidance_scale: Optional[float] = None
+    num_inference_steps: int = 50
+    data: DataConfig = field(default_factory=DataConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    depth_search: DepthSearchConfig = field(default_factory=DepthSearchConfig)
+    tsopt: TsoptConfig = field(default_factory=TsoptConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    compress: CompressConfig = field(default_factory=CompressConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+
+    def guidance(self) -> dict[str, float]:
+        """The guidance scales by their diffusers names."""
+        scales = {"guidance_scale": self.guidance_scale, "image_guidance_scale": self.image_guidance_scale}
+        return {name: scale for name, scale in scales.items() if scale is not None}
+
+    def step_counts(self) -> list[int]:
+        """tsopt.num_inference_steps as a list without repetitions."""
+        value = self.tsopt.num_inference_steps
+        values = value if isinstance(value, list) else [value]
+        if not values or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+            raise IdcError(f"tsopt.num_inference_steps must be an integer or a list of integers, got {value!r}")
+        return list(dict.fromkeys(values))
+
+
+CHOICES = {
+    "device": ("auto", "cpu", "cuda", "mps"),
+    "dtype": ("auto", "float32", "float16", "bfloat16"),
+    "sampler": ("ddim", "dpm_solver"),
+    "data.split": ("auto", "search", "evaluate", "all"),
+    "tsopt.reference": ("self", "full"),
+}
+POSITIVE = (
+    "batch_size",
+    "depth_search.num_samples",
+    "depth_search.min_depth",
+    "tsopt.num_samples",
+    "evaluate.num_samples",
+    "report.num_images",
+)
+STEPS = ("num_inference_steps", "depth_search.num_inference_steps", "tsopt.reference_steps")
+# Keys that change how fast a result comes, not what it is: not part of a run's identity.
+NOT_IDENTITY = ("batch_size", "threads")
+
+
+def conf_dir() -> Path:
+    """The YAML files: beside the package in a checkout, inside it in an installed wheel."""
+    package = Path(__file__).resolve().parent
+    for folder in (package.parent / "conf", package / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise RuntimeError(f"the installation is damaged: no conf/config.yaml beside or in {package}")
+
+
+def register() -> None:
+    """Make the schema known to Hydra: config.yaml starts from it, so every later YAML and override is checked."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def to_config(composed: DictConfig) -> Config:
+    """Turn what Hydra composed into dataclasses and check what types cannot say.
+
+    Raises:
+        IdcError: an unknown key (also one forced in by `+`), a missing or wrong value.
+    """
+    try:
+        container = OmegaConf.to_container(composed, resolve=True)
+        # A merge into the bare schema refuses keys that `+key=value` smuggled past it.
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), container))
+    except OmegaConfBaseException as error:
+        raise IdcError(one_line(error)) from None
+    assert isinstance(config, Config)
+    for key, allowed in CHOICES.items():
+        value = _value(config, key)
+        if value not in allowed and not (key == "device" and str(value).startswith("cuda:")):
+            raise IdcError(f"{key} must be one of {', '.join(allowed)}, got {value!r}{did_you_mean(value, allowed)}")
+    for key in POSITIVE:
+        if _value(config, key) < 1:
+            raise IdcError(f"{key} must be at least 1, got {_value(config, key)}")
+    for key in STEPS:
+        _check_steps(key, _value(config, key))
+    for count in config.step_counts():
+        _check_steps("tsopt.num_inference_steps", count)
+    if config.depth is not None and config.depth < 1:
+        raise IdcError(f"depth must be at least 1, got {config.depth}")
+    return config
+
+
+def _check_steps(key: str, value: int) -> None:
+    if not 1 <= value <= 1000:
+        raise IdcError(f"{key} must be between 1 and 1000, got {value}")
+
+
+def _value(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def identity(composed: DictConfig) -> dict[str, Any]:
+    """The resolved configuration without the keys that do not change a result."""
+    container = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(container, dict)
+    return {str(k): v for k, v in container.items() if k not in NOT_IDENTITY}
+
+
+def to_yaml(composed: DictConfig) -> str:
+    return OmegaConf.to_yaml(composed, resolve=True)
+
+
+def known_keys(composed: DictConfig) -> list[str]:
+    """Every key of the tree, dotted."""
+
+    def walk(node: Any, prefix: str) -> Iterator[str]:
+        for key in node:
+            yield f"{prefix}{key}"
+            child = node._get_node(key)
+            if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
+                yield from walk(child, f"{prefix}{key}.")
+
+    return list(walk(composed, ""))
+
+
+def one_line(error: BaseException | None) -> str:
+    """Hydra's and OmegaConf's messages, with their causes, as one line."""
+    parts: list[str] = []
+    while error is not None:
+        for line in (text.strip() for text in str(error).splitlines()):
+            if line.startswith(("Config search path", "Set the environment", "See https")):
+                break
+            if line and line not in parts and not re.match(r"(object_type|reference_type|full_key)\s*[:=]", line):
+                parts.append(line)
+        error = error.__cause__
+    return " ".join(parts)
+
+
+def suggest(message: str, overrides: list[str], keys: list[str]) -> str:
+    """The nearest valid name for the override or group option that a message complains about; "" if none is near."""
+    group = re.search(r"Could not find '([^']+)/([^'/]+)'.*Available options in '[^']+':\s*(.*)$", message)
+    if group:
+        near = difflib.get_close_matches(group[2], group[3].split(), n=1, cutoff=0.4)
+        return f"; did you mean {near[0]!r}?" if near else ""
+    bad = re.search(r"(?:Could not override|Error merging override) '?([\w.@/+~-]+)", message)
+    if (bad and "not in" in message) or (bad and "not found" in message.lower()):
+        near = difflib.get_close_matches(bad[1].lstrip("+~"), keys, n=1, cutoff=0.6)
+        if near and near[0] != bad[1]:
+            return f"; did you mean {near[0]!r}?"
+    return ""

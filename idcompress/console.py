@@ -1,0 +1,55 @@
+"""What a run says: lines on the terminal and in log.txt, and progress bars with the time left."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+log = logging.getLogger("idcompress")
+
+
+def start_logging(path: Path | None) -> None:
+    """Send our lines to stdout, and with everything else that is logged to a file."""
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    terminal = logging.StreamHandler(sys.stdout)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(terminal)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    if path is not None:
+        file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(file)
+    # Libraries that announce their own deprecations are no news to a user of this program.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def say(message: str) -> None:
+    log.info(message)
+
+
+def warn(message: str) -> None:
+    log.warning("warning: %s", message)
+
+
+def progress(items: Iterable[T], description: str, total: int) -> Iterator[T]:
+    """Iterate under a progress bar on stderr; nothing is drawn where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield from bar.track(items, total=total, description=description)

@@ -1,0 +1,83 @@
+"""Kind + name -> module: the file stem is the registered name, and looking a name up imports that file."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .errors import IdcError, did_you_mean
+
+_PACKAGE = Path(__file__).resolve().parent
+_FOLDERS = {
+    "command": "stages",
+    "task": "tasks",
+    "prune": "pruning",
+    "timesteps": "timesteps",
+    "metric": "metrics",
+}
+
+
+def names(kind: str) -> list[str]:
+    """Every registered name of a kind ("command", "task", "prune", "timesteps", "metric")."""
+    return sorted(p.stem for p in (_PACKAGE / _FOLDERS[kind]).glob("*.py") if not p.stem.startswith("_"))
+
+
+def load(kind: str, name: str, key: str = "") -> ModuleType:
+    """Import the file behind a name.
+
+    Args:
+        key: the configuration key that the name came from, for the error.
+
+    Raises:
+        LookupError: no such name; the message gives the nearest one. It is an IdcError too.
+    """
+    check(kind, name, key)
+    return importlib.import_module(f"idcompress.{_FOLDERS[kind]}.{name}")
+
+
+def check(kind: str, name: str, key: str = "") -> None:
+    """Raise as `load` does, without importing anything."""
+    if name not in names(kind):
+        where = f" ({key}={name})" if key else ""
+        raise UnknownNameError(f"no {kind} is called {name!r}{where}{did_you_mean(name, names(kind))}")
+
+
+class UnknownNameError(IdcError, LookupError):
+    """A name that the registry does not hold."""
+
+
+def summary(kind: str, name: str) -> str:
+    """The first line of a file's docstring, without importing it."""
+    source = (_PACKAGE / _FOLDERS[kind] / f"{name}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0].rstrip(".")
+
+
+def bind(function: Any, parameters: dict[str, Any], key: str) -> dict[str, Any]:
+    """Check configured parameters against a function's keyword-only ones; all faults in one error.
+
+    Args:
+        parameters: what the configuration holds under `key`, without `name`.
+
+    Raises:
+        IdcError: unknown parameters, or values of another type than the defaults'.
+    """
+    known = {
+        n: p for n, p in inspect.signature(function).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    faults = []
+    for name, value in parameters.items():
+        if name not in known:
+            faults.append(f"unknown key {key}.{name}{did_you_mean(name, known)}")
+            continue
+        default = known[name].default
+        wanted = (int, float) if isinstance(default, float) else type(default)
+        plain = default is None or default is inspect.Parameter.empty
+        if not plain and (not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool)):
+            faults.append(f"{key}.{name} must be {type(default).__name__}, got {value!r}")
+    if faults:
+        raise IdcError("; ".join(faults))
+    return parameters

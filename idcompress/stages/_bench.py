@@ -1,0 +1,175 @@
+"""A bench: examples, their conditioning and a model, on which pipelines are run and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from .. import registry
+from ..adapters.pipeline import Model, native_size
+from ..artifacts import files
+from ..artifacts.recipe import Recipe
+from ..artifacts.run_dir import OUTPUTS
+from ..config import Config
+from ..console import progress, say
+from ..core.timestep_search import gamma_timesteps
+from ..data import photographs
+from ..errors import IdcError
+from ..loading import load_source
+from ..metrics._base import ImageMetric, MetricValue
+from ..tasks import _base
+from ..types import Batch, Example
+
+CACHE = OUTPUTS / "cache" / "references"
+
+
+@dataclass
+class Bench:
+    """Runs pipelines over fixed examples; conditioning is encoded once per batch, whatever is run."""
+
+    config: Config
+    task: _base.Task
+    model: Model
+    examples: list[Example]
+    _conditioning: dict[int, _base.Conditioning] = field(default_factory=dict)
+
+    @property
+    def photographs(self) -> dict[str, str]:
+        """Name -> digest of every photograph in use, for a recipe's provenance."""
+        return {example.name.split("_", 1)[-1]: example.photo for example in self.examples}
+
+    def images(self, pipeline: Any, timesteps: Sequence[int], description: str) -> Tensor:
+        """Translate every example: (N, 3, H, W), float32 in [0, 1], CPU."""
+        size = self.config.batch_size
+        starts = range(0, len(self.examples), size)
+        made = []
+        for start in progress(starts, description, len(starts)):
+            batch = self.examples[start : start + size]
+            if start not in self._conditioning:
+                with torch.inference_mode():
+                    self._conditioning[start] = self.task.encode(self.model.pipeline, batch)
+            made.append(
+                _base.translate(
+                    self.task,
+                    pipeline,
+                    batch,
+                    timesteps,
+                    self.config.guidance(),
+                    seed=self.config.seed,
+                    sampler=self.config.sampler,
+                    conditioning=self._conditioning[start],
+                )
+            )
+        return torch.cat(made)
+
+    def references(self, recipe: Recipe | None, num_inference_steps: int, description: str) -> Tensor:
+        """Results at uniform steps, computed once per (weights, data, seed, guidance, steps) and kept lossless.
+
+        Args:
+            recipe: whose depth and weights to use; None for the full model. Its timesteps play no part.
+        """
+        timesteps = self.uniform(num_inference_steps)
+        weights = {} if recipe is None else {name: entry["sha256"] for name, entry in recipe.weights.items()}
+        depth = None if recipe is None else recipe.depth
+        shared = {
+            "model": self.model.digest,
+            "prune": self.model.prune if depth else "",
+            "depth": depth,
+            "weights": weights,
+            "task": f"{self.config.task.name}.{self.config.task.version}",
+            "timesteps": timesteps,
+            "guidance": self.config.guidance(),
+            "seed": self.config.seed,
+            "sampler": self.config.sampler,
+            "dtype": str(self.model.pipeline.unet.dtype),
+            "device": self.model.pipeline.unet.device.type,
+        }
+        paths = [CACHE / f"{files.digest({**shared, **_identity(example)})}.safetensors" for example in self.examples]
+        if not all(path.is_file() for path in paths):
+            pipeline = self.model.pipeline if recipe is None else self.model.for_recipe(recipe)
+            images = self.images(pipeline, timesteps, description)
+            for path, image in zip(paths, images, strict=True):
+                files.write_bytes(path, save({"image": image.contiguous()}))
+        return torch.stack([load_file(path)["image"] for path in paths])
+
+    def measure(self, names: Sequence[str], outputs: Tensor, references: Tensor | None) -> dict[str, MetricValue]:
+        """Image metrics of outputs (N, 3, H, W) over all examples."""
+        values = {}
+        for name in names:
+            metric = self.metric(name)
+            metric.update(Batch(self.examples, outputs, references))
+            values[name] = metric.compute()
+        return values
+
+    def metric(self, name: str) -> ImageMetric:
+        """A fresh accumulator; weights that it needs are loaded now, or refused."""
+        metric = registry.load("metric", name, "metric").Metric()
+        if not isinstance(metric, ImageMetric):
+            raise IdcError(f"{name} is no metric of images, so it can be no threshold")
+        return metric
+
+    def uniform(self, num_inference_steps: int) -> list[int]:
+        return gamma_timesteps(1.0, num_inference_steps)
+
+
+def _identity(example: Example) -> dict[str, Any]:
+    """What makes an example's result: its pixels, its condition, its prompt, its noise."""
+    import hashlib
+
+    def pixels(image: Tensor | None) -> str | None:
+        return None if image is None else hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()
+
+    return {
+        "index": example.index,
+        "prompt": example.prompt,
+        "image": pixels(example.image),
+        "condition": pixels(example.condition),
+    }
+
+
+def open_bench(config: Config, recipe: Recipe, *, split: str, num_samples: int) -> Bench:
+    """Load the model and choose the examples of a stage.
+
+    Args:
+        split: "search" or "evaluate"; a photograph never serves both. Evaluation leaves out every photograph that the
+            recipe's stages have seen.
+
+    Raises:
+        IdcError: the model does not load, or no photograph is left.
+    """
+    say(f"loading {recipe.model['name']} for {recipe.task}")
+    model = load_source(recipe.task, recipe.model, device=config.device, dtype=config.dtype, prune=recipe.prune)
+    known = recipe.model.get("digest")
+    if known not in (None, model.digest):
+        raise IdcError(f"the weights of model {recipe.model['name']} are not those that the recipe was made for")
+    task = registry.load("task", recipe.task, "task").Task()
+    photos = choose_photographs(config, recipe, split)
+    prompts = [config.prompt] if config.prompt is not None else config.task.prompts or []
+    examples = task.examples(photos, num_samples, native_size(model.pipeline), prompts)
+    return Bench(config, task, model, examples)
+
+
+def choose_photographs(config: Config, recipe: Recipe, split: str) -> list[photographs.Photograph]:
+    """The photographs of a split: the packaged ones, or every second one of data.path for a search."""
+    split = split if config.data.split == "auto" else config.data.split
+    seen = recipe.searched_photographs() if split != "search" else set()
+    if config.data.path is None:
+        sides = ("search", "evaluate") if split == "all" else (split,)
+        found = [photo for side in sides for photo in photographs.packaged(side)]
+    else:
+        found = photographs.from_folder(config.data.path)
+        if split == "search":
+            found = photographs.split(found, "search")
+    left = photographs.without(found, seen)
+    if not left:
+        where = config.data.path or "the packaged photographs"
+        raise IdcError(
+            f"no photograph of {where} is left for {split}: all {len(found)} were seen by the search of this recipe; "
+            "give others by data.path"
+        )
+    return left

@@ -1,0 +1,230 @@
+"""Before a stage runs: its configuration, its recipes, its folder; after it: what it leaves there."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__, console, registry
+from .. import config as configuration
+from ..artifacts import files
+from ..artifacts.recipe import Recipe
+from ..artifacts.run_dir import OUTPUTS, RunDir, environment, latest_recipes, open_run
+from ..config import Config
+from ..console import say
+from ..errors import IdcError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+@dataclass
+class Run:
+    """A stage about to run.
+
+    Attributes:
+        recipe_argument: value of `recipe=` that names what was resolved, for child processes; None if none did.
+    """
+
+    config: Config
+    recipes: list[Recipe]
+    run_dir: RunDir
+    recipe_argument: str | None
+
+    def execute(self, stage: ModuleType) -> None:
+        made = stage.run(self.config, self.recipes, self.run_dir)
+        if made:
+            save_recipes(made, self.run_dir)
+        self.run_dir.finish()
+        say(f"done: {show(self.run_dir.path)}")
+
+
+def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
+    """Check the configuration, resolve the recipe and open the run folder.
+
+    Raises:
+        IdcError: anything of it is wrong; nothing has been written then.
+    """
+    console.start_logging(None)
+    config = configuration.to_config(composed)
+    registry.check("task", config.task.name, "task")
+    registry.check("prune", config.prune["name"], "prune")
+    registry.check("timesteps", config.timesteps["name"], "timesteps")
+    set_threads(config.threads)
+    paths = recipe_paths(stage, config)
+    recipes = [Recipe.load(path) for path in paths] or [full_recipe(config)]
+    config = follow_guidance(config, recipes[0], list(hydra_config.overrides.task))
+    say(describe(config, recipes, paths, stage))
+    identity = {
+        "stage": stage,
+        "version": __version__.rpartition(".")[0],
+        "config": configuration.identity(composed),
+        "recipes": [recipe.digest for recipe in recipes],
+    }
+    run_dir = open_run(stage, config.task.name, model_label(config), files.digest(identity), explicit(hydra_config))
+    if run_dir.resumed:
+        say(f"continuing the interrupted run {show(run_dir.path)}")
+    files.write_text(run_dir / "config.yaml", configuration.to_yaml(composed))
+    files.write_json(run_dir / "environment.json", environment())
+    console.start_logging(run_dir / "log.txt")
+    return Run(config, recipes, run_dir, str(paths[0].resolve()) if len(paths) == 1 else None)
+
+
+def explicit(hydra_config: Any) -> Path | None:
+    """The folder that the user chose by hydra.run.dir or hydra.sweep.*, None for ours."""
+    chosen = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+    if any(override.lstrip("+").startswith(chosen) for override in hydra_config.overrides.hydra):
+        return Path(str(hydra_config.runtime.output_dir))
+    return None
+
+
+def model_label(config: Config) -> str:
+    """The model's part of a run folder's path; folders of one name at two places stay apart."""
+    if config.model.path is None:
+        return config.model.name
+    path = Path(config.model.path).resolve()
+    return f"{path.name}-{files.digest(str(path))[:6]}"
+
+
+def recipe_paths(stage: str, config: Config) -> list[Path]:
+    """The recipe files that `recipe=` stands for; empty for the full model."""
+    if config.recipe == "none":
+        return []
+    if config.recipe == "latest":
+        return latest_recipes(stage, config.task.name, model_label(config))
+    path = Path(config.recipe)
+    if path.is_dir():
+        found = [path / "recipe.json"] if (path / "recipe.json").is_file() else sorted(path.glob("steps_*/recipe.json"))
+        if not found:
+            raise IdcError(f"recipe={config.recipe}: the folder holds no recipe.json")
+        return found
+    if not path.is_file():
+        raise IdcError(f"recipe={config.recipe}: no such file; want latest, none or a recipe.json")
+    return [path]
+
+
+def full_recipe(config: Config) -> Recipe:
+    """The uncompressed model as a recipe."""
+    model = config.model
+    repositories = None
+    if model.path is None and model.repositories:
+        repositories = model.repositories.get(config.task.name)
+        if repositories is None:
+            raise IdcError(f"model={model.name} has no weights for task={config.task.name}; give model.path=FOLDER")
+    source = {
+        "name": model.name,
+        "path": model.path,
+        "repositories": repositories,
+        "revision": model.revision if repositories else None,
+    }
+    return Recipe(
+        task=config.task.name,
+        model=source,
+        prune=str(config.prune["name"]),
+        num_inference_steps=config.num_inference_steps,
+        guidance=config.guidance(),
+    )
+
+
+def follow_guidance(config: Config, recipe: Recipe, overrides: Sequence[str]) -> Config:
+    """Guidance scales default to those that the recipe was searched with; a scale on the command line wins."""
+    given = {override.partition("=")[0].lstrip("+") for override in overrides}
+    kept = {name: scale for name, scale in recipe.guidance.items() if name not in given}
+    return dataclasses.replace(config, **kept)  # type: ignore[arg-type]
+
+
+def describe(config: Config, recipes: list[Recipe], paths: list[Path], stage: str) -> str:
+    """The first line of a run: what it starts from."""
+    if paths:
+        names = ", ".join(show(path) for path in paths)
+        depth = f"depth {recipes[0].depth}" if recipes[0].depth else "full depth"
+        steps = "/".join(str(recipe.num_inference_steps) for recipe in recipes)
+        return f"recipe: {names} (made by {recipes[0].stage or 'hand'}: {depth}, {steps} steps)"
+    why = ""
+    if config.recipe == "latest" and stage not in ("depth_search", "compress"):
+        why = f" (no finished recipe under {show(OUTPUTS / config.task.name / model_label(config))})"
+    return f"recipe: none, the full model{why}"
+
+
+def save_recipes(recipes: list[Recipe], run_dir: RunDir) -> None:
+    """recipe.json, or one folder per step count where there are several."""
+    if len(recipes) == 1:
+        recipes[0].save(run_dir / "recipe.json")
+        return
+    names = [f"steps_{recipe.num_inference_steps}" for recipe in recipes]
+    for name, recipe in zip(names, recipes, strict=True):
+        recipe.save(run_dir.path / name / "recipe.json")
+    run_dir.info["recipes"] = names
+
+
+def show(path: Path) -> str:
+    """A path as the user would type it."""
+    path = path.resolve()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def set_threads(threads: int) -> None:
+    """Set torch's threads before torch is imported.
+
+    0 takes OMP_NUM_THREADS if that is set, else the cores that this process may use less those that others keep busy,
+    shared among the processes of a distributed run: with more threads than free cores torch is many times slower.
+    """
+    if threads < 0:
+        raise IdcError(f"threads must be 0 (choose) or more, got {threads}")
+    if threads == 0:
+        if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+            return
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        busy = round(os.getloadavg()[0]) if hasattr(os, "getloadavg") else 0
+        threads = max(1, (cores - busy) // int(os.environ.get("WORLD_SIZE", "1")))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import sys
+
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def with_depth(recipe: Recipe, config: Config) -> Recipe:
+    """The recipe at the depth that the command line fixes (depth=9), if it does.
+
+    Raises:
+        IdcError: the recipe holds weights that were fine-tuned at another depth.
+    """
+    if config.depth is None or config.depth == recipe.depth:
+        return recipe
+    if recipe.weights:
+        raise IdcError(f"depth={config.depth}: the recipe's weights were fine-tuned at depth {recipe.depth}; drop one")
+    return dataclasses.replace(recipe, depth=config.depth)
+
+
+def provenance(
+    stage: str, config: Config, run_dir: RunDir, photographs: dict[str, str], **details: Any
+) -> dict[str, Any]:
+    """What a recipe says of the stage that made it. No times: the same run ends in the same recipe."""
+    return {
+        "stage": stage,
+        "config_digest": run_dir.info["digest"],
+        "seed": config.seed,
+        "code": code_state(),
+        "photographs": photographs,
+        **details,
+    }
+
+
+def code_state() -> str:
+    """Version, and the commit if this is a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(package), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return __version__
+    inside = (package.parent / ".git").exists() and found.returncode == 0
+    return f"{__version__}+{found.stdout.strip()}" if inside else __version__

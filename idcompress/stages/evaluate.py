@@ -1,0 +1,195 @@
+"""Measure original against compressed, and uniform steps at the same depth"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import registry
+from ..artifacts import files
+from ..artifacts.recipe import Recipe
+from ..artifacts.run_dir import RunDir
+from ..config import Config
+from ..console import say, warn
+from ..core.stats import bootstrap_interval
+from ..data.images import save_png
+from ..metrics._base import ImageMetric, MetricValue
+from ..metrics.latency import measure_ratio, synchroniser
+from ..tasks import _base
+from ._bench import Bench, open_bench
+from ._run import with_depth
+
+SYSTEMS = ("original", "compressed", "uniform")
+
+
+def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
+    """Evaluate every recipe over the same images.
+
+    Writes metrics.json, per_image.csv and images/ (below steps_N/ where there are several recipes). No recipe is
+    made.
+    """
+    bench: Bench | None = None
+    for recipe in recipes:
+        recipe = with_depth(recipe, config)
+        if bench is None:
+            bench = open_bench(config, recipe, split="evaluate", num_samples=config.evaluate.num_samples)
+        folder = run_dir.path if len(recipes) == 1 else run_dir / f"steps_{recipe.num_inference_steps}"
+        if (folder / "metrics.json").is_file():
+            continue  # a finished part of an interrupted run
+        _warn_where_it_differs(config, recipe)
+        _evaluate(bench, recipe.derive_model(bench.model.source), folder)
+    return []
+
+
+def _warn_where_it_differs(config: Config, recipe: Recipe) -> None:
+    for name, scale in config.guidance().items():
+        searched = recipe.guidance.get(name, scale)
+        if searched != scale:
+            warn(f"{name}={scale}, but the recipe was searched at {searched}; its timesteps may not suit")
+    if not recipe.is_full and recipe.timesteps is None and recipe.num_inference_steps != config.num_inference_steps:
+        warn(f"num_inference_steps={config.num_inference_steps}, the recipe says {recipe.num_inference_steps}")
+
+
+def _evaluate(bench: Bench, recipe: Recipe, folder: Path) -> None:
+    config = bench.config
+    # 1. the three systems; the original is the cached reference of every other comparison
+    pipeline = bench.model.for_recipe(recipe)
+    uniform = bench.uniform(recipe.num_inference_steps)
+    timesteps = uniform if recipe.timesteps is None else list(recipe.timesteps)
+    outputs = {"original": bench.references(None, config.num_inference_steps, "original")}
+    same_as_original = recipe.is_full and recipe.num_inference_steps == config.num_inference_steps
+    outputs["compressed"] = outputs["original"] if same_as_original else bench.images(pipeline, timesteps, "compressed")
+    outputs["uniform"] = (
+        outputs["compressed"] if timesteps == uniform else bench.images(pipeline, uniform, "uniform steps")
+    )
+
+    # 2. image metrics, then costs
+    names = config.evaluate.metrics or []
+    values = {system: bench.measure(names, images, outputs["original"]) for system, images in outputs.items()}
+    metrics = {name: _row(bench.metric(name), [values[s][name] for s in SYSTEMS], config.seed) for name in names}
+    metrics |= costs(bench, pipeline, timesteps)
+
+    # 3. files
+    for system, images in outputs.items():
+        for example, image in zip(bench.examples, images, strict=True):
+            save_png(image, folder / "images" / system / f"{example.name}.png")
+    for example in bench.examples:
+        for kind in ("image", "target", "condition"):
+            if getattr(example, kind) is not None:
+                save_png(getattr(example, kind), folder / "images" / kind / f"{example.name}.png")
+    files.write_text(folder / "per_image.csv", _per_image(bench, names, values))
+    recipe_file = files.write_json(folder / "evaluated_recipe.json", recipe.to_json())
+    files.write_json(
+        folder / "metrics.json",
+        {
+            "version": 1,
+            "task": recipe.task,
+            "model": recipe.model["name"],
+            "data": config.data.path or "photographs in scikit-image, scikit-learn and matplotlib",
+            "num_images": len(bench.examples),
+            "recipe": {
+                "file": recipe_file.name,
+                "digest": recipe.digest,
+                "depth": recipe.depth,
+                "timesteps": timesteps,
+            },
+            "guidance": config.guidance(),
+            "metrics": metrics,
+        },
+    )
+    _print_table(metrics, recipe)
+
+
+def _row(metric: ImageMetric, values: Sequence[MetricValue], seed: int) -> dict[str, Any]:
+    per_image = list(values[SYSTEMS.index("compressed")].per_image.values())
+    notes = {system: value.note for system, value in zip(SYSTEMS, values, strict=True) if value.note}
+    return {
+        **{system: value.value for system, value in zip(SYSTEMS, values, strict=True)},
+        "unit": metric.unit,
+        "higher_is_better": metric.higher_is_better,
+        "interval": list(bootstrap_interval(per_image, seed=seed)) if per_image else None,
+        **({"notes": notes} if notes else {}),
+    }
+
+
+def costs(bench: Bench, pipeline: Any, timesteps: list[int]) -> dict[str, Any]:
+    """Parameters by both rules, MACs of one network call, steps and (unless switched off) latency."""
+    full = bench.model.pipeline
+    networks = [[p.unet, *([p.controlnet] if hasattr(p, "controlnet") else [])] for p in (full, pipeline)]
+    steps = (bench.config.num_inference_steps, len(timesteps))
+    rows: dict[str, Any] = {}
+    for name in ("parameters", "macs"):
+        metric = registry.load("metric", name).Metric()
+        before, after = (metric.measure(modules) for modules in networks)
+        for key in before:
+            rows[key] = _cost(before[key], after[key], metric.unit)
+    rows["num_inference_steps"] = _cost(*steps, "")
+    if bench.config.evaluate.latency:
+        rows["latency_ms"] = _latency(bench, pipeline, timesteps)
+    return rows
+
+
+def _cost(original: float, compressed: float, unit: str) -> dict[str, Any]:
+    return {
+        "original": original,
+        "compressed": compressed,
+        "uniform": compressed,
+        "unit": unit,
+        "higher_is_better": False,
+        "interval": None,
+        "ratio": compressed / original,
+    }
+
+
+def _latency(bench: Bench, pipeline: Any, timesteps: list[int]) -> dict[str, Any]:
+    """One image through each, in turn in one run: the ratio is what can be compared between machines."""
+    example = bench.examples[:1]
+    conditioning = bench.task.encode(bench.model.pipeline, example)
+
+    def translator(which: Any, steps: list[int]) -> Callable[[], Tensor]:
+        return lambda: _base.translate(
+            bench.task, which, example, steps, bench.config.guidance(), conditioning=conditioning
+        )
+
+    with torch.inference_mode():
+        ratio = measure_ratio(
+            translator(bench.model.pipeline, bench.uniform(bench.config.num_inference_steps)),
+            translator(pipeline, timesteps),
+            warmup=1,
+            repeats=5,
+            synchronise=synchroniser(pipeline.unet.device),
+        )
+    row = _cost(ratio.base.median_ms, ratio.other.median_ms, "ms per image, denoising and decoding")
+    return row | {"ratio": ratio.median, "ratio_quartiles": [ratio.lower_quartile, ratio.upper_quartile]}
+
+
+def _per_image(bench: Bench, names: Sequence[str], values: dict[str, dict[str, MetricValue]]) -> str:
+    """CSV: a row per image, a column per metric and system."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    columns = [(name, system) for name in names for system in SYSTEMS]
+    writer.writerow(["index", "name", "prompt", "tags", *(f"{name}.{system}" for name, system in columns)])
+    for example in bench.examples:
+        cells = [values[system][name].per_image.get(example.index, "") for name, system in columns]
+        writer.writerow([example.index, example.name, example.prompt, " ".join(example.tags), *cells])
+    return table.getvalue()
+
+
+def _print_table(metrics: dict[str, Any], recipe: Recipe) -> None:
+    say(f"depth {recipe.depth or 'full'}, {recipe.num_inference_steps} steps")
+    say(f"  {'metric':<26}{'original':>16}{'compressed':>16}{'uniform':>16}")
+    for name, row in metrics.items():
+        cells = "".join(f"{_number(row[system]):>16}" for system in SYSTEMS)
+        say(f"  {name:<26}{cells}  {row['unit']}".rstrip())
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -1,0 +1,107 @@
+"""What a task is, and the one way from examples to images that every stage uses."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..adapters.pipeline import alphas_cumprod, decode_latents, vae_scale_factor
+from ..core.ddim import ddim_sample
+from ..core.dpm_solver import dpm_solver_sample
+from ..core.random import image_generator
+from ..types import DenoiseFn, Example
+
+if TYPE_CHECKING:
+    from ..data.photographs import Photograph
+
+Conditioning = dict[str, Tensor]
+
+
+class Task(ABC):
+    """An image-to-image task: its pipeline class, its examples, and how a batch conditions the network."""
+
+    name: ClassVar[str]
+    pipeline_class: ClassVar[str]
+
+    @abstractmethod
+    def example(self, index: int, photo: Photograph, image: Tensor, prompt: str | None) -> Example:
+        """One example from a crop (3, H, W) in [0, 1] of a photograph; `prompt` None lets the task choose one."""
+
+    @abstractmethod
+    def encode(self, pipeline: Any, examples: Sequence[Example]) -> Conditioning:
+        """What conditions the network, for a batch; depends on neither depth nor timesteps, so it is kept."""
+
+    @abstractmethod
+    def denoise(self, pipeline: Any, conditioning: Conditioning, guidance: dict[str, float]) -> DenoiseFn:
+        """Close over conditioning and guidance; float32 in and out, whatever the network's dtype."""
+
+    def examples(
+        self, photographs: Sequence[Photograph], num_samples: int, size: int, prompts: Sequence[str] = ()
+    ) -> list[Example]:
+        """Examples 0 .. num_samples - 1: photographs in turn, each time round another crop, prompts in turn.
+
+        Args:
+            size: side of the square crops, in pixels.
+            prompts: to use in turn; empty takes the photograph's own prompt, else the task's.
+        """
+        from ..data.images import crop_square
+
+        made = []
+        for index in range(num_samples):
+            photo = photographs[index % len(photographs)]
+            image = crop_square(photo.open(), size, index // len(photographs))
+            prompt = prompts[index % len(prompts)] if prompts else photo.prompt or None
+            made.append(self.example(index, photo, image, prompt))
+        return made
+
+
+def initial_noise(pipeline: Any, examples: Sequence[Example], seed: int) -> Tensor:
+    """Unit normal latents (B, 4, h, w), float32, CPU, each image's from its own generator."""
+    factor, channels = vae_scale_factor(pipeline), int(pipeline.vae.config.latent_channels)
+    return torch.cat(
+        [
+            torch.randn(
+                (1, channels, example.image.shape[1] // factor, example.image.shape[2] // factor),
+                generator=image_generator(seed, example.index),
+            )
+            for example in examples
+        ]
+    )
+
+
+@torch.inference_mode()
+def translate(
+    task: Task,
+    pipeline: Any,
+    examples: Sequence[Example],
+    timesteps: Sequence[int],
+    guidance: dict[str, float],
+    *,
+    seed: int = 0,
+    sampler: str = "ddim",
+    conditioning: Conditioning | None = None,
+) -> Tensor:
+    """Translate a batch of examples of one size: noise, denoise over the listed timesteps, decode.
+
+    Args:
+        conditioning: of `task.encode`, to use it for more than one run.
+
+    Returns:
+        Images (B, 3, H, W), float32 in [0, 1], CPU.
+    """
+    conditioning = task.encode(pipeline, examples) if conditioning is None else conditioning
+    denoise = task.denoise(pipeline, conditioning, guidance)
+    noise = initial_noise(pipeline, examples, seed).to(pipeline.unet.device)
+    sample = dpm_solver_sample if sampler == "dpm_solver" else ddim_sample
+    latents = sample(
+        denoise,
+        noise,
+        list(timesteps),
+        alphas_cumprod(pipeline),
+        prediction_type=pipeline.scheduler.config.prediction_type,
+    )
+    return decode_latents(pipeline, latents)

@@ -1,0 +1,68 @@
+"""ControlNet, canny: make an image from its edges and a caption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..adapters.pipeline import encode_prompts
+from ..core.guidance import classifier_free_guidance
+from ..data.canny import canny
+from ..data.captions import caption
+from ..types import DenoiseFn, Example
+from . import _base
+
+if TYPE_CHECKING:
+    from ..data.photographs import Photograph
+
+
+class Task(_base.Task):
+    """Conditions: the caption through the text encoder, the edges through the control branch."""
+
+    name = "controlnet"
+    pipeline_class = "StableDiffusionControlNetPipeline"
+
+    def example(self, index: int, photo: Photograph, image: Tensor, prompt: str | None) -> Example:
+        """The condition is the crop's canny map, thrice; without a prompt its measured facts are the caption."""
+        return Example(
+            index=index,
+            name=f"{index:04d}_{photo.name}",
+            photo=photo.digest,
+            image=image,
+            prompt=caption(image) if prompt is None else prompt,
+            condition=canny(image[None])[0].expand(3, -1, -1).contiguous(),
+        )
+
+    def encode(self, pipeline: Any, examples: Sequence[Example]) -> _base.Conditioning:
+        conditions = torch.stack([example.condition for example in examples if example.condition is not None])
+        return {
+            "text": encode_prompts(pipeline, [example.prompt for example in examples]),
+            "null": encode_prompts(pipeline, [""]).expand(len(examples), -1, -1),
+            "condition": conditions.to(pipeline.controlnet.device, pipeline.controlnet.dtype),
+        }
+
+    def denoise(self, pipeline: Any, conditioning: _base.Conditioning, guidance: dict[str, float]) -> DenoiseFn:
+        """Classifier-free guidance over the caption, with control in both branches, as diffusers does by default."""
+        unet, controlnet = pipeline.unet, pipeline.controlnet
+        scale = guidance["guidance_scale"]
+        branches = 2 if scale != 1 else 1
+        states = torch.cat([conditioning["text"], conditioning["null"]][:branches])
+        condition = conditioning["condition"].repeat(branches, 1, 1, 1)
+
+        def denoise(sample: Tensor, timestep: Tensor) -> Tensor:
+            model_input = sample.to(unet.dtype).repeat(branches, 1, 1, 1)
+            down, middle = controlnet(model_input, timestep, states, controlnet_cond=condition, return_dict=False)
+            output = unet(
+                model_input,
+                timestep,
+                states,
+                down_block_additional_residuals=down,
+                mid_block_additional_residual=middle,
+            ).sample
+            outputs = output.float().chunk(branches)
+            return classifier_free_guidance(*outputs, scale) if branches == 2 else outputs[0]
+
+        return denoise

@@ -1,0 +1,69 @@
+"""InstructPix2Pix: edit an image as an instruction says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..adapters.pipeline import encode_image_latents, encode_prompts
+from ..core.guidance import classifier_free_guidance, dual_guidance
+from ..data.edits import EDITS, edit_for_prompt
+from ..types import DenoiseFn, Example
+from . import _base
+
+if TYPE_CHECKING:
+    from ..data.photographs import Photograph
+
+
+class Task(_base.Task):
+    """Conditions: the instruction through the text encoder, the input's latents beside the noisy ones."""
+
+    name = "ip2p"
+    pipeline_class = "StableDiffusionInstructPix2PixPipeline"
+
+    def example(self, index: int, photo: Photograph, image: Tensor, prompt: str | None) -> Example:
+        """Without a prompt the computable edits take turns; then the true result comes along."""
+        if prompt is None:
+            edits = list(EDITS.values())
+            prompt = edits[index % len(edits)].phrasings[0]
+        edit = edit_for_prompt(prompt)
+        return Example(
+            index=index,
+            name=f"{index:04d}_{photo.name}" + (f"_{edit.name}" if edit else ""),
+            photo=photo.digest,
+            image=image,
+            prompt=prompt,
+            target=None if edit is None else edit.apply(image[None])[0],
+            tags=() if edit is None else ("hard" if edit.hard else "easy", edit.name),
+        )
+
+    def encode(self, pipeline: Any, examples: Sequence[Example]) -> _base.Conditioning:
+        return {
+            "text": encode_prompts(pipeline, [example.prompt for example in examples]),
+            "null": encode_prompts(pipeline, [""]).expand(len(examples), -1, -1),
+            "image": encode_image_latents(pipeline, torch.stack([example.image for example in examples])),
+        }
+
+    def denoise(self, pipeline: Any, conditioning: _base.Conditioning, guidance: dict[str, float]) -> DenoiseFn:
+        """Dual guidance; a scale of 1 makes a branch superfluous, and it is not computed then.
+
+        Source: InstructPix2Pix, arXiv 2211.09800, eq. 3; branch order as in diffusers (text, image, null).
+        """
+        unet = pipeline.unet
+        text, null, image = (conditioning[name] for name in ("text", "null", "image"))
+        text_scale, image_scale = guidance["guidance_scale"], guidance["image_guidance_scale"]
+        branches = 3 if image_scale != 1 else 2 if text_scale != 1 else 1
+        states = torch.cat([text, null, null][:branches])
+        images = torch.cat([image, image, torch.zeros_like(image)][:branches])
+
+        def denoise(sample: Tensor, timestep: Tensor) -> Tensor:
+            model_input = torch.cat([sample.to(unet.dtype).repeat(branches, 1, 1, 1), images], dim=1)
+            outputs = unet(model_input, timestep, states).sample.float().chunk(branches)
+            if branches == 3:
+                return dual_guidance(*outputs, text_scale, image_scale)
+            return classifier_free_guidance(*outputs, text_scale) if branches == 2 else outputs[0]
+
+        return denoise

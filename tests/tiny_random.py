@@ -1,0 +1,85 @@
+"""Random pipelines of Stable Diffusion's topology, for tests that need a network and no quality."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DDIMScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionInstructPix2PixPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+WIDTHS = (16, 32, 64, 64)
+UNET = {
+    "sample_size": 8,
+    "layers_per_block": 2,
+    "block_out_channels": WIDTHS,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "cross_attention_dim": 16,
+    "attention_head_dim": 4,
+    "norm_num_groups": 8,
+}
+
+
+def unet(in_channels: int = 8, seed: int = 0) -> UNet2DConditionModel:
+    torch.manual_seed(seed)
+    up = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    return UNet2DConditionModel(in_channels=in_channels, out_channels=4, up_block_types=up, **UNET).eval()
+
+
+def write_pipeline(task: str, folder: Path) -> Path:
+    """Write a random 32-pixel pipeline for a task as a stock diffusers folder."""
+    torch.manual_seed(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = [*map(chr, range(33, 127)), *(chr(c) + "</w>" for c in range(33, 127))]
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    words = folder / "vocab.json"
+    words.write_text(json.dumps({word: i for i, word in enumerate(vocabulary)}))
+    merges = folder / "merges.txt"
+    merges.write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(vocab=str(words), merges=str(merges), model_max_length=12)
+    words.unlink(), merges.unlink()
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=12,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    vae = AutoencoderKL(
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=32,
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False
+    )
+    parts = {"vae": vae, "text_encoder": text, "tokenizer": tokenizer, "scheduler": scheduler}
+    parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    if task == "ip2p":
+        pipeline = StableDiffusionInstructPix2PixPipeline(unet=unet(8), **parts)
+    else:
+        shape = {k: v for k, v in UNET.items() if k != "sample_size"}
+        branch = ControlNetModel(in_channels=4, conditioning_embedding_out_channels=(4, 8, 16), **shape)
+        for block in (*branch.controlnet_down_blocks, branch.controlnet_mid_block):
+            torch.nn.init.normal_(block.weight, std=0.1)  # zero convolutions would make control silent
+        pipeline = StableDiffusionControlNetPipeline(unet=unet(4), controlnet=branch, **parts)
+    pipeline.save_pretrained(folder)
+    return folder
