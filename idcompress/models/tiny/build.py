@@ -1,0 +1,141 @@
+"""Architecture of the embedded models: Stable Diffusion 1.5 in small, from stock diffusers and transformers classes.
+
+Four levels of two layers give the 13 depths of SD 1.5; widths keep its ratio 1:2:4:4 and the way its norm groups
+straddle the skip connections.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+IMAGE_PX = 64
+VAE_FACTOR = 4
+TEXT_WIDTH = 64
+TEXT_TOKENS = 16  # every phrasing and caption fits; SD's 77 would make cross-attention the largest cost here
+_CHANNELS = (24, 48, 96, 96)
+_DOWN_BLOCKS = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
+_UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
+
+
+def build_vae() -> AutoencoderKL:
+    """Autoencoder from 64x64 pixels to (4, 16, 16) latents, without attention so that any size works."""
+    return AutoencoderKL(
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=IMAGE_PX,
+        mid_block_add_attention=False,
+    )
+
+
+def build_unet(in_channels: int) -> UNet2DConditionModel:
+    """U-Net with 12 skips and a middle block: 8 input channels for ip2p, 4 for text-conditional."""
+    unet = UNet2DConditionModel(
+        sample_size=IMAGE_PX // VAE_FACTOR,
+        in_channels=in_channels,
+        out_channels=4,
+        layers_per_block=2,
+        block_out_channels=_CHANNELS,
+        down_block_types=_DOWN_BLOCKS,
+        up_block_types=_UP_BLOCKS,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,  # diffusers' name for the number of heads in SD 1.x configurations
+        norm_num_groups=8,
+    )
+    for attention in silent_attentions(unet):
+        nn.init.zeros_(attention.to_out[0].weight)
+        nn.init.zeros_(attention.to_out[0].bias)
+    return unet
+
+
+def silent_attentions(model: nn.Module) -> list[Any]:
+    """Self-attentions of the two upper levels of a U-Net or control branch; they stay zero.
+
+    With them, all context travels at 16x16 and 8x8 and the deep levels idle, as trials showed. Without them content
+    changes place only at 4x4 and below, which is what makes depth matter.
+    """
+    names = ("down_blocks.0.", "down_blocks.1.", "up_blocks.2.", "up_blocks.3.")
+    return [module for name, module in model.named_modules() if name.startswith(names) and name.endswith(".attn1")]
+
+
+class _NoAttention:
+    """Attention processor that computes nothing: what the stock one returns when the output projection is zero."""
+
+    def __call__(self, attn: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states.new_zeros(hidden_states.shape)
+
+
+def freeze_silent_attentions(model: nn.Module) -> None:
+    """Keep the silent self-attentions at zero during training and save their time."""
+    for attention in silent_attentions(model):
+        attention.requires_grad_(False)
+        attention.set_processor(_NoAttention())
+
+
+def build_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
+    """Control branch with the weights of the base's encoder half; its stem divides 64 pixels by the VAE's factor."""
+    return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 32), conditioning_channels=3)
+
+
+def build_tokenizer(texts: Iterable[str]) -> CLIPTokenizer:
+    """Tokenizer with one token per word of `texts`; every other word falls back to its bytes."""
+    alphabet = sorted(ByteLevel.alphabet())
+    vocabulary = dict.fromkeys((*alphabet, *(piece + "</w>" for piece in alphabet)))
+    merges: dict[tuple[str, str], None] = {}
+    for word in sorted({word for text in texts for word in text.lower().split()}):
+        parts = [*word[:-1], word[-1] + "</w>"]
+        while len(parts) > 1:
+            merges[parts[0], parts[1]] = None
+            parts = [parts[0] + parts[1], *parts[2:]]
+            vocabulary[parts[0]] = None
+    pieces = (*vocabulary, "<|startoftext|>", "<|endoftext|>")
+    with tempfile.TemporaryDirectory() as folder:
+        vocab_file, merges_file = Path(folder, "vocab.json"), Path(folder, "merges.txt")
+        vocab_file.write_text(json.dumps({piece: index for index, piece in enumerate(pieces)}), encoding="utf-8")
+        lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
+        merges_file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return CLIPTokenizer(vocab=str(vocab_file), merges=str(merges_file), model_max_length=TEXT_TOKENS)
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Two-layer CLIP text model, 64 wide."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=2 * TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=TEXT_TOKENS,
+            projection_dim=TEXT_WIDTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise schedule with v-prediction, which trains many times faster at this size."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
+    )

@@ -1,0 +1,227 @@
+"""Shared by the training and evaluation scripts of the embedded models: photographs, crops, EMA, checkpoints.
+
+Needs torch, numpy and Pillow only, so that it runs on a bare machine.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from idcompress.data import captions
+from idcompress.data.edits import EDITS
+
+CROP_PX = 64
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
+# Photo sets of a manifest.csv whose licence forbids redistribution of derived weights without a warning.
+RESEARCH_ONLY_MARK = "research"
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One training photograph and what is known about its licence ('' when no manifest names it)."""
+
+    path: Path
+    licence: str
+
+
+def list_photos(folder: Path, research: bool = False) -> list[Photo]:
+    """List the photographs of a folder, sorted by name.
+
+    Args:
+        folder: any folder of photographs; where it has a manifest.csv with columns `file` and `licence`, licences
+            are read from it.
+        research: also take photographs whose licence text speaks of research use only.
+
+    Raises:
+        FileNotFoundError: no photograph is left.
+    """
+    manifest = folder / "manifest.csv"
+    licences: dict[str, str] = {}
+    if manifest.exists():
+        with manifest.open(newline="", encoding="utf-8") as handle:
+            licences = {row["file"]: row["licence"] for row in csv.DictReader(handle)}
+    photos = [
+        Photo(path, licences.get(path.name, ""))
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in _SUFFIXES and (research or RESEARCH_ONLY_MARK not in licences.get(path.name, ""))
+    ]
+    if not photos:
+        raise FileNotFoundError(f"no photographs in {folder}; give a folder with jpg or png files (--data)")
+    return photos
+
+
+def data_digest(photos: Iterable[Photo]) -> str:
+    """SHA-256 over the SHA-256 of every photograph, in order; names do not matter."""
+    digest = hashlib.sha256()
+    for photo in photos:
+        digest.update(hashlib.sha256(photo.path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _jitter(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Colour augmentation of (H, W, 3) in [0, 1]: saturation, channel gains, gamma, now and then swapped channels."""
+    grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    pixels = grey[..., None] + rng.uniform(0.3, 1.6) * (pixels - grey[..., None])
+    pixels = pixels * np.exp(rng.normal(0, 0.15, 3)).astype(np.float32)
+    if rng.random() < 0.25:
+        pixels = pixels[..., rng.permutation(3)]
+    return np.clip(pixels, 0, 1) ** np.float32(np.exp(rng.normal(0, 0.3)))
+
+
+def cut_crops(photos: list[Photo], count: int, seed: int, min_share: float = 0.12) -> tuple[np.ndarray, np.ndarray]:
+    """Cut square crops at many scales, half of them with changed colours, mirrored at random.
+
+    Args:
+        photos: where to cut.
+        count: crops in all, spread evenly over the photographs.
+        seed: of the crop positions and the augmentation.
+        min_share: smallest crop side as a share of the photograph's shorter side; never below CROP_PX pixels.
+
+    Returns:
+        crops: (count, CROP_PX, CROP_PX, 3) uint8.
+        photo_index: (count,) int32, the photograph of each crop.
+    """
+    rng = np.random.default_rng(seed)
+    crops = np.empty((count, CROP_PX, CROP_PX, 3), dtype=np.uint8)
+    photo_index = (np.arange(count, dtype=np.int64) * len(photos) // count).astype(np.int32)
+    opened, image = -1, Image.new("RGB", (1, 1))
+    for position, number in enumerate(photo_index):
+        if number != opened:
+            source = Image.open(photos[number].path)
+            source.draft("RGB", (1600, 1600))
+            image = source.convert("RGB")
+            if photos[number].path.name.startswith("bsds"):  # BSDS photographs carry a thin dark frame
+                image = image.crop((4, 4, image.width - 4, image.height - 4))
+            opened = number
+        short = min(image.size)
+        side = math.exp(rng.uniform(math.log(min(short, max(CROP_PX, min_share * short))), math.log(short)))
+        left, top = rng.uniform(0, image.width - side), rng.uniform(0, image.height - side)
+        crop = image.resize(
+            (CROP_PX, CROP_PX), Image.Resampling.BICUBIC, (left, top, left + side, top + side), reducing_gap=3.0
+        )
+        pixels = np.asarray(crop, dtype=np.float32) / 255
+        if rng.random() < 0.5:
+            pixels = pixels[:, ::-1]
+        if rng.random() < 0.5:
+            pixels = _jitter(pixels, rng)
+        crops[position] = np.rint(pixels * 255).astype(np.uint8)
+    order = rng.permutation(count)
+    return crops[order], photo_index[order]
+
+
+def as_image(crops: np.ndarray) -> Tensor:
+    """(B, H, W, 3) uint8 to (B, 3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.array(crops)).permute(0, 3, 1, 2).float() / 255
+
+
+def psnr(output: Tensor, target: Tensor) -> Tensor:
+    """PSNR in dB per image, (B,), of two batches in [0, 1]."""
+    error = (output.clamp(0, 1) - target.clamp(0, 1)).square().flatten(1).mean(1).double()
+    return -10 * error.clamp_min(1e-10).log10()
+
+
+class Ema:
+    """Exponential moving average of the trainable tensors of some modules, with a decay that warms up."""
+
+    def __init__(self, modules: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.shadow = {name: value.detach().clone() for name, value in modules.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, modules: nn.Module) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, value in modules.state_dict().items():
+            shadow = self.shadow[name]
+            if value.dtype.is_floating_point:
+                shadow.lerp_(value, 1 - decay)
+            else:
+                shadow.copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self.updates, "shadow": self.shadow}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.updates = state["updates"]
+        self.shadow = state["shadow"]
+
+
+def cosine_lr(step: int, share: float, peak: float, warmup: int = 200, floor: float = 0.02) -> float:
+    """Learning rate: a linear warm-up of `warmup` steps times half a cosine over the time budget.
+
+    Args:
+        step: optimizer steps done.
+        share: share of the time budget spent, 0 to 1.
+        peak: the highest rate.
+        warmup: steps until the peak is reached.
+        floor: the last rate as a share of `peak`.
+    """
+    cosine = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    return peak * cosine * min(1.0, (step + 1) / warmup)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint beside its place and rename it, so that an interrupted write leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """Read a checkpoint written by `save_checkpoint`; None when there is none."""
+    if not path.exists():
+        return None
+    state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    return state
+
+
+def hardware(device: torch.device) -> str:
+    """One line for the model card."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU thread(s) of {os.cpu_count()}, {platform.machine()}"
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON with a trailing newline."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def vocabulary() -> list[str]:
+    """Texts whose words are single tokens: every phrasing of every edit and the words of captions."""
+    phrasings = [text for edit in EDITS.values() for text in edit.phrasings]
+    facts = (captions.COLOURS, captions.BRIGHTNESS, captions.WARMTH, captions.CONTRAST, captions.SHARPNESS)
+    return [*phrasings, *(" ".join(words) for words in facts), "a photo mostly with contrast and detail"]
+
+
+class Log:
+    """Prints a line with the minutes since the start."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __call__(self, text: str) -> None:
+        print(f"[{(time.perf_counter() - self.start) / 60:6.1f} min] {text}", flush=True)

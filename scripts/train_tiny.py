@@ -1,0 +1,566 @@
+"""Train the embedded models: one command per model, any folder of photographs.
+
+    python -m scripts.train_tiny crops --data PHOTOS    # once: 64x64 crops
+    python -m scripts.train_tiny vae                    # autoencoder
+    python -m scripts.train_tiny latents                # once per autoencoder: latents of crops and edits
+    python -m scripts.train_tiny ip2p                   # instruction edits: text encoder and U-Net
+    python -m scripts.train_tiny base                   # captions: text encoder and U-Net
+    python -m scripts.train_tiny branch                 # frozen base, control branch from canny edges
+    python -m scripts.train_tiny pack --task ip2p       # write the pipeline folder of a task into the package
+
+Everything but the packed folders lands under --work, and a command resumes where its checkpoint is. --minutes is a time
+budget, over which the learning rate falls; --init FOLDER starts from the weights of a packed folder. `torchrun` runs
+any training command on several processes. Needs torch, diffusers, transformers, numpy and Pillow; only `latents` needs
+OpenCV, for the edge maps. Figures on photographs outside the pool: scripts/eval_tiny.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as distributed
+import torch.nn.functional as functional
+from diffusers import (
+    ControlNetModel,
+    DiffusionPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionInstructPix2PixPipeline,
+    UNet2DConditionModel,
+)
+from torch import Tensor, nn
+
+from idcompress.data.captions import caption
+from idcompress.data.edits import EDITS, luma
+from idcompress.models.tiny.build import (
+    build_controlnet,
+    build_scheduler,
+    build_text_encoder,
+    build_tokenizer,
+    build_unet,
+    build_vae,
+    freeze_silent_attentions,
+)
+from scripts.tiny_common import (
+    Ema,
+    Log,
+    as_image,
+    cosine_lr,
+    cut_crops,
+    data_digest,
+    hardware,
+    list_photos,
+    load_checkpoint,
+    psnr,
+    read_json,
+    save_checkpoint,
+    vocabulary,
+    write_json,
+)
+
+CHECKPOINT_SECONDS = 150
+MIN_CONTRAST = 0.05  # standard deviation of luma below which a crop is too flat to show an edit
+MIN_EDGES = 0.02  # share of edge pixels below which a crop says nothing to the control branch
+HARD_SHARE = 0.5  # of the edited latents; an edit that moves content takes longer to learn
+
+_STAGES = {"ip2p": ("ip2p",), "controlnet": ("base", "branch")}
+
+Loss = Callable[[np.random.Generator, torch.Generator], Tensor]
+
+
+def device_of(name: str) -> torch.device:
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
+
+
+def fit(args: argparse.Namespace, model: nn.Module, loss_of: Loss, report: Callable[[], str] | None = None) -> None:
+    """Train a model for a time budget; resumable, with EMA.
+
+    Args:
+        args: command (the checkpoint's name), work, seed, minutes, lr, batch, device.
+        model: trained where its parameters require gradients.
+        loss_of: draws a batch from a numpy and a torch generator and returns its loss.
+        report: called at every checkpoint with the averaged weights in place; its text is logged.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        distributed.init_process_group("gloo")
+    folder, device, log = Path(args.work), device_of(args.device), Log()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    ema = Ema(model, 0.998)
+    step, seconds = 0, 0.0
+    if state := load_checkpoint(folder / f"{args.command}.pt"):
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        ema.load_state_dict(state["ema"])
+        step, seconds = state["step"], state["seconds"]
+    rng = np.random.default_rng([args.seed, rank, step])
+    generator = torch.Generator(device).manual_seed(args.seed + 1000 * rank + step)
+    last = saved = time.perf_counter()
+    done, losses = False, []
+    while not done:
+        # 1. Learning rate over the time budget.
+        for group in optimizer.param_groups:
+            group["lr"] = cosine_lr(step, seconds / (60 * args.minutes), args.lr)
+        # 2. One step, with gradients averaged over processes.
+        loss = loss_of(rng, generator)
+        loss.backward()
+        if world > 1:
+            flat = torch.cat([p.grad.flatten() for p in parameters])
+            distributed.all_reduce(flat)
+            flat /= world
+            for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+                p.grad.copy_(grad.view_as(p))
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update(model)
+        step += 1
+        losses.append(loss.item())
+        if rank == 0 and step % 100 == 0:
+            log(f"{args.command} step {step} samples {step * args.batch * world} loss {np.mean(losses[-100:]):.4f}")
+        # 3. Time, checkpoint, report.
+        now = time.perf_counter()
+        seconds, last = seconds + now - last, now
+        done = seconds >= 60 * args.minutes
+        if world > 1:  # the first process to run out of time stops all
+            stop = torch.tensor(float(done))
+            distributed.all_reduce(stop)
+            done = stop.item() > 0
+        if rank == 0 and (now - saved > CHECKPOINT_SECONDS or done):
+            saved = now
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "ema": ema.state_dict(),
+                "step": step,
+                "seconds": seconds,
+            }
+            save_checkpoint(folder / f"{args.command}.pt", state)
+            note = {
+                "seed": args.seed,
+                "steps": step,
+                "samples": step * args.batch * world,
+                "batch": args.batch * world,
+                "learning_rate": args.lr,
+                "seconds": round(seconds),
+                "hardware": hardware(device),
+                "processes": world,
+                "started_from": args.init or "random weights",
+            }
+            write_json(folder / f"{args.command}.json", note)
+            if report is not None:
+                trained = {name: value.clone() for name, value in model.state_dict().items()}
+                model.load_state_dict(ema.shadow)
+                with torch.no_grad():
+                    log(f"{args.command} step {step} {report()}")
+                model.load_state_dict(trained)
+    if world > 1:
+        distributed.destroy_process_group()
+
+
+# --- crops ----------------------------------------------------------------------------------------------------------
+
+
+def run_crops(args: argparse.Namespace) -> None:
+    """Cut the crops of the training photographs once."""
+    photos = list_photos(Path(args.data), args.research)
+    crops, photo_index = cut_crops(photos, args.count, args.seed)
+    folder = Path(args.work)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "crops.npy", crops)
+    np.save(folder / "crops_photo.npy", photo_index)
+    licences: dict[str, int] = {}
+    for photo in photos:
+        licences[photo.licence] = licences.get(photo.licence, 0) + 1
+    write_json(
+        folder / "crops.json",
+        {
+            "photographs": len(photos),
+            "licences": licences,
+            "crops": args.count,
+            "seed": args.seed,
+            "data_digest": data_digest(photos),
+            "research_use": args.research,
+        },
+    )
+
+
+# --- autoencoder ----------------------------------------------------------------------------------------------------
+
+
+def _vae_batch(crops: np.ndarray, size: int, rng: np.random.Generator) -> Tensor:
+    """Crops in [0, 1], a quarter of them edited: the decoder must draw inverted and tinted pictures too."""
+    image = as_image(crops[rng.integers(0, len(crops), size)])
+    edits = list(EDITS.values())
+    for row in range(size // 4):
+        edit = edits[rng.integers(len(edits))]
+        image[row] = edit.apply(image[row : row + 1])[0]
+    return image
+
+
+def _gradient_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference of neighbouring-pixel differences: keeps edges where MSE alone blurs."""
+    rows = (output.diff(dim=-1) - target.diff(dim=-1)).abs().mean()
+    columns = (output.diff(dim=-2) - target.diff(dim=-2)).abs().mean()
+    return rows + columns
+
+
+def run_vae(args: argparse.Namespace) -> None:
+    """Train the autoencoder; with --decoder-only the latents stay what they are."""
+    folder, device = Path(args.work), device_of(args.device)
+    crops = np.load(folder / "crops.npy", mmap_mode="r")
+    held_out = as_image(crops[:256]).to(device)  # crops not trained on, from the same photographs
+    torch.manual_seed(args.seed)
+    vae = build_vae().to(device)
+    if args.init:
+        vae.load_state_dict(type(vae).from_pretrained(args.init, subfolder="vae").state_dict())
+    if args.decoder_only:
+        _averaged(vae, folder / "vae.pt")
+        args.command = "vae_decoder"
+        vae.decoder.requires_grad_(True)
+        vae.post_quant_conv.requires_grad_(True)
+
+    def loss_of(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        image = _vae_batch(crops[256:], args.batch, rng).to(device) * 2 - 1
+        posterior = vae.encode(image).latent_dist
+        output = vae.decode(posterior.sample(generator)).sample
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+        return (
+            functional.mse_loss(output, image)
+            + 0.1 * functional.l1_loss(output, image)
+            + 0.05 * _gradient_loss(output, image)
+            + args.kl * kl
+        )
+
+    def report() -> str:
+        latents = vae.encode(held_out * 2 - 1).latent_dist.mode()
+        value = psnr(vae.decode(latents).sample / 2 + 0.5, held_out).mean().item()
+        return f"crops not trained on {value:.2f} dB, latent std {latents.std().item():.3f}"
+
+    fit(args, vae, loss_of, report)
+
+
+# --- latents --------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def run_latents(args: argparse.Namespace) -> None:
+    """Encode crops and edited crops once, cut their edge maps and write their captions."""
+    from idcompress.data.canny import canny
+
+    folder, device, log = Path(args.work), device_of(args.device), Log()
+    crops = np.load(folder / "crops.npy", mmap_mode="r")
+    vae = _averaged(build_vae(), folder / "vae.pt").to(device)
+    names = list(EDITS)
+    hard = np.array([EDITS[name].hard for name in names])
+    weights = np.where(hard, HARD_SHARE / hard.sum(), (1 - HARD_SHARE) / (~hard).sum())
+    rng = np.random.default_rng([args.seed, args.shard])
+    inputs, targets, edit_index, edges, captions = [], [], [], [], []
+    for start in range(256 + 64 * args.shard, len(crops) - 63, 64 * args.shards):
+        image = as_image(crops[start : start + 64]).to(device)
+        image = image[luma(image).flatten(1).std(1) > MIN_CONTRAST]
+        chosen = np.stack([rng.choice(len(names), args.edits, replace=False, p=weights) for _ in image])
+        edited = torch.stack(
+            [EDITS[names[e]].apply(image[row : row + 1])[0] for row, es in enumerate(chosen) for e in es]
+        )
+        latents = vae.encode(torch.cat([image, edited]) * 2 - 1).latent_dist.mode()
+        inputs.append(latents[: len(image)].half().cpu().numpy())
+        targets.append(latents[len(image) :].half().cpu().numpy().reshape(len(image), args.edits, *latents.shape[1:]))
+        edit_index.append(chosen.astype(np.int16))
+        edges.append(np.packbits(canny(image)[:, 0].cpu().numpy().astype(bool), axis=-1))
+        captions += [caption(picture) for picture in image.cpu()]
+        if len(inputs) == args.batches:
+            break
+    if args.shard == 0:
+        std = float(np.concatenate(inputs).astype(np.float32).std())
+        write_json(folder / "scaling.json", {"scaling_factor": round(1 / std, 5)})
+        log(f"latent std {std:.4f}")
+    np.savez(
+        folder / f"latents_{args.shard}.npz",
+        inputs=np.concatenate(inputs),
+        targets=np.concatenate(targets),
+        edit_index=np.concatenate(edit_index),
+        edges=np.concatenate(edges),
+        captions=np.array(captions),
+    )
+    log(f"{len(captions)} crops, {args.edits} edits each")
+
+
+def _averaged(model: nn.Module, path: Path) -> nn.Module:
+    """Load the averaged weights of a checkpoint, frozen."""
+    state = load_checkpoint(path)
+    if state is None:
+        raise FileNotFoundError(f"no checkpoint {path}; run `{path.stem}` first")
+    model.load_state_dict(state["ema"]["shadow"])
+    return model.requires_grad_(False).eval()
+
+
+class Latents:
+    """The cached latents of all shards, as tensors; edge maps stay packed."""
+
+    def __init__(self, folder: Path) -> None:
+        shards = [np.load(path) for path in sorted(folder.glob("latents_*.npz"))]
+        if not shards:
+            raise FileNotFoundError(f"no latents in {folder}; run `latents` first")
+
+        def joined(name: str) -> np.ndarray:
+            return np.concatenate([shard[name] for shard in shards])
+
+        self.scaling_factor: float = read_json(folder / "scaling.json")["scaling_factor"]
+        self.inputs, self.targets = torch.from_numpy(joined("inputs")), torch.from_numpy(joined("targets"))
+        self.edit_index, self.edges = joined("edit_index"), joined("edges")
+        self.captions: list[str] = joined("captions").tolist()
+
+
+# --- diffusion ------------------------------------------------------------------------------------------------------
+
+
+class Diffusion:
+    """The v-prediction objective on SD's schedule.
+
+    Source: Salimans and Ho, Progressive Distillation, arXiv:2202.00512, appendix D: v = alpha eps - sigma x_0.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.scheduler = build_scheduler()
+        self.device = device
+
+    def __call__(
+        self, latents: Tensor, predict: Callable[[Tensor, Tensor], Tensor], generator: torch.Generator
+    ) -> Tensor:
+        noise = torch.randn(latents.shape, generator=generator, device=self.device)
+        timesteps = torch.randint(0, 1000, (len(latents),), generator=generator, device=self.device)
+        sample = self.scheduler.add_noise(latents, noise, timesteps)
+        return functional.mse_loss(predict(sample, timesteps), self.scheduler.get_velocity(latents, noise, timesteps))
+
+
+def _tokens(tokenizer: Any, texts: list[str]) -> Tensor:
+    ids: Tensor = tokenizer(
+        texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    ).input_ids
+    return ids
+
+
+def _text_and_unet(args: argparse.Namespace, in_channels: int, device: torch.device) -> tuple[Any, nn.ModuleDict]:
+    """Tokenizer, and the text encoder and U-Net that are trained together."""
+    torch.manual_seed(args.seed)
+    tokenizer = build_tokenizer(vocabulary())
+    model = nn.ModuleDict({"text_encoder": build_text_encoder(tokenizer), "unet": build_unet(in_channels)})
+    if args.init:
+        for name, module in model.items():
+            module.load_state_dict(type(module).from_pretrained(args.init, subfolder=name).state_dict())
+    freeze_silent_attentions(model["unet"])
+    return tokenizer, model.to(device)
+
+
+def forward_at_depth(unet: UNet2DConditionModel, sample: Tensor, timestep: Tensor, text: Tensor, depth: int) -> Tensor:
+    """The U-Net cut at `depth` (1 to 12), sharing its weights: zeros stand for the hidden state at the cut."""
+    embedding = unet.time_embedding(unet.time_proj(timestep).to(sample.dtype))
+    hidden = unet.conv_in(sample)
+    skips = [hidden]
+    for block in unet.down_blocks:
+        attentions = getattr(block, "attentions", [None] * len(block.resnets))
+        for resnet, attention in zip(block.resnets, attentions, strict=True):
+            if len(skips) < depth:
+                hidden = resnet(hidden, embedding)
+                hidden = hidden if attention is None else attention(hidden, text, return_dict=False)[0]
+                skips.append(hidden)
+        if block.downsamplers is not None and len(skips) < depth:
+            hidden = block.downsamplers[0](hidden)
+            skips.append(hidden)
+    to_drop = sum(len(block.resnets) for block in unet.up_blocks) - depth
+    state: Tensor | None = None
+    for block in unet.up_blocks:
+        attentions = getattr(block, "attentions", [None] * len(block.resnets))
+        for resnet, attention in zip(block.resnets, attentions, strict=True):
+            if to_drop > 0:
+                to_drop -= 1
+                continue
+            skip = skips.pop()
+            if state is None:
+                state = skip.new_zeros(len(skip), resnet.in_channels - skip.shape[1], *skip.shape[2:])
+            state = resnet(torch.cat([state, skip], dim=1), embedding)
+            state = state if attention is None else attention(state, text, return_dict=False)[0]
+        if block.upsamplers is not None and state is not None:
+            state = block.upsamplers[0](state)
+    return unet.conv_out(unet.conv_act(unet.conv_norm_out(state)))
+
+
+def run_ip2p(args: argparse.Namespace) -> None:
+    """Train the instruction editor: text encoder and U-Net together."""
+    folder, device = Path(args.work), device_of(args.device)
+    data, diffusion = Latents(folder), Diffusion(device)
+    tokenizer, model = _text_and_unet(args, 8, device)
+    phrasings = [edit.phrasings for edit in EDITS.values()]
+    first = np.cumsum([0, *(len(p) for p in phrasings)])
+    tokens = _tokens(tokenizer, [text for group in phrasings for text in group] + [""]).to(device)
+
+    def loss_of(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        rows = rng.integers(0, len(data.inputs), args.batch)
+        which = rng.integers(0, data.edit_index.shape[1], args.batch)
+        edits = data.edit_index[rows, which]
+        prompts = first[edits] + (rng.random(args.batch) * (first[edits + 1] - first[edits])).astype(int)
+        # InstructPix2Pix, Sec. 3.2.1: 5 % without text, 5 % without image, 5 % without both, exclusively.
+        drop = rng.random(args.batch)
+        prompts[(drop < 0.05) | ((drop >= 0.10) & (drop < 0.15))] = len(tokens) - 1
+        keep_image = torch.from_numpy((drop < 0.05) | (drop >= 0.15)).float().view(-1, 1, 1, 1).to(device)
+        image_latents = data.inputs[rows].float().to(device) * keep_image
+        latents = data.targets[rows, which].float().to(device) * data.scaling_factor
+        text = model["text_encoder"](tokens[torch.from_numpy(prompts)])[0]
+        depth = int(rng.integers(args.min_depth, 13)) if rng.random() < args.depth_drop else 13
+
+        def predict(sample: Tensor, timesteps: Tensor) -> Tensor:
+            stacked = torch.cat([sample, image_latents], dim=1)
+            if depth < 13:
+                return forward_at_depth(model["unet"], stacked, timesteps, text, depth)
+            return model["unet"](stacked, timesteps, text).sample
+
+        return diffusion(latents, predict, generator)
+
+    fit(args, model, loss_of)
+
+
+def run_base(args: argparse.Namespace) -> None:
+    """Train the text-conditional base on captions: text encoder and U-Net together."""
+    folder, device = Path(args.work), device_of(args.device)
+    data, diffusion = Latents(folder), Diffusion(device)
+    tokenizer, model = _text_and_unet(args, 4, device)
+    tokens = _tokens(tokenizer, [*data.captions, ""]).to(device)
+
+    def loss_of(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        rows = rng.integers(0, len(data.inputs), args.batch)
+        prompts = np.where(rng.random(args.batch) < 0.1, len(tokens) - 1, rows)
+        latents = data.inputs[rows].float().to(device) * data.scaling_factor
+        text = model["text_encoder"](tokens[torch.from_numpy(prompts)])[0]
+        return diffusion(latents, lambda sample, t: model["unet"](sample, t, text).sample, generator)
+
+    fit(args, model, loss_of)
+
+
+def run_branch(args: argparse.Namespace) -> None:
+    """Train the control branch on canny edges, the base frozen."""
+    folder, device = Path(args.work), device_of(args.device)
+    data, diffusion = Latents(folder), Diffusion(device)
+    args.init, init = "", args.init
+    tokenizer, base = _text_and_unet(args, 4, device)
+    args.init = init
+    _averaged(base, folder / "base.pt")
+    controlnet = (
+        ControlNetModel.from_pretrained(init, subfolder="controlnet") if init else build_controlnet(base["unet"])
+    )
+    controlnet.requires_grad_(True)
+    freeze_silent_attentions(controlnet)
+    model = nn.ModuleDict({"controlnet": controlnet}).to(device)
+    edges = np.unpackbits(data.edges, axis=-1)
+    usable = np.flatnonzero(edges.mean((1, 2)) > MIN_EDGES)
+    tokens = _tokens(tokenizer, [*data.captions, ""]).to(device)
+
+    def loss_of(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        rows = rng.choice(usable, args.batch)
+        prompts = np.where(rng.random(args.batch) < 0.3, len(tokens) - 1, rows)
+        latents = data.inputs[rows].float().to(device) * data.scaling_factor
+        condition = torch.from_numpy(edges[rows]).float().to(device).unsqueeze(1).expand(-1, 3, -1, -1)
+        with torch.no_grad():
+            text = base["text_encoder"](tokens[torch.from_numpy(prompts)])[0]
+
+        def predict(sample: Tensor, timesteps: Tensor) -> Tensor:
+            down, middle = controlnet(sample, timesteps, text, condition, return_dict=False)
+            return base["unet"](
+                sample, timesteps, text, down_block_additional_residuals=down, mid_block_additional_residual=middle
+            ).sample
+
+        return diffusion(latents, predict, generator)
+
+    fit(args, model, loss_of)
+
+
+# --- packing --------------------------------------------------------------------------------------------------------
+
+
+def build_pipeline(task: str, folder: Path) -> DiffusionPipeline:
+    """Assemble the stock pipeline of a task from the averaged weights of its checkpoints."""
+    tokenizer = build_tokenizer(vocabulary())
+    decoder = folder / "vae_decoder.pt"
+    vae = _averaged(build_vae(), decoder if decoder.exists() else folder / "vae.pt")
+    vae.register_to_config(scaling_factor=read_json(folder / "scaling.json")["scaling_factor"])
+    model = nn.ModuleDict(
+        {"text_encoder": build_text_encoder(tokenizer), "unet": build_unet(8 if task == "ip2p" else 4)}
+    )
+    _averaged(model, folder / f"{'ip2p' if task == 'ip2p' else 'base'}.pt")
+    parts: dict[str, Any] = {
+        "vae": vae,
+        "text_encoder": model["text_encoder"],
+        "tokenizer": tokenizer,
+        "unet": model["unet"],
+        "scheduler": build_scheduler(),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+    if task == "ip2p":
+        return StableDiffusionInstructPix2PixPipeline(**parts)
+    branch = nn.ModuleDict({"controlnet": build_controlnet(model["unet"])})
+    parts["controlnet"] = _averaged(branch, folder / "branch.pt")["controlnet"]
+    return StableDiffusionControlNetPipeline(**parts)
+
+
+def run_pack(args: argparse.Namespace) -> None:
+    """Write the pipeline folder of a task in half precision, and how it was trained."""
+    work, folder = Path(args.work), Path(args.out) / args.task
+    build_pipeline(args.task, work).to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    stages = [stage for stage in ("vae", "vae_decoder", *_STAGES[args.task]) if (work / f"{stage}.json").exists()]
+    card = {
+        "task": args.task,
+        "data": read_json(work / "crops.json"),
+        "training": {stage: read_json(work / f"{stage}.json") for stage in stages},
+    }
+    write_json(folder / "model_card.json", card)
+
+
+# --- command line ---------------------------------------------------------------------------------------------------
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], None], **defaults: Any) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=run.__doc__)
+        command.set_defaults(run=run)
+        command.add_argument("--work", default=".work/tiny", help="folder of crops, caches and checkpoints")
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--device", default="auto")
+        command.add_argument("--threads", type=int, default=1, help="CPU threads")
+        for key, value in defaults.items():
+            command.add_argument(f"--{key.replace('_', '-')}", type=type(value), default=value, help=f"default {value}")
+        return command
+
+    crops = add("crops", run_crops, count=24000)
+    crops.add_argument("--data", required=True, help="folder of photographs")
+    crops.add_argument("--research", action="store_true", help="also photographs whose licence is for research only")
+    vae = add("vae", run_vae, minutes=20.0, batch=16, lr=2e-3, kl=1e-5, init="")
+    vae.add_argument("--decoder-only", action="store_true", help="keep the encoder, and with it all cached latents")
+    add("latents", run_latents, shard=0, shards=1, edits=4, batches=1000)
+    add("ip2p", run_ip2p, minutes=60.0, batch=16, lr=1e-3, init="", depth_drop=0.0, min_depth=8)
+    add("base", run_base, minutes=25.0, batch=16, lr=1e-3, init="")
+    add("branch", run_branch, minutes=40.0, batch=16, lr=1e-3, init="")
+    pack = add("pack", run_pack, out="idcompress/models/tiny")
+    pack.add_argument("--task", required=True, choices=tuple(_STAGES))
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    args = parse()
+    torch.set_num_threads(args.threads)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

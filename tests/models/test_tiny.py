@@ -1,0 +1,99 @@
+"""The embedded pipelines load with stock diffusers, run, and have Stable Diffusion's 13 depths."""
+
+import json
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from skimage import data
+
+from idcompress.adapters.unet import full_depth
+from idcompress.data.canny import canny
+from idcompress.models.tiny import tiny_folder
+from idcompress.models.tiny.build import build_text_encoder, build_tokenizer, build_unet, silent_attentions
+
+TASKS = ("ip2p", "controlnet")
+
+
+def pipeline(task: str) -> DiffusionPipeline:
+    try:
+        folder = tiny_folder(task)
+    except LookupError as error:
+        pytest.skip(str(error))
+    pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def photo() -> torch.Tensor:
+    """(1, 3, 64, 64) in [0, 1]."""
+    picture = torch.from_numpy(data.coffee().copy()).permute(2, 0, 1).float()[None, :, :, 100:500] / 255
+    return torch.nn.functional.interpolate(picture, size=(64, 64), mode="area")
+
+
+def test_unknown_task_is_refused() -> None:
+    with pytest.raises(LookupError, match="colourise"):
+        tiny_folder("colourise")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_loads_stock_and_runs(task: str) -> None:
+    pipe = pipeline(task)
+    assert len(pipe.tokenizer("make it grayscale").input_ids) == 5  # words are single tokens, plus begin and end
+    assert full_depth(pipe.unet) == 13
+    assert pipe.scheduler.config.prediction_type == "v_prediction"
+    if task == "ip2p":
+        inputs = {"prompt": "make it darker", "image": photo(), "image_guidance_scale": 1.2, "guidance_scale": 3.0}
+    else:
+        inputs = {"prompt": "a dark photo", "image": canny(photo()).expand(-1, 3, -1, -1), "guidance_scale": 2.0}
+    output = pipe(num_inference_steps=2, output_type="pt", generator=torch.Generator().manual_seed(0), **inputs).images
+    assert output.shape == (1, 3, 64, 64)
+    assert torch.isfinite(output).all() and output.std() > 0.01
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_autoencoder_reconstructs_and_latents_are_scaled(task: str) -> None:
+    vae = pipeline(task).vae
+    with torch.no_grad():
+        latents = vae.encode(photo() * 2 - 1).latent_dist.mode()
+        output = vae.decode(latents).sample.clamp(-1, 1) / 2 + 0.5
+    assert -10 * (output - photo()).square().mean().log10() > 22
+    assert 0.5 < float(latents.std()) * vae.config.scaling_factor < 2
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_model_card_names_data_and_figures(task: str) -> None:
+    pipeline(task)
+    card = json.loads((tiny_folder(task) / "model_card.json").read_text(encoding="utf-8"))
+    assert card["data"]["data_digest"] and card["metrics"] and card["guidance"]
+    assert all({"seed", "seconds", "hardware", "samples"} <= set(stage) for stage in card["training"].values())
+    readme = (tiny_folder(task) / "README.md").read_text(encoding="utf-8")
+    assert "License" in readme and card["data"]["data_digest"] in readme
+
+
+def test_embedded_weights_fit_their_budget() -> None:
+    folders = list(tiny_weights())
+    assert sum(path.stat().st_size for path in folders) <= 44e6  # 64 MB less StableSR's share
+
+
+def tiny_weights() -> list:
+    from pathlib import Path
+
+    import idcompress.models.tiny
+
+    return list(Path(idcompress.models.tiny.__file__).parent.rglob("*.safetensors"))
+
+
+def test_builders() -> None:
+    """Unknown words fall back to bytes, upper self-attention is silent, 12 skips and a middle block."""
+    tokenizer = build_tokenizer(["make it dark"])
+    assert len(tokenizer("make it dark").input_ids) == 5
+    assert tokenizer.unk_token_id not in tokenizer("zürich").input_ids[1:-1]
+    assert tokenizer.model_max_length == 16
+    encoder = build_text_encoder(tokenizer)
+    assert encoder.config.vocab_size == len(tokenizer)
+    unet = build_unet(8)
+    assert full_depth(unet) == 13
+    silent = silent_attentions(unet)
+    assert len(silent) == 10
+    assert all(attention.to_out[0].weight.abs().sum() == 0 for attention in silent)
