@@ -5,11 +5,12 @@ error. Models are built without weights and take the tensors of the (memory-mapp
 never holds a second copy.
 """
 
+import json
 import pickle
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import DDPMScheduler
@@ -142,7 +143,7 @@ _VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "
 def from_original(
     main_ckpt: str | Path,
     cfw_ckpt: str | Path,
-    config: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | str | Path | None = None,
     *,
     text_encoder: Any = None,
     tokenizer: Any = None,
@@ -154,7 +155,8 @@ def from_original(
         cfw_ckpt: autoencoder with feature wrapping (`vqgan_cfw_*.ckpt`).
         config: original constructor arguments under "unet", "structcond" and "vae", and optionally "scale_factor",
             "linear_start", "linear_end", "parameterization" ("eps" or "v") and "image_size" (the least side, in
-            pixels, that the model is used at; none if left out). None for the published 512 model.
+            pixels, that the model is used at; none if left out); or a JSON file of them. None for the published 512
+            model.
         text_encoder, tokenizer: Stable Diffusion 2's, to encode the empty prompt by; they stay in the pipeline. Without
             them the text tower of main_ckpt encodes it; without that too, the pipeline asks for `prompt_embeds`.
 
@@ -164,7 +166,10 @@ def from_original(
     Raises:
         ValueError: a key, a shape or a config argument that has no place here, or a missing one; the message names it.
     """
-    config = PUBLISHED_CONFIG if config is None else config
+    if config is None:
+        config = PUBLISHED_CONFIG
+    elif isinstance(config, str | Path):
+        config = cast("Mapping[str, Any]", json.loads(Path(config).read_text()))
     main, cfw = _load(main_ckpt), _load(cfw_ckpt)
     parts: dict[str, dict[str, Tensor]] = {
         prefix: {} for prefix in (UNET_PREFIX, STRUCTURE_PREFIX, AUTOENCODER_PREFIX, TEXT_PREFIX)
@@ -220,7 +225,10 @@ def from_original(
 
 
 def convert_to_folder(
-    main_ckpt: str | Path, cfw_ckpt: str | Path, output_path: str | Path, config: Mapping[str, Any] | None = None
+    main_ckpt: str | Path,
+    cfw_ckpt: str | Path,
+    output_path: str | Path,
+    config: Mapping[str, Any] | str | Path | None = None,
 ) -> None:
     """Write a diffusers folder from the two published files; see `from_original`."""
     from_original(main_ckpt, cfw_ckpt, config).save_pretrained(output_path)
