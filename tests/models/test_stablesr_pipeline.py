@@ -18,6 +18,7 @@ from idcompress.models.stablesr import (
     respaced_timesteps,
     tiling,
 )
+from idcompress.schedulers import FixedTimestepsScheduler
 
 
 def tiny_pipeline(sample_size=None, prediction_type="epsilon") -> StableSRPipeline:
@@ -176,6 +177,17 @@ def test_timesteps_replace_the_respaced_ones(pipe):
     assert not torch.equal(respaced, restore(pipe, image, timesteps=[999, 700, 200, 0]))
     with_repeat = restore(pipe, image, timesteps=[900, 500, 500, 0], eta=0)
     torch.testing.assert_close(with_repeat, restore(pipe, image, timesteps=[900, 500, 0], eta=0), atol=1e-5, rtol=0)
+
+
+def test_the_scheduler_may_bring_the_timesteps(pipe, tmp_path):
+    timesteps = [900, 400, 10]
+    scheduler = FixedTimestepsScheduler.from_config(pipe.scheduler.config, timesteps=timesteps, clip_sample=False)
+    listed = StableSRPipeline(pipe.vae, pipe.unet, pipe.structure_encoder, scheduler, pipe.prompt_embedding)
+    listed.save_pretrained(tmp_path)
+    listed = StableSRPipeline.from_pretrained(tmp_path)
+    listed.set_progress_bar_config(disable=True)
+    expected = restore(pipe, photo(64, 64), timesteps=timesteps)
+    torch.testing.assert_close(restore(listed, photo(64, 64)), expected, atol=1e-5, rtol=0)
 
 
 def test_starts_and_weights_change_the_image(pipe):

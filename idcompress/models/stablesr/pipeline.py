@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F  # noqa: N812
-from diffusers import DDPMScheduler, DiffusionPipeline, ImagePipelineOutput
+from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
@@ -38,7 +38,8 @@ class StableSRPipeline(DiffusionPipeline):
         vae: autoencoder with feature wrapping.
         unet: structure-conditioned U-Net; `unet.config.sample_size`, if set, is the least latent side it is used at.
         structure_encoder: its features, recomputed at every timestep.
-        scheduler: gives alphas_cumprod and the prediction type; the sampling itself is `idcompress.core.ddim`.
+        scheduler: gives alphas_cumprod, the prediction type and possibly a list of timesteps; the sampling itself is
+            `idcompress.core.ddim`.
         prompt_embedding: the stored embedding of the empty prompt.
         text_encoder, tokenizer: compute it when none is stored.
     """
@@ -51,7 +52,7 @@ class StableSRPipeline(DiffusionPipeline):
         vae: StableSRAutoencoderKL,
         unet: StableSRUNet2DConditionModel,
         structure_encoder: StableSRStructureEncoder,
-        scheduler: DDPMScheduler,
+        scheduler: SchedulerMixin,
         prompt_embedding: EmptyPromptEmbedding | None = None,
         text_encoder: Any = None,
         tokenizer: Any = None,
@@ -97,7 +98,8 @@ class StableSRPipeline(DiffusionPipeline):
             image: PIL image(s), or arrays (H, W, 3) / tensors (3, H, W) or (B, 3, H, W) in [0, 1]; a tensor with
                 negative values is taken to be in [-1, 1].
             num_inference_steps: how many respaced timesteps to visit.
-            timesteps: never increasing training timesteps to visit in place of those.
+            timesteps: never increasing training timesteps to visit in place of those; None takes the list that the
+                scheduler's config holds, if it is a `FixedTimestepsScheduler`.
             upscale: output size over input size.
             fidelity_weight: 0 (most realistic) .. 1 (most faithful), weight of the feature wrapping.
             color_fix: "adain" (the paper's), "wavelet" or None.
@@ -136,6 +138,8 @@ class StableSRPipeline(DiffusionPipeline):
                 f"patch_size must be a multiple of {factor * multiple} pixels and patch_overlap of {factor}, "
                 f"got {patch_size} and {patch_overlap}"
             )
+        if timesteps is None:
+            timesteps = self.scheduler.config.get("timesteps")
         if timesteps is None:
             timesteps = respaced_timesteps(num_inference_steps, len(self.scheduler.alphas_cumprod))[::-1]
         timesteps = check_timesteps(timesteps, len(self.scheduler.alphas_cumprod))
