@@ -67,11 +67,15 @@ def main(argv: list[str] | None = None) -> None:
         run_command(command, arguments[1:])
     except IdcError as error:
         fail(str(error))
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        if error.filename is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        fail(f"{error.filename}: {error.strerror}; choose another hydra.run.dir or output.path, or make room there")
     except KeyboardInterrupt:
         fail("interrupted; the same command continues where it stopped", code=130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
@@ -101,10 +105,13 @@ def run_command(command: str, arguments: list[str]) -> None:
     Plugins.instance().register(PackagedConfigs)
     arguments = _absolute_folders(arguments)
     flags = _folder_flags(arguments)
-    arguments = [*_follow_recipe(arguments), f"hydra/help={command.replace('-', '_')}"]
+    arguments = _flags_first([*_follow_recipe(arguments), f"hydra/help={command.replace('-', '_')}"])
     spec = getattr(sys.modules["__main__"], "__spec__", None)
+    failures: list[IdcError] = []
     task = functools.partial(
         run_job,
+        failures=failures,
+        parent=os.getpid(),
         command=command,
         executable=str(Path(sys.argv[0]).resolve()),
         main_module=None if spec is None else spec.name,
@@ -121,15 +128,30 @@ def run_command(command: str, arguments: list[str]) -> None:
         if wants_traceback:
             raise
         message = configuration.one_line(error)
-        fail(message + configuration.suggest(message, arguments, _all_keys()))
+        fail(message + configuration.suggest(message, _all_keys))
     finally:
         sys.argv = old_argv
         if not wants_traceback:
             os.environ.pop("HYDRA_FULL_ERROR", None)
+    if failures:
+        fail("; ".join(str(error) for error in failures))
 
 
-def run_job(composed: DictConfig, *, command: str, executable: str, main_module: str | None, flags: list[str]) -> None:
-    """One job, in whatever process a launcher chose for it."""
+def run_job(
+    composed: DictConfig,
+    *,
+    command: str,
+    executable: str,
+    main_module: str | None,
+    flags: list[str],
+    failures: list[IdcError],
+    parent: int,
+) -> None:
+    """One job, in whatever process a launcher chose for it.
+
+    A user's mistake is noted in `failures`, so that the sweep's other jobs still run and Hydra adds no lines of its
+    own; in another process the exception itself travels back.
+    """
     import importlib.util
 
     from hydra.core.hydra_config import HydraConfig
@@ -156,6 +178,10 @@ def run_job(composed: DictConfig, *, command: str, executable: str, main_module:
         __main__.__spec__ = importlib.util.find_spec(main_module) if main_module else None
         module = importlib.import_module(f"idcompress.stages.{command.replace('-', '_')}")
         run.execute(module)
+    except IdcError as error:
+        if os.getpid() != parent:
+            raise
+        failures.append(error)
     finally:
         sys.argv, __main__.__spec__ = old_argv, old_spec
         distributed = sys.modules.get("torch.distributed")
@@ -165,6 +191,17 @@ def run_job(composed: DictConfig, *, command: str, executable: str, main_module:
             os.environ.pop(name, None)
             if name in old_environment:
                 os.environ[name] = old_environment[name]
+
+
+def _flags_first(arguments: list[str]) -> list[str]:
+    """Flags before overrides: argparse takes `a=1 -m b=2` for a mistake, users do not."""
+    from hydra._internal.utils import get_args_parser
+
+    overrides = list(get_args_parser().parse_known_intermixed_args(arguments)[0].overrides)
+    flags = list(arguments)
+    for override in overrides:
+        flags.remove(override)
+    return [*flags, *overrides]
 
 
 def _all_keys() -> list[str]:

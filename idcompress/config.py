@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -190,6 +190,7 @@ def to_config(composed: DictConfig) -> Config:
         _check_steps(key, _value(config, key))
     for count in config.step_counts():
         _check_steps("tsopt.num_inference_steps", count)
+    _check_strings("evaluate.metrics", config.evaluate.metrics)
     if config.depth is not None and config.depth < 1:
         raise IdcError(f"depth must be at least 1, got {config.depth}")
     return config
@@ -198,6 +199,11 @@ def to_config(composed: DictConfig) -> Config:
 def _check_steps(key: str, value: int) -> None:
     if not 1 <= value <= 1000:
         raise IdcError(f"{key} must be between 1 and 1000, got {value}")
+
+
+def _check_strings(key: str, value: Any) -> None:
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise IdcError(f"{key} must be a list of names, like [psnr,ssim], got {value!r}")
 
 
 def _value(config: Any, key: str) -> Any:
@@ -237,21 +243,27 @@ def one_line(error: BaseException | None) -> str:
         for line in (text.strip() for text in str(error).splitlines()):
             if line.startswith(("Config search path", "Set the environment", "See https")):
                 break
+            if line.startswith("To append to your config"):
+                continue
             if line and line not in parts and not re.match(r"(object_type|reference_type|full_key)\s*[:=]", line):
                 parts.append(line)
         error = error.__cause__
     return " ".join(parts)
 
 
-def suggest(message: str, overrides: list[str], keys: list[str]) -> str:
-    """The nearest valid name for the override or group option that a message complains about; "" if none is near."""
-    group = re.search(r"Could not find '([^']+)/([^'/]+)'.*Available options in '[^']+':\s*(.*)$", message)
+def suggest(message: str, keys: Callable[[], list[str]]) -> str:
+    """The nearest valid name for the key or group option that a message complains about; "" if none is near.
+
+    Args:
+        keys: gives every valid key; called only where a key is at fault.
+    """
+    group = re.search(r"Could not find '[^']+/([^'/]+)'.*Available options in '[^']+':\s*(.*)$", message)
     if group:
-        near = difflib.get_close_matches(group[2], group[3].split(), n=1, cutoff=0.4)
+        near = difflib.get_close_matches(group[1], group[2].split(), n=1, cutoff=0.4)
         return f"; did you mean {near[0]!r}?" if near else ""
-    bad = re.search(r"(?:Could not override|Error merging override) '?([\w.@/+~-]+)", message)
-    if (bad and "not in" in message) or (bad and "not found" in message.lower()):
-        near = difflib.get_close_matches(bad[1].lstrip("+~"), keys, n=1, cutoff=0.6)
-        if near and near[0] != bad[1]:
-            return f"; did you mean {near[0]!r}?"
-    return ""
+    bad = re.search(r"Could not override '?([\w.@/+~-]+)'?|Key '(\w+)' not in 'Config'", message)
+    if bad is None:
+        return ""
+    wrong = (bad[1] or bad[2]).lstrip("+~")
+    near = difflib.get_close_matches(wrong, keys(), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near and near[0] != wrong else ""

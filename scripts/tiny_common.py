@@ -136,23 +136,19 @@ def psnr(output: Tensor, target: Tensor) -> Tensor:
 
 
 class Ema:
-    """Exponential moving average of the trainable tensors of some modules, with a decay that warms up."""
+    """Exponential moving average of a module's parameters, with a decay that warms up."""
 
-    def __init__(self, modules: nn.Module, decay: float) -> None:
+    def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self.shadow = {name: value.detach().clone() for name, value in modules.state_dict().items()}
+        self.shadow = {name: value.detach().clone() for name, value in module.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, modules: nn.Module) -> None:
+    def update(self, module: nn.Module) -> None:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, value in modules.state_dict().items():
-            shadow = self.shadow[name]
-            if value.dtype.is_floating_point:
-                shadow.lerp_(value, 1 - decay)
-            else:
-                shadow.copy_(value)
+        trained = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
+        torch._foreach_lerp_([self.shadow[name] for name, _ in trained], [value for _, value in trained], 1 - decay)
 
     def state_dict(self) -> dict[str, Any]:
         return {"updates": self.updates, "shadow": self.shadow}

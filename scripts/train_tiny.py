@@ -92,7 +92,7 @@ def fit(args: argparse.Namespace, model: nn.Module, loss_of: Loss, report: Calla
         distributed.init_process_group("gloo")
     folder, device, log = Path(args.work), device_of(args.device), Log()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
     ema = Ema(model, 0.998)
     step, seconds = 0, 0.0
     if state := load_checkpoint(folder / f"{args.command}.pt"):

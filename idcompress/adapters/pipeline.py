@@ -9,6 +9,7 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -141,6 +142,7 @@ def _load_pipeline(pipeline_class: str, folders: dict[str, Path], dtype: torch.d
     cls = getattr(diffusers, pipeline_class, None) or _own_pipeline(pipeline_class)
     diffusers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     try:
         pipeline = cls.from_pretrained(folder, dtype=dtype, use_safetensors=True, **components)
     except (OSError, ValueError, RuntimeError, KeyError) as error:

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -102,14 +102,14 @@ def apply_plan(unet: UNet2DConditionModel, plan: SkipPlan) -> UNet2DConditionMod
     for name, keep in enumerate(plan.up_layers):
         block = unet.up_blocks._modules.get(str(name))
         if block is not None:
-            dropped += [block] if keep == 0 else _layers(block, lambda i, n, keep=keep: i < n - keep)
+            dropped += [block] if keep == 0 else _dropped_layers(block, keep, at_end=True)
     pruned = copy_without(unet, dropped)
     pruned.mid_block = ZeroHidden(plan.hidden_channels)
     pruned.num_upsamplers = sum(bool(getattr(block, "upsamplers", None)) for block in pruned.up_blocks)
     return pruned
 
 
-def drop_encoder(down_blocks: nn.ModuleList, plan: SkipPlan) -> list[nn.Module]:
+def drop_encoder(down_blocks: Any, plan: SkipPlan) -> list[nn.Module]:
     """The modules of an encoder (a U-Net's or a control branch's) that a plan drops."""
     dropped: list[nn.Module] = []
     for name, (keep, keep_downsampler) in enumerate(zip(plan.down_layers, plan.downsamplers, strict=True)):
@@ -119,20 +119,20 @@ def drop_encoder(down_blocks: nn.ModuleList, plan: SkipPlan) -> list[nn.Module]:
         if keep is None:
             dropped.append(block)
             continue
-        dropped += _layers(block, lambda i, n, keep=keep: i >= keep)
+        dropped += _dropped_layers(block, keep, at_end=False)
         if block.downsamplers is not None and not keep_downsampler:
             dropped.append(block.downsamplers)
     return dropped
 
 
-def _layers(block: nn.Module, is_dropped: Callable[[int, int], bool]) -> list[nn.Module]:
-    """Residual layers and attentions of a block for which `is_dropped(index, number)` holds in the full model."""
+def _dropped_layers(block: Any, keep: int, *, at_end: bool) -> list[nn.Module]:
+    """Residual layers and attentions that go when `keep` of the full model's stay, at the block's end or front."""
     found: list[nn.Module] = []
-    for kind in ("resnets", "attentions"):
-        modules = getattr(block, kind, None)
-        if modules is not None:
-            number = max(int(name) for name in modules._modules) + 1
-            found += [m for name, m in modules._modules.items() if is_dropped(int(name), number)]
+    for layers in (block.resnets, getattr(block, "attentions", None)):
+        if layers is not None:
+            indices = {int(name): layer for name, layer in layers._modules.items()}
+            start = max(indices) + 1 - keep if at_end else 0
+            found += [layer for index, layer in indices.items() if not start <= index < start + keep]
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,20 @@ class RunDir:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def discard_if_empty(self) -> None:
+        """Remove a new folder without any result in it: a mistake was found before any work."""
+        names = {path.name for path in self.path.rglob("*") if path.is_file()}
+        if self.resumed or not names <= {".lock", "run.json", "config.yaml", "environment.json", "log.txt"}:
+            return
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+        shutil.rmtree(self.path)
+        for folder in self.path.parents[:4]:
+            if folder == Path() or any(folder.iterdir()):
+                break
+            folder.rmdir()
 
     def _write_info(self) -> None:
         files.write_json(self.path / "run.json", self.info)

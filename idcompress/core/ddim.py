@@ -73,8 +73,8 @@ def ddim_step(
         return prediction.pred_original_sample
     variance = (1 - next_alpha_cumprod) / (1 - alpha_cumprod) * (1 - alpha_cumprod / next_alpha_cumprod)
     sigma = eta * max(variance, 0.0) ** 0.5
-    direction = max(1 - next_alpha_cumprod - sigma**2, 0.0) ** 0.5 * prediction.pred_epsilon
-    prev_sample = next_alpha_cumprod**0.5 * prediction.pred_original_sample + direction
+    direction: Tensor = max(1 - next_alpha_cumprod - sigma**2, 0.0) ** 0.5 * prediction.pred_epsilon
+    prev_sample: Tensor = next_alpha_cumprod**0.5 * prediction.pred_original_sample + direction
     if sigma > 0:
         if variance_noise is None:
             variance_noise = randn_like(prev_sample, generator)

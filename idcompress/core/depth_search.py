@@ -35,6 +35,7 @@ def depth_search(
 
     Source: Kim et al., ACCV 2024, Alg. 1.
     """
+    min_depth = min(min_depth, full_depth)
     probes: list[DepthProbe] = []
     chosen: int | None = None
     for depth in range(full_depth, min_depth - 1, -1):

@@ -22,6 +22,6 @@ def randn_like(sample: Tensor, generator: torch.Generator | list[torch.Generator
     if isinstance(generator, list):
         if len(generator) != sample.shape[0]:
             raise ValueError(f"got {len(generator)} generators for a batch of {sample.shape[0]}, want one per image")
-        return torch.cat([randn_like(one, g) for one, g in zip(sample.split(1), generator, strict=True)])
+        return torch.cat([randn_like(one, g) for one, g in zip(torch.split(sample, 1), generator, strict=True)])
     device = sample.device if generator is None else generator.device
     return torch.randn(sample.shape, generator=generator, device=device, dtype=sample.dtype).to(sample.device)

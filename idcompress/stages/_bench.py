@@ -142,8 +142,7 @@ def open_bench(config: Config, recipe: Recipe, *, split: str, num_samples: int) 
     Raises:
         IdcError: the model does not load, or no photograph is left.
     """
-    say(f"loading {recipe.model['name']} for {recipe.task}")
-    model = load_source(recipe.task, recipe.model, device=config.device, dtype=config.dtype, prune=recipe.prune)
+    model = _load(config, recipe)
     known = recipe.model.get("digest")
     if known not in (None, model.digest):
         raise IdcError(f"the weights of model {recipe.model['name']} are not those that the recipe was made for")
@@ -152,6 +151,20 @@ def open_bench(config: Config, recipe: Recipe, *, split: str, num_samples: int) 
     prompts = [config.prompt] if config.prompt is not None else config.task.prompts or []
     examples = task.examples(photos, num_samples, native_size(model.pipeline), prompts)
     return Bench(config, task, model, examples)
+
+
+_loaded: dict[str, Model] = {}
+
+
+def _load(config: Config, recipe: Recipe) -> Model:
+    """The recipe's model; the stages of one compress run share it."""
+    source = {k: v for k, v in recipe.model.items() if k != "digest"}
+    key = files.digest([recipe.task, source, config.device, config.dtype, recipe.prune])
+    if key not in _loaded:
+        say(f"loading {recipe.model.get('path') or recipe.model['name']} for {recipe.task}")
+        _loaded.clear()
+        _loaded[key] = load_source(recipe.task, source, device=config.device, dtype=config.dtype, prune=recipe.prune)
+    return _loaded[key]
 
 
 def choose_photographs(config: Config, recipe: Recipe, split: str) -> list[photographs.Photograph]:

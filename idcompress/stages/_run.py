@@ -38,7 +38,11 @@ class Run:
     recipe_argument: str | None
 
     def execute(self, stage: ModuleType) -> None:
-        made = stage.run(self.config, self.recipes, self.run_dir)
+        try:
+            made = stage.run(self.config, self.recipes, self.run_dir)
+        except IdcError:
+            self.run_dir.discard_if_empty()
+            raise
         if made:
             save_recipes(made, self.run_dir)
         self.run_dir.finish()
@@ -56,6 +60,8 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
     registry.check("task", config.task.name, "task")
     registry.check("prune", config.prune["name"], "prune")
     registry.check("timesteps", config.timesteps["name"], "timesteps")
+    for metric in config.evaluate.metrics:
+        registry.check("metric", metric, "evaluate.metrics")
     set_threads(config.threads)
     paths = recipe_paths(stage, config)
     recipes = [Recipe.load(path) for path in paths] or [full_recipe(config)]

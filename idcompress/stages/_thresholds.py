@@ -39,8 +39,8 @@ def parse_thresholds(value: Any, key: str = "depth_search.thresholds") -> list[T
     """Read thresholds from the configuration.
 
     Args:
-        value: {metric: {bound, direction}} or {metric: bound} (direction from the metric), or a list of
-            {metric, bound, direction}. Directions are ">=" or "at_least", "<=" or "at_most".
+        value: a list of {metric, bound, direction}, or {metric: bound}. Directions are "at_least" or ">=",
+            "at_most" or "<="; without one it is the metric's own.
 
     Raises:
         IdcError: none given, or one of another form.
@@ -49,7 +49,7 @@ def parse_thresholds(value: Any, key: str = "depth_search.thresholds") -> list[T
         entries = [{"metric": k, **v} if isinstance(v, dict) else {"metric": k, "bound": v} for k, v in value.items()]
     else:
         entries = value
-    wanted = f"{key} must be like {{psnr: {{bound: 30, direction: at_least}}}}"
+    wanted = f"{key} must be like [{{metric: psnr, bound: 30, direction: at_least}}]"
     if not isinstance(entries, list) or not entries:
         raise IdcError(f"{wanted}, got {value!r}")
     return [_one(entry, key, wanted) for entry in entries]

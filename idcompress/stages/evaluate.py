@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -69,6 +70,12 @@ def _evaluate(bench: Bench, recipe: Recipe, folder: Path) -> None:
         outputs["compressed"] if timesteps == uniform else bench.images(pipeline, uniform, "uniform steps")
     )
 
+    # for the eye: the pruned model at the original's steps, on some of the images
+    if recipe.depth is not None:
+        shown = _shown(bench)
+        kept = shown.references(recipe, config.num_inference_steps, "depth-skipped")
+        _save_images(shown, kept, folder / "images" / "depth_skipped")
+
     # 2. image metrics, then costs
     names = config.evaluate.metrics or []
     values = {system: bench.measure(names, images, outputs["original"]) for system, images in outputs.items()}
@@ -77,8 +84,7 @@ def _evaluate(bench: Bench, recipe: Recipe, folder: Path) -> None:
 
     # 3. files
     for system, images in outputs.items():
-        for example, image in zip(bench.examples, images, strict=True):
-            save_png(image, folder / "images" / system / f"{example.name}.png")
+        _save_images(bench, images, folder / "images" / system)
     for example in bench.examples:
         for kind in ("image", "target", "condition"):
             if getattr(example, kind) is not None:
@@ -106,6 +112,18 @@ def _evaluate(bench: Bench, recipe: Recipe, folder: Path) -> None:
     _print_table(metrics, recipe)
 
 
+def _shown(bench: Bench) -> Bench:
+    """report.num_images of the examples, evenly over the set, which the report shows side by side."""
+    number = min(bench.config.report.num_images, len(bench.examples))
+    picks = [bench.examples[i * len(bench.examples) // number] for i in range(number)]
+    return dataclasses.replace(bench, examples=picks, _conditioning={})
+
+
+def _save_images(bench: Bench, images: Tensor, folder: Path) -> None:
+    for example, image in zip(bench.examples, images, strict=True):
+        save_png(image, folder / f"{example.name}.png")
+
+
 def _row(metric: ImageMetric, values: Sequence[MetricValue], seed: int) -> dict[str, Any]:
     per_image = list(values[SYSTEMS.index("compressed")].per_image.values())
     notes = {system: value.note for system, value in zip(SYSTEMS, values, strict=True) if value.note}
@@ -124,8 +142,9 @@ def costs(bench: Bench, pipeline: Any, timesteps: list[int]) -> dict[str, Any]:
     networks = [[p.unet, *([p.controlnet] if hasattr(p, "controlnet") else [])] for p in (full, pipeline)]
     steps = (bench.config.num_inference_steps, len(timesteps))
     rows: dict[str, Any] = {}
-    for name in ("parameters", "macs"):
-        metric = registry.load("metric", name).Metric()
+    size, tokens = full.unet.config.sample_size, full.tokenizer.model_max_length
+    for name, arguments in (("parameters", {}), ("macs", {"sample_size": size, "encoder_tokens": tokens})):
+        metric = registry.load("metric", name).Metric(**arguments)
         before, after = (metric.measure(modules) for modules in networks)
         for key in before:
             rows[key] = _cost(before[key], after[key], metric.unit)

@@ -62,7 +62,7 @@ class Task(_base.Task):
                 down_block_additional_residuals=down,
                 mid_block_additional_residual=middle,
             ).sample
-            outputs = output.float().chunk(branches)
-            return classifier_free_guidance(*outputs, scale) if branches == 2 else outputs[0]
+            outputs: tuple[Tensor, ...] = output.float().chunk(branches)
+            return outputs[0] if branches == 1 else classifier_free_guidance(outputs[0], outputs[1], scale)
 
         return denoise

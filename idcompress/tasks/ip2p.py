@@ -61,9 +61,9 @@ class Task(_base.Task):
 
         def denoise(sample: Tensor, timestep: Tensor) -> Tensor:
             model_input = torch.cat([sample.to(unet.dtype).repeat(branches, 1, 1, 1), images], dim=1)
-            outputs = unet(model_input, timestep, states).sample.float().chunk(branches)
+            outputs: tuple[Tensor, ...] = unet(model_input, timestep, states).sample.float().chunk(branches)
             if branches == 3:
-                return dual_guidance(*outputs, text_scale, image_scale)
-            return classifier_free_guidance(*outputs, text_scale) if branches == 2 else outputs[0]
+                return dual_guidance(outputs[0], outputs[1], outputs[2], text_scale, image_scale)
+            return outputs[0] if branches == 1 else classifier_free_guidance(outputs[0], outputs[1], text_scale)
 
         return denoise

@@ -208,12 +208,15 @@ def test_code_in_a_checkpoint_is_refused(checkpoints, capsys):
 
 
 def test_training_framework_leftovers_stay_inert(checkpoints, monkeypatch):
-    """Lightning 1.4 keyed callback states by class; the class is not needed and nothing of it is imported."""
-    module = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
-    module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": module.__name__})
-    monkeypatch.setitem(sys.modules, "pytorch_lightning.callbacks.model_checkpoint", module)
-    paths = checkpoints(callbacks={module.ModelCheckpoint: {"best": 1.0}})
-    monkeypatch.delitem(sys.modules, "pytorch_lightning.callbacks.model_checkpoint")
+    """Lightning 1.4 keyed callback states by class and kept settings in its own dict; none of it is imported."""
+    name = "pytorch_lightning.leftovers"
+    module = types.ModuleType(name)
+    module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": name})
+    module.AttributeDict = type("AttributeDict", (dict,), {"__module__": name})
+    monkeypatch.setitem(sys.modules, name, module)
+    settings = module.AttributeDict(lr=5e-5)
+    paths = checkpoints(callbacks={module.ModelCheckpoint: {"best": 1.0}}, hyper_parameters=settings)
+    monkeypatch.delitem(sys.modules, name)
     assert from_original(*paths, TINY_CONFIG).unet is not None
 
 

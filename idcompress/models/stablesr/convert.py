@@ -483,7 +483,7 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor], names: Mapping[str, s
                 "check config"
             )
     model.load_state_dict(renamed, assign=True)
-    model.eval().requires_grad_(True)
+    model.eval()
 
 
 def _heads(model: nn.Module, name: str) -> int:
@@ -510,7 +510,7 @@ def _load(path: str | Path) -> dict[str, Tensor]:
     inert: list[Any] = []
     if mapped:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        inert = [(type("Inert", (), {}), name) for name in named if name.startswith(_INERT_MODULES)]
+        inert = [(type("Inert", (dict,), {}), name) for name in named if name.startswith(_INERT_MODULES)]
     try:
         with torch.serialization.safe_globals(inert):
             checkpoint = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
