@@ -1,0 +1,167 @@
+"""Image files in, tensors through, PNG files out: any mode becomes 8-bit RGB, and a bad file is one clear line."""
+
+from __future__ import annotations
+
+import io
+import random
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ..artifacts.files import write_bytes
+from ..errors import IdcError
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Read an image file as 8-bit RGB, upright by its EXIF orientation.
+
+    Transparency is laid on white. Deep modes are scaled, never clipped: 16-bit grey by 1/257, floating point from
+    [0, 1] (or from [0, 255] if a value is above 1). Of several frames the first counts.
+
+    Raises:
+        IdcError: the file is missing, empty, a folder, no image, damaged, or of a range that cannot be told.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise IdcError(f"{path} is a folder; want an image file")
+    if not path.exists():
+        raise IdcError(f"there is no image file {path}")
+    if path.stat().st_size == 0:
+        raise IdcError(f"{path} is empty (0 bytes); want an image file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image), path)
+    except UnidentifiedImageError:
+        raise IdcError(f"{path} is no image that can be read, whatever its name ends in; want {_kinds()}") from None
+    except PermissionError:
+        raise IdcError(f"{path} may not be read (permission denied)") from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        # Pillow raises any of these for files that are cut short or damaged.
+        raise IdcError(f"{path} is a damaged image ({error}); copy or fetch it again") from None
+
+
+def _kinds() -> str:
+    return ", ".join(suffix[1:].upper() for suffix in SUFFIXES if suffix not in (".jpeg", ".tif"))
+
+
+def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_grey_to_8_bit(np.asarray(image, dtype=np.float64), image.mode, path)).convert("RGB")
+    if image.has_transparency_data:
+        colour = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey_to_8_bit(
+    values: np.ndarray[tuple[int, ...], np.dtype[np.float64]], mode: str, path: Path
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    if not np.isfinite(values).all():
+        raise IdcError(f"{path} holds NaN or infinite values; want an image of finite ones")
+    low, high = float(values.min()), float(values.max())
+    full = 65535.0 if mode.startswith("I") else 1.0 if high <= 1 else 255.0
+    if low < 0 or high > full:
+        wanted = "0 .. 65535" if mode.startswith("I") else "0 .. 1 or 0 .. 255"
+        raise IdcError(f"{path} holds values from {low:g} to {high:g} (mode {mode}); want {wanted}, or an 8-bit image")
+    return np.round(values * (255 / full)).astype(np.uint8)
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """Image files in a folder and its subfolders by their suffix, sorted; hidden ones are left out.
+
+    Raises:
+        IdcError: it is no folder, or holds none; then what it holds is told.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.exists():
+        raise IdcError(f"there is no folder {folder}; want one with images ({_kinds()})")
+    if not folder.is_dir():
+        raise IdcError(f"{folder} is a file; want a folder with images ({_kinds()})")
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    images = [path for path in files if path.suffix.lower() in SUFFIXES]
+    if not images:
+        suffixes = Counter(path.suffix.lower() or "no suffix" for path in files).most_common(3)
+        found = ", ".join(f"{number} x {suffix}" for suffix, number in suffixes) or "no file at all"
+        raise IdcError(f"{folder} holds no image ({_kinds()}); found {found}")
+    return images
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An RGB image as (3, H, W), float32 in [0, 1]."""
+    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).float() / 255
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """A tensor (3, H, W) in [0, 1] as an 8-bit RGB image, clamped and rounded to the nearest value."""
+    values = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
+
+
+def save_png(image: Tensor, path: str | Path) -> Path:
+    """Write a tensor (3, H, W) in [0, 1] as a PNG that appears whole or not at all.
+
+    Raises:
+        IdcError: the folder cannot be written to.
+    """
+    path = Path(path)
+    data = io.BytesIO()
+    to_pil(image).save(data, format="PNG")
+    try:
+        return write_bytes(path, data.getvalue())
+    except OSError as error:
+        raise IdcError(f"cannot write {path} ({error.strerror}); choose another folder") from None
+
+
+def crop_square(image: Image.Image, size: int, number: int = 0) -> Tensor:
+    """A square of an image at `size` px, resized with an antialiasing (Lanczos) filter.
+
+    Args:
+        image: RGB, of any size; one that is too small is enlarged.
+        size: side of the result in px.
+        number: 0: the largest square, centred. Further numbers: squares of 0.5 to 0.9 of that side, but not smaller
+            than `size` where there is a choice, at places that depend on the number alone.
+
+    Returns:
+        (3, size, size), float32 in [0, 1].
+    """
+    width, height = image.size
+    shorter = min(width, height)
+    side, across, down = shorter, 0.5, 0.5
+    if number > 0:
+        place = random.Random(number)
+        side = min(shorter, max(size, 1, round(shorter * (0.5 + 0.4 * place.random()))))
+        across, down = place.random(), place.random()
+    left, top = round((width - side) * across), round((height - side) * down)
+    box = (left, top, left + side, top + side)
+    return to_tensor(image.resize((size, size), Image.Resampling.LANCZOS, box=box))
+
+
+def fit_to_multiple(image: Image.Image, multiple: int, longest_px: int | None = None) -> Image.Image:
+    """Resize an image so that both sides are multiples of `multiple`, as a U-Net wants them.
+
+    The aspect ratio is kept: what rounding leaves over is cut off evenly, less than one multiple in all.
+
+    Args:
+        image: RGB, of any size.
+        multiple: for example 8 times the number of latents' halvings.
+        longest_px: the longer side of the result, rounded to a multiple; None: the image's own.
+    """
+    scale = 1.0 if longest_px is None else longest_px / max(image.size)
+    width, height = (max(multiple, round(side * scale / multiple) * multiple) for side in image.size)
+    if (width, height) == image.size:
+        return image
+    return ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)

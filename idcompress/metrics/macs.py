@@ -1,0 +1,66 @@
+"""Multiply-accumulates of one network call, in billions: convolutions and linear layers, and with attention products.
+
+Papers' figures for Stable Diffusion leave the attention products out; both are given. Counted on the meta device
+from the shapes of the operations (half of torch's FLOPs): no weights, no memory, no GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ._base import ModelMetric
+from ._network import inputs_on_meta, network_inputs, on_meta
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_ATTENTION = ("bmm", "baddbmm", "attention")
+
+
+def count_gmacs(network: nn.Module, inputs: Mapping[str, Any]) -> tuple[float, float]:
+    """Billions of multiply-accumulates of `network(**inputs)`: convolution and linear, and with attention."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        on_meta(network)(**inputs_on_meta(inputs))
+    flops = {str(operation): number for operation, number in counter.get_flop_counts()["Global"].items()}
+    attention = sum(number for name, number in flops.items() if any(part in name for part in _ATTENTION))
+    total = sum(flops.values())
+    return (total - attention) / 2e9, total / 2e9
+
+
+def unet_macs(
+    network: nn.Module, sample_size: int | tuple[int, int] | None = None, *, encoder_tokens: int = 77
+) -> tuple[float, float]:
+    """GMACs of one call for one image: convolution and linear, and with attention.
+
+    Args:
+        network: a full or pruned diffusers U-Net, StableSR U-Net or ControlNet, on any device.
+        sample_size: side of the latents, or (height, width); None: that of the configuration.
+        encoder_tokens: length of the text embedding.
+    """
+    inputs = network_inputs(network, sample_size=sample_size, encoder_tokens=encoder_tokens, device="meta")
+    return count_gmacs(network, inputs)
+
+
+class Metric(ModelMetric):
+    """GMACs of one call of each network, one image: `gmacs`, `gmacs_with_attention`."""
+
+    unit = "GMAC"
+    compares = "one call for one image; gmacs leaves the attention products out, as papers do"
+
+    def __init__(self, *, sample_size: int | None = None, encoder_tokens: int = 77) -> None:
+        """Args: sample_size: side of the latents in place of the configured one; encoder_tokens: of the text."""
+        self.sample_size = sample_size
+        self.encoder_tokens = encoder_tokens
+
+    def measure(
+        self, modules: Sequence[nn.Module], inputs: Sequence[Mapping[str, Any]] | None = None
+    ) -> dict[str, float]:
+        if inputs is None:
+            counts = [unet_macs(m, self.sample_size, encoder_tokens=self.encoder_tokens) for m in modules]
+        else:
+            counts = [count_gmacs(module, given) for module, given in zip(modules, inputs, strict=True)]
+        return {"gmacs": sum(plain for plain, _ in counts), "gmacs_with_attention": sum(both for _, both in counts)}

@@ -1,0 +1,31 @@
+"""Number of parameters, by the files' count and by the paper's, which leaves the time embedding out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ._base import ModelMetric
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def count_parameters(network: nn.Module) -> tuple[int, int]:
+    """Parameters of a network: all of them, and without its `time_embedding`. Buffers are not counted."""
+    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    embedding = sum(size for name, size in sizes.items() if name.startswith("time_embedding."))
+    return sum(sizes.values()), sum(sizes.values()) - embedding
+
+
+class Metric(ModelMetric):
+    """Parameters of all networks together: `params`, `params_paper`."""
+
+    unit = ""
+    compares = "the networks' parameters; params_paper without the time embedding"
+
+    def measure(
+        self, modules: Sequence[nn.Module], inputs: Sequence[Mapping[str, Any]] | None = None
+    ) -> dict[str, float]:
+        counts = [count_parameters(module) for module in modules]
+        return {"params": sum(all_ for all_, _ in counts), "params_paper": sum(paper for _, paper in counts)}
