@@ -8,6 +8,7 @@ never holds a second copy.
 import json
 import pickle
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -507,17 +508,17 @@ def _refuse(keys: list[str], what: str) -> None:
 def _load(path: str | Path) -> dict[str, Tensor]:
     """Read the state dict of a checkpoint; nothing in the file is executed."""
     mapped = zipfile.is_zipfile(path)
-    inert: list[Any] = []
-    if mapped:
-        named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        inert = [(type("Inert", (dict,), {}), name) for name in named if name.startswith(_INERT_MODULES)]
+    named = torch.serialization.get_unsafe_globals_in_checkpoint(path) if mapped else []
+    # Plain dictionaries stand in for the framework's objects, which nothing here reads.
+    inert: list[Any] = [(OrderedDict, name) for name in named if name.startswith(_INERT_MODULES)]
     try:
         with torch.serialization.safe_globals(inert):
             checkpoint = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
     except pickle.UnpicklingError as error:
+        refused = [name for name in named if not name.startswith(_INERT_MODULES)]
         raise ValueError(
-            f"{path} holds more than tensors, which is not loaded: {error}. Where its source is trusted, re-save its "
-            "state_dict alone by torch.save"
+            f"{path} holds more than tensors and is not loaded ({', '.join(refused) or error}); where its source is "
+            "trusted, re-save its state_dict alone by torch.save"
         ) from error
     weights = checkpoint.get("state_dict", checkpoint)
     if not all(isinstance(tensor, Tensor) for tensor in weights.values()):
