@@ -20,6 +20,7 @@ from ..errors import IdcError, did_you_mean
 from .weights import find_weights
 
 _FOLDER_FILES = ("open_clip_model.safetensors", "open_clip_config.json")
+_DEFAULT, _DEFAULT_REPOSITORY = ("ViT-L-14", "openai"), "timm/vit_large_patch14_clip_224.openai"
 _MAX_CACHED = 20_000
 # What open_clip raises for a file that is cut short, holds code, or belongs to another architecture.
 _UNFIT = (SafetensorError, pickle.UnpicklingError, RuntimeError, KeyError, TypeError, ValueError, EOFError)
@@ -110,11 +111,13 @@ def load_clip(model: str, tag: str, weights: str, device: str, metric: str) -> C
     Raises:
         IdcError: unknown model or tag, absent or unfit weights; at once, without a try at a network.
     """
-    import open_clip
-
     folder = Path(weights).expanduser() if weights and Path(weights).expanduser().is_dir() else None
     if folder is not None and (folder / _FOLDER_FILES[1]).is_file():
         return _from_folder(folder, device, metric)
+    if (model, tag) == _DEFAULT:  # importing open_clip takes seconds that a refusal need not wait for
+        _find(model, tag, weights, _DEFAULT_REPOSITORY, metric)
+    import open_clip
+
     if model not in open_clip.list_models():
         raise IdcError(f"{metric}: open_clip has no model {model!r}{did_you_mean(model, open_clip.list_models())}")
     published = open_clip.get_pretrained_cfg(model, tag)
@@ -122,15 +125,7 @@ def load_clip(model: str, tag: str, weights: str, device: str, metric: str) -> C
         tags = open_clip.list_pretrained_tags_by_model(model)
         raise IdcError(f"{metric}: open_clip has no weights {tag!r} for {model}{did_you_mean(tag, tags)}")
     _check_text_tower(open_clip.get_model_config(model), model, metric)
-    repository = published.get("hf_hub", "").strip("/")
-    path = find_weights(
-        (f"{model}-{tag}.safetensors", _FOLDER_FILES[0]) if weights else (f"{model}-{tag}.safetensors",),
-        path=weights,
-        repository=repository,
-        folder_file=_FOLDER_FILES[0],
-        source=f"https://huggingface.co/{repository} ({_FOLDER_FILES[0]}, saved under that name)",
-        metric=metric,
-    )
+    path = _find(model, tag, weights, published.get("hf_hub", "").strip("/"), metric)
     with torch.random.fork_rng(devices=[]):
         try:
             network = open_clip.create_model(
@@ -144,6 +139,18 @@ def load_clip(model: str, tag: str, weights: str, device: str, metric: str) -> C
         except _UNFIT as error:
             raise IdcError(f"{metric}: {path} does not fit {model} ({str(error).splitlines()[0][:100]})") from None
     return Clip(network, open_clip.get_tokenizer(model), path, named=not weights, device=device)
+
+
+def _find(model: str, tag: str, weights: str, repository: str, metric: str) -> Path:
+    name = f"{model}-{tag}.safetensors"
+    return find_weights(
+        (name, _FOLDER_FILES[0]) if weights else (name,),
+        path=weights,
+        repository=repository,
+        folder_file=_FOLDER_FILES[0],
+        source=f"https://huggingface.co/{repository} ({_FOLDER_FILES[0]}, saved under that name)",
+        metric=metric,
+    )
 
 
 def _from_folder(folder: Path, device: str, metric: str) -> Clip:

@@ -254,8 +254,13 @@ def test_an_instruction_is_no_caption(clip_folder):
 
 
 def test_clip_refuses_at_once(no_weights, clip_folder, tmp_path):
+    import open_clip
+
+    from idcompress.adapters import clip
     from idcompress.metrics import clip_score, clip_similarity
 
+    published = open_clip.get_pretrained_cfg(*clip._DEFAULT)
+    assert published["hf_hub"].strip("/") == clip._DEFAULT_REPOSITORY
     start = time.perf_counter()
     with pytest.raises(IdcError, match=r"ViT-L-14-openai\.safetensors.*vit_large_patch14_clip_224\.openai"):
         clip_similarity.Metric()
