@@ -97,6 +97,7 @@ class Config:
     model: ModelConfig
     prune: Dict[str, Any]
     timesteps: Dict[str, Any]
+    metrics: Dict[str, Any] = field(default_factory=dict)
     recipe: str = "latest"
     depth: Optional[int] = None
     seed: int = 0

@@ -32,6 +32,7 @@ class Example:
         prompt: instruction or caption.
         target: (3, H, W), the true result where it can be computed, else None.
         condition: (3, H, W), the control image where the task has one, else None.
+        captions: what the input and the wanted result show, in words, where the data set says so, else None.
         tags: words to group results by, for example "easy" or "hard".
     """
 
@@ -42,6 +43,7 @@ class Example:
     prompt: str = ""
     target: Tensor | None = None
     condition: Tensor | None = None
+    captions: tuple[str, str] | None = None
     tags: tuple[str, ...] = ()
 
 
@@ -91,20 +93,3 @@ class Schedule:
 
     timesteps: list[int]
     details: dict[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ModelCost:
-    """Size of a pruned or full model, by both counting rules.
-
-    Attributes:
-        params: parameters in the files, time embedding included.
-        params_paper: the paper's count, time embedding left out.
-        gmacs: billions of multiply-accumulates of one network call, convolutions and linear layers.
-        gmacs_with_attention: the same with the attention products.
-    """
-
-    params: int
-    params_paper: int
-    gmacs: float
-    gmacs_with_attention: float

@@ -33,7 +33,7 @@ def find_weights(
     Raises:
         IdcError: it is nowhere; at once.
     """
-    ways = f"give it by IDC_WEIGHTS=FOLDER or by weights=FILE of the metric {metric}"
+    ways = f"give it by IDC_WEIGHTS=FOLDER or by metrics.{metric}.weights=FILE"
     if path:
         given = Path(path).expanduser()
         found = next((given / name for name in names if (given / name).is_file()), given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +38,7 @@ class Bench:
     model: Model
     examples: list[Example]
     _conditioning: dict[int, _base.Conditioning] = field(default_factory=dict)
+    _metrics: dict[str, ImageMetric] = field(default_factory=dict)
 
     @property
     def photographs(self) -> dict[str, str]:
@@ -107,11 +109,16 @@ class Bench:
         return values
 
     def metric(self, name: str) -> ImageMetric:
-        """A fresh accumulator; weights that it needs are loaded now, or refused."""
-        metric = registry.load("metric", name, "metric").Metric()
-        if not isinstance(metric, ImageMetric):
-            raise IdcError(f"{name} is no metric of images, so it can be no threshold")
-        return metric
+        """A metric, made once: weights are loaded or refused then, and a new result takes the old one's place."""
+        if name not in self._metrics:
+            entry = registry.load("metric", name, "metric").Metric
+            if not issubclass(entry, ImageMetric):
+                raise IdcError(f"{name} is a cost, which every evaluation measures; name metrics of images only")
+            parameters = dict(registry.bind(entry, self.config.metrics.get(name, {}), f"metrics.{name}"))
+            if "device" in inspect.signature(entry).parameters:
+                parameters.setdefault("device", str(self.model.pipeline.unet.device))
+            self._metrics[name] = entry(**parameters)
+        return self._metrics[name]
 
     def uniform(self, num_inference_steps: int) -> list[int]:
         return gamma_timesteps(1.0, num_inference_steps)

@@ -133,6 +133,7 @@ def _row(metric: ImageMetric, values: Sequence[MetricValue], seed: int) -> dict[
         "higher_is_better": metric.higher_is_better,
         "interval": list(bootstrap_interval(per_image, seed=seed)) if per_image else None,
         **({"notes": notes} if notes else {}),
+        **({"weights": metric.weight_digests} if metric.weight_digests else {}),
     }
 
 
