@@ -293,7 +293,7 @@ def test_given_text_encoder_is_used_and_kept(checkpoints):
     assert torch.equal(pipe.prompt_embedding(), expected)
     assert pipe.text_encoder is text_encoder
     pipe.prompt_embedding = None
-    assert torch.equal(pipe._prompt_embeds(None, 2), expected.expand(2, -1, -1))
+    assert torch.equal(pipe.encode_prompt(2), expected.expand(2, -1, -1))
 
 
 @pytest.fixture(scope="module")

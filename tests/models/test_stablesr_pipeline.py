@@ -264,7 +264,7 @@ def test_half_precision_runs(pipe):
         ({"tile_size": 12}, "tile_size must be a multiple of 8"),
         ({"tile_size": 16, "tile_overlap": 16}, "overlap must be"),
         ({"patch_size": 100}, "patch_size must be a multiple of 64 pixels"),
-        ({"latents": torch.zeros(1, 4, 4, 4)}, "latents must be 8 x 8"),
+        ({"latents": torch.zeros(1, 4, 4, 4)}, r"latents must be \(1, 4, 8, 8\) for this image"),
         ({"timesteps": [0, 999]}, "timesteps must not increase"),
         ({"num_inference_steps": 1001}, "num_inference_steps must be in 1 .. 1000"),
         ({"output_type": "jpeg"}, "output_type must be"),

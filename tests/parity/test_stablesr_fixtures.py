@@ -251,22 +251,13 @@ def preset_noise(monkeypatch, *draws):
 
 def test_start_from_the_image(official, monkeypatch):
     """The start of the canvas scripts, seen by the first network call."""
-    f, seen = official.trajectory, []
-    pipe = official.pipe
-    handle = pipe.unet.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    f, pipe, seen = official.trajectory, official.pipe, []
+    latents = official.unet["in.struct_latent"][:1]
+    monkeypatch.setattr(pipe, "encode_image", lambda image, generator: (latents, None))
     preset_noise(monkeypatch, f["in.noise"][0])
-    pipe._sample(
-        official.unet["in.struct_latent"][:1],
-        None,
-        f["in.context"],
-        [999],
-        start="image",
-        eta=1.0,
-        tile_size=64,
-        tile_overlap=32,
-        generator=None,
-        callback=None,
-    )
+    handle = pipe.unet.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    settings = {"upscale": 1, "output_type": "latent", "prompt_embeds": f["in.context"]}
+    pipe(torch.zeros(1, 3, 128, 128), timesteps=[999], start="image", **settings)
     handle.remove()
     close(seen[0], f["q999"])
 
@@ -287,19 +278,13 @@ def test_canvas(official, monkeypatch):
     timesteps = respaced_timesteps(4)[::-1]
     close(torch.stack(list(ancestral(official, denoise, f["in.x_T"], f["in.noise"], timesteps))), f["x"])
 
+    # the same through the pipeline
+    monkeypatch.setattr(pipe, "encode_image", lambda image, generator: (f["in.struct_latent"], None))
     preset_noise(monkeypatch, *f["in.noise"])
-    latents = pipe._sample(
-        f["in.struct_latent"],
-        f["in.x_T"],
-        f["in.context"],
-        timesteps,
-        start="noise",
-        eta=1.0,
-        tile_size=16,
-        tile_overlap=8,
-        generator=None,
-        callback=None,
-    )
+    settings = {"upscale": 1, "output_type": "latent", "prompt_embeds": f["in.context"], "latents": f["in.x_T"]}
+    latents = pipe(
+        torch.zeros(1, 3, 24 * 8, 40 * 8), num_inference_steps=4, tile_size=16, tile_overlap=8, **settings
+    ).images
     close(latents, f["final"])
 
 
@@ -336,7 +321,7 @@ def test_end_to_end(official, monkeypatch):
 def test_encoded_start(official, monkeypatch):
     f = official.e2e
     preset_noise(monkeypatch, f["in.posterior_noise"])
-    image_latents, _ = official.pipe._encode(f["in.image"], None)
+    image_latents, _ = official.pipe.encode_image(f["in.image"])
     close(image_latents, f["init_latent"])
 
 

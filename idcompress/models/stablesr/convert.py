@@ -18,8 +18,8 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from .autoencoder import StableSRAutoencoderKL
-from .pipeline import StableSRPipeline, encode_prompt
-from .prompt import EmptyPromptEmbedding, encode_empty_prompt
+from .pipeline import StableSRPipeline
+from .prompt import EmptyPromptEmbedding, empty_prompt_by_encoder, empty_prompt_by_weights
 from .structure_encoder import StableSRStructureEncoder
 from .unet import StableSRUNet2DConditionModel
 
@@ -199,11 +199,10 @@ def from_original(
 
     embedding = None
     if text_encoder is not None and tokenizer is not None:
-        with torch.no_grad():
-            embedding = encode_prompt(text_encoder, tokenizer)
+        embedding = empty_prompt_by_encoder(text_encoder, tokenizer)
     elif parts[TEXT_PREFIX]:
         try:
-            embedding = encode_empty_prompt(parts[TEXT_PREFIX])
+            embedding = empty_prompt_by_weights(parts[TEXT_PREFIX])
         except KeyError as error:
             raise ValueError(f"the text tower lacks the key {TEXT_PREFIX}{error.args[0]}") from error
     return StableSRPipeline(

@@ -16,7 +16,7 @@ from ...core.noise_schedule import check_timesteps
 from ...core.random import randn_like
 from .autoencoder import StableSRAutoencoderKL
 from .color_fix import adain_color_fix, wavelet_color_fix
-from .prompt import EmptyPromptEmbedding
+from .prompt import EmptyPromptEmbedding, empty_prompt_by_encoder
 from .respacing import respaced_timesteps
 from .structure_encoder import StableSRStructureEncoder
 from .tiling import blend_tiles
@@ -100,11 +100,13 @@ class StableSRPipeline(DiffusionPipeline):
             num_inference_steps: how many respaced timesteps to visit.
             timesteps: never increasing training timesteps to visit in place of those; None takes the list that the
                 scheduler's config holds, if it is a `FixedTimestepsScheduler`.
-            upscale: output size over input size.
+            upscale: output size over input size. The resizing is bicubic, as for the models' training; the published
+                script for 512 x 512 resizes bilinearly, which `upscale=1` on a resized image reproduces.
             fidelity_weight: 0 (most realistic) .. 1 (most faithful), weight of the feature wrapping.
             color_fix: "adain" (the paper's), "wavelet" or None.
             eta: 0 for deterministic DDIM, up to 1; None for the ancestral sampler of the original, which is eta 1.
-            start: "noise" starts from pure noise, "image" from the noised low-resolution latents.
+            start: "noise" starts from pure noise (published script for 512 x 512), "image" from the noised
+                low-resolution latents (published scripts for larger images).
             tile_size: latent side of the tiles whose model outputs are blended at every step; a multiple of 8.
             tile_overlap: latents that neighbouring tiles share.
             latents: the start itself, (B, 4, h, w) over the padded canvas; `start` is then not used.
@@ -153,14 +155,14 @@ class StableSRPipeline(DiffusionPipeline):
         image = _resize(image, working).clamp(-1, 1)
         padded = [self._padded_side(side, tile_size, multiple) for side in working]
         image = _reflect_pad(image, padded)
-        canvas = [side // factor for side in padded]
-        if latents is not None and list(latents.shape[-2:]) != canvas:
-            raise ValueError(f"latents must be {canvas[0]} x {canvas[1]} for this image, got {tuple(latents.shape)}")
+        canvas = (image.shape[0], self.vae.config.latent_channels, *(side // factor for side in padded))
+        if latents is not None and tuple(latents.shape) != canvas:
+            raise ValueError(f"latents must be {canvas} for this image, got {tuple(latents.shape)}")
         if output_type == "latent" and max(padded) > patch_size:
             raise ValueError(f"output_type=latent needs one patch; raise patch_size from {patch_size} to {max(padded)}")
 
         # 2. restore, patch by patch; every patch sees the same noise
-        prompt_embeds = self._prompt_embeds(prompt_embeds, image.shape[0])
+        prompt_embeds = self.encode_prompt(image.shape[0], prompt_embeds)
         if generator is None:
             seed = int(torch.randint(2**62, ()))
             generator = torch.Generator(self._execution_device).manual_seed(seed)
@@ -171,27 +173,32 @@ class StableSRPipeline(DiffusionPipeline):
             for one, state in zip(generators, states, strict=True):
                 one.set_state(state)
             patch = image[..., rows, columns]
-            patch_latents = None
+            image_latents, features = self.encode_image(patch, generator)
             if latents is not None:
-                patch_latents = latents[..., _latent_slice(rows, factor), _latent_slice(columns, factor)]
-            image_latents, features = self._encode(patch, generator)
-            restored = self._sample(
-                image_latents,
-                patch_latents,
-                prompt_embeds,
+                noisy = latents[..., _latent_slice(rows, factor), _latent_slice(columns, factor)].to(image_latents)
+            else:
+                noisy = randn_like(image_latents, generator)
+                if start == "image":
+                    level = float(self.scheduler.alphas_cumprod[timesteps[0]])
+                    noisy = level**0.5 * image_latents + (1 - level) ** 0.5 * noisy
+            trajectory = ddim_trajectory(
+                self.denoiser(image_latents, prompt_embeds, tile_size, tile_overlap),
+                noisy,
                 timesteps,
-                start=start,
+                self.scheduler.alphas_cumprod,
                 eta=1.0 if eta is None else eta,
-                tile_size=tile_size,
-                tile_overlap=tile_overlap,
                 generator=generator,
-                callback=callback_on_step_end,
+                prediction_type=self.scheduler.config.prediction_type,
             )
+            with self.progress_bar(total=len(timesteps)) as progress_bar:
+                for index, prediction in enumerate(trajectory):
+                    restored = prediction.pred_original_sample
+                    if callback_on_step_end is not None:
+                        callback_on_step_end(self, index, timesteps[index], {"latents": restored})
+                    progress_bar.update()
             if output_type == "latent":
                 return restored
-            restored = restored.to(self.vae.dtype) / self.vae.config.scaling_factor
-            decoded = self.vae.decode(restored, features=features, fidelity_weight=fidelity_weight).sample
-            return COLOR_FIXES[color_fix](decoded.float(), patch)
+            return self.decode_latents(restored, features, patch, fidelity_weight, color_fix)
 
         result = blend_tiles(restore, padded[0], padded[1], tile_size=patch_size, tile_overlap=patch_overlap)
 
@@ -208,12 +215,12 @@ class StableSRPipeline(DiffusionPipeline):
         unit = self.vae_scale_factor * (multiple if side <= tile_size * self.vae_scale_factor else _TILED_MULTIPLE)
         return -(-side // unit) * unit
 
-    def _prompt_embeds(self, prompt_embeds: Tensor | None, batch_size: int) -> Tensor:
-        """Return the empty prompt's embedding (B, tokens, width) in the U-Net's dtype."""
+    def encode_prompt(self, batch_size: int = 1, prompt_embeds: Tensor | None = None) -> Tensor:
+        """Return the empty prompt's embedding (B, tokens, width) in the U-Net's dtype: given, stored, or computed."""
         if prompt_embeds is None and self.prompt_embedding is not None:
             prompt_embeds = self.prompt_embedding()
         elif prompt_embeds is None and self.text_encoder is not None and self.tokenizer is not None:
-            prompt_embeds = encode_prompt(self.text_encoder, self.tokenizer)[None]
+            prompt_embeds = empty_prompt_by_encoder(self.text_encoder, self.tokenizer)[None]
         elif prompt_embeds is None:
             raise ValueError(
                 "this pipeline has no prompt_embedding and no text tower; pass prompt_embeds, "
@@ -222,35 +229,34 @@ class StableSRPipeline(DiffusionPipeline):
         prompt_embeds = prompt_embeds.to(self._execution_device, self.unet.dtype)
         return prompt_embeds.expand(batch_size, -1, -1)
 
-    def _encode(self, image: Tensor, generator: Generators) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Draw scaled latents (B, 4, h, w), float32, of an image in [-1, 1], and return its wrapping features."""
+    def encode_image(self, image: Tensor, generator: Generators = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Draw the low-resolution latents of an image at working size.
+
+        Args:
+            image: (B, 3, H, W) in [-1, 1], H and W multiples of `vae_scale_factor`.
+            generator: of the posterior noise, one for the batch or one per image.
+
+        Returns:
+            scaled latents (B, 4, h, w), float32, and the features to wrap into the decoder, in the autoencoder's dtype.
+        """
         latent_dist, features = self.vae.encode(image.to(self.vae.dtype), return_features=True)
         image_latents = latent_dist.mean + latent_dist.std * randn_like(latent_dist.mean, generator)
         return self.vae.config.scaling_factor * image_latents.float(), features
 
-    def _sample(
-        self,
-        image_latents: Tensor,
-        latents: Tensor | None,
-        prompt_embeds: Tensor,
-        timesteps: Sequence[int],
-        *,
-        start: str,
-        eta: float,
-        tile_size: int,
-        tile_overlap: int,
-        generator: Generators,
-        callback: Callable[[Any, int, int, dict[str, Tensor]], object] | None,
-    ) -> Tensor:
-        """Sample latents (B, 4, h, w) float32, given the scaled low-resolution latents of the same shape."""
-        alphas_cumprod = self.scheduler.alphas_cumprod
+    def denoiser(
+        self, image_latents: Tensor, prompt_embeds: Tensor, tile_size: int = 64, tile_overlap: int = 32
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """Close over the conditioning.
+
+        Args:
+            image_latents: scaled low-resolution latents, (B, 4, h, w).
+            prompt_embeds: (B, tokens, width), of `encode_prompt`.
+            tile_size, tile_overlap: in latents; model outputs of several tiles are blended.
+
+        Returns:
+            (sample (B, 4, h, w) float32, timestep) -> model output, float32 whatever the models' dtype.
+        """
         dtype = self.unet.dtype
-        if latents is None:
-            latents = randn_like(image_latents, generator)
-            if start == "image":
-                level = float(alphas_cumprod[timesteps[0]])
-                latents = level**0.5 * image_latents + (1 - level) ** 0.5 * latents
-        latents = latents.to(image_latents)
         image_latents = image_latents.to(dtype)
 
         def denoise(sample: Tensor, timestep: Tensor) -> Tensor:
@@ -263,29 +269,25 @@ class StableSRPipeline(DiffusionPipeline):
             height, width = sample.shape[-2:]
             return blend_tiles(tile, height, width, tile_size=tile_size, tile_overlap=tile_overlap)
 
-        trajectory = ddim_trajectory(
-            denoise,
-            latents,
-            timesteps,
-            alphas_cumprod,
-            eta=eta,
-            generator=generator,
-            prediction_type=self.scheduler.config.prediction_type,
-        )
-        with self.progress_bar(total=len(timesteps)) as progress_bar:
-            for index, prediction in enumerate(trajectory):
-                latents = prediction.pred_original_sample
-                if callback is not None:
-                    callback(self, index, int(timesteps[index]), {"latents": latents})
-                progress_bar.update()
-        return latents
+        return denoise
 
+    def decode_latents(
+        self,
+        latents: Tensor,
+        features: Sequence[Tensor],
+        image: Tensor,
+        fidelity_weight: float = 0.5,
+        color_fix: str | None = "adain",
+    ) -> Tensor:
+        """Decode sampled latents (B, 4, h, w), scaled, into images (B, 3, H, W), float32 about [-1, 1], not clamped.
 
-def encode_prompt(text_encoder: Any, tokenizer: Any) -> Tensor:
-    """Encode the empty prompt by Stable Diffusion 2's text encoder and tokenizer: (tokens, width)."""
-    ids = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
-    embedding: Tensor = text_encoder(ids.to(text_encoder.device)).last_hidden_state[0]
-    return embedding
+        Args:
+            features: of `encode_image`.
+            image: the image that was encoded; its colours are the ones to keep.
+        """
+        latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        decoded = self.vae.decode(latents, features=features, fidelity_weight=fidelity_weight).sample
+        return COLOR_FIXES[color_fix](decoded.float(), image)
 
 
 def _latent_slice(pixels: slice, factor: int) -> slice:

@@ -1,6 +1,7 @@
 """The one text embedding StableSR uses, that of the empty prompt: stored beside the models in place of a text tower."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -37,6 +38,14 @@ class EmptyPromptEmbedding(ModelMixin, ConfigMixin):
         return self.embedding[None]
 
 
+@torch.no_grad()
+def empty_prompt_by_encoder(text_encoder: Any, tokenizer: Any) -> Tensor:
+    """Encode the empty prompt by Stable Diffusion 2's text encoder and tokenizer: (tokens, width)."""
+    ids = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
+    embedding: Tensor = text_encoder(ids.to(text_encoder.device)).last_hidden_state[0]
+    return embedding
+
+
 def dropped_text_keys(weights: Mapping[str, Tensor]) -> set[str]:
     """Return the keys of an OpenCLIP text tower that its penultimate layer does not depend on."""
     last = num_layers(weights) - 1
@@ -50,7 +59,7 @@ def num_layers(weights: Mapping[str, Tensor]) -> int:
 
 
 @torch.no_grad()
-def encode_empty_prompt(weights: Mapping[str, Tensor]) -> Tensor:
+def empty_prompt_by_weights(weights: Mapping[str, Tensor]) -> Tensor:
     """Encode the empty prompt by an OpenCLIP text tower: all blocks but the last, then the final norm.
 
     One block is materialised at a time.
