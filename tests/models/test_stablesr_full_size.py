@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -26,10 +27,9 @@ def watch():
         lines = open("/proc/self/status").read().splitlines()
         peak = max(peak, *(int(line.split()[1]) for line in lines if line.startswith("RssAnon")))
         time.sleep(0.02)
-watcher = threading.Thread(target=watch)
+watcher = threading.Thread(target=watch, daemon=True)
 watcher.start()
 main, cfw, folder = sys.argv[1:]
-base = peak
 from_original(main, cfw)
 built = peak
 convert_to_folder(main, cfw, folder)
@@ -72,10 +72,11 @@ def full_size_folder(tmp_path_factory):
     }
     files.clear()
     command = [sys.executable, "-c", CONVERT, *(str(path / name) for name in ("main.ckpt", "cfw.ckpt", "folder"))]
-    memory = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    memory = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
     for name in ("main", "cfw"):
         (path / f"{name}.ckpt").unlink()
-    return path / "folder", memory, size, expected
+    yield path / "folder", memory, size, expected
+    shutil.rmtree(path)
 
 
 @pytest.mark.slow
@@ -83,7 +84,7 @@ def test_converting_holds_no_second_copy(full_size_folder):
     _folder, memory, size, _expected = full_size_folder
     print({name: f"{value / GIB:.2f} GiB" for name, value in memory.items()}, f"weights {size / GIB:.2f} GiB")
     assert memory["built"] < 1.5 * GIB  # the weights stay in the mapped files
-    assert memory["saved"] < size + 1.5 * GIB
+    assert memory["saved"] < 1.5 * GIB
 
 
 @pytest.mark.slow

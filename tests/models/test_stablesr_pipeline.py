@@ -170,6 +170,21 @@ def test_ancestral_is_eta_one_and_deterministic_ignores_noise(pipe):
     assert not torch.equal(deterministic, restore(pipe, image, num_inference_steps=3, latents=start))
 
 
+def test_respacing_is_the_published_running_sum():
+    """Not linspace, which rounds differently for 278 lengths."""
+    lists = {number: respaced_timesteps(number) for number in range(1, 1001)}
+    assert lists[1] == [0]
+    assert lists[1000] == list(range(1000))
+    for number, timesteps in list(lists.items())[1:]:
+        assert len(timesteps) == number
+        assert timesteps[0] == 0
+        assert timesteps[-1] == 999
+        assert timesteps == sorted(set(timesteps))
+    others = [n for n in range(2, 1000) if lists[n] != np.linspace(0, 999, n).round().astype(int).tolist()]
+    assert len(others) == 278
+    assert others[:3] == [21, 23, 31]
+
+
 def test_timesteps_replace_the_respaced_ones(pipe):
     image = photo(64, 64)
     respaced = restore(pipe, image, num_inference_steps=4)
