@@ -2,10 +2,41 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from ..artifacts import files
 from ..artifacts.recipe import Recipe
 from ..artifacts.run_dir import RunDir
 from ..config import Config
+from ..console import say
+from ..errors import IdcError
+from ..report import page
+from ..report.collect import collect, find_evaluation
+from ._run import show
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
+    """Write report.html and report.md about an evaluation: the one beside this stage in a compress run, else
+    report.path, else the newest. No recipe is made.
+
+    Raises:
+        IdcError: there is no evaluation to report on.
+    """
+    if _inside_compress(run_dir):
+        evaluation = run_dir.path.parent / "evaluate"
+        if not evaluation.is_dir():
+            raise IdcError("compress.stages: report needs evaluate before it")
+    else:
+        evaluation = find_evaluation(config.report.path, config.task.name, run_dir.info["model"])
+    say(f"reporting on {show(evaluation)}")
+    blocks = page.compose(collect(evaluation, config.report.num_images))
+    folder = Path(config.output.path) if config.output.path else run_dir.path
+    files.write_text(folder / "report.md", page.to_markdown(blocks))
+    written = files.write_text(folder / "report.html", page.to_html(blocks))
+    say(f"report: {show(written)} (and report.md beside it)")
     return []
+
+
+def _inside_compress(run_dir: RunDir) -> bool:
+    above = run_dir.path.parent / "run.json"
+    return above.is_file() and files.read_json(above, "run folder").get("stage") == "compress"

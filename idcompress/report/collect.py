@@ -1,0 +1,245 @@
+"""Find an evaluation and the runs that led to it, and read what they left behind."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..artifacts import files
+from ..artifacts.recipe import Recipe
+from ..artifacts.run_dir import OUTPUTS
+from ..artifacts.trace import Trace
+from ..errors import IdcError
+
+SYSTEMS = ("original", "compressed", "uniform")
+# Rows of metrics.json that are costs of the networks; every other row is a quality of the images.
+COSTS = ("params", "params_paper", "gmacs", "gmacs_with_attention", "num_inference_steps", "latency_ms")
+_WARNING = " WARNING warning: "
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One recipe's evaluation.
+
+    Attributes:
+        folder: holds metrics.json, per_image.csv and images/.
+        metrics: metrics.json.
+        recipe: evaluated_recipe.json.
+        rows: per_image.csv, a dictionary per image.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    recipe: Recipe
+    rows: list[dict[str, str]]
+
+    @property
+    def values(self) -> dict[str, dict[str, Any]]:
+        """Metric name -> its row of metrics.json."""
+        values: dict[str, dict[str, Any]] = self.metrics["metrics"]
+        return values
+
+    @property
+    def steps(self) -> int:
+        return len(self.timesteps)
+
+    @property
+    def original_steps(self) -> int:
+        return int(self.values["num_inference_steps"]["original"])
+
+    @property
+    def timesteps(self) -> list[int]:
+        """The list that the compressed model was sampled over."""
+        return [int(t) for t in self.metrics["recipe"]["timesteps"]]
+
+    def image(self, kind: str, name: str) -> Path | None:
+        """The PNG of one example in images/<kind>/, None if there is none."""
+        path = self.folder / "images" / kind / f"{name}.png"
+        return path if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage that made the recipe.
+
+    Attributes:
+        entry: its entry in the recipe's provenance.
+        folder: its run folder; None where no run with its digest is left.
+        metrics: its metrics.json; empty where it searched nothing.
+        trace: its rows, one per evaluated candidate.
+    """
+
+    entry: dict[str, Any]
+    folder: Path | None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    trace: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return str(self.entry["stage"])
+
+
+@dataclass(frozen=True)
+class Compression:
+    """All that the page tells.
+
+    Attributes:
+        folder: run folder of the evaluation.
+        evaluations: one per step count, most steps first.
+        stages: the stages that made the recipes, in order.
+        config: resolved configuration of the run.
+        environment: environment.json of the run.
+        run_info: run.json of the evaluation.
+        warnings: what the evaluation warned of.
+        examples: names of the images to show.
+    """
+
+    folder: Path
+    evaluations: list[Evaluation]
+    stages: list[Stage]
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    run_info: dict[str, Any]
+    warnings: list[str]
+    examples: list[str]
+
+    @property
+    def task(self) -> str:
+        return str(self.evaluations[0].metrics["task"])
+
+    @property
+    def model(self) -> str:
+        return str(self.evaluations[0].metrics["model"])
+
+    def stage(self, name: str) -> Stage | None:
+        """The last stage of this name."""
+        return next((stage for stage in reversed(self.stages) if stage.name == name), None)
+
+    def uniform_timesteps(self, steps: int) -> list[int] | None:
+        """The uniform list of a step count, which every timestep search samples first; None where none did."""
+        search = self.stage("tsopt")
+        for row in search.trace if search else []:
+            if row["num_inference_steps"] == steps and row.get("gamma") == 1.0:
+                return [int(t) for t in row["timesteps"]]
+        return None
+
+
+def find_evaluation(path: str | None, task: str, model: str) -> Path:
+    """The run folder of the evaluation to report on.
+
+    Args:
+        path: an evaluate run folder, or a compress run folder; None: the newest finished evaluation of `task` and
+            `model` (the model's part of a run folder's path) under ./outputs, by itself or in a compress run.
+
+    Raises:
+        IdcError: there is none.
+    """
+    if path is not None:
+        for folder in (Path(path), Path(path) / "evaluate"):
+            if _metrics_files(folder):
+                return folder
+        raise IdcError(f"report.path={path} holds no evaluation; want a run folder of `idc evaluate` or `idc compress`")
+    root = OUTPUTS / task / model
+    found = []
+    for file in [*root.glob("evaluate/*/run.json"), *root.glob("compress/*/evaluate/run.json")]:
+        info = files.read_json(file, "run folder")
+        if info.get("finished") and _metrics_files(file.parent):
+            found.append((float(info.get("finished_seconds", 0.0)), file.parent))
+    if not found:
+        raise IdcError(
+            f"no finished evaluation under {root} to report on; run `idc compress task={task}` or "
+            f"`idc evaluate task={task}` first, or give report.path=FOLDER"
+        )
+    return max(found)[1]
+
+
+def collect(folder: Path, num_images: int) -> Compression:
+    """Read an evaluation's run folder and, by the digests in its recipe, the runs that made the recipe.
+
+    Args:
+        num_images: examples to show where the evaluation has not chosen any.
+    """
+    evaluations = [_evaluation(path.parent) for path in _metrics_files(folder)]
+    evaluations.sort(key=lambda evaluation: -evaluation.steps)
+    entries: dict[str, dict[str, Any]] = {}
+    for evaluation in evaluations:
+        for entry in evaluation.recipe.provenance:
+            entries.setdefault(str(entry["config_digest"]), entry)
+    runs = _runs_by_digest(folder)
+    stages = [_stage(entry, runs.get(digest)) for digest, entry in entries.items()]
+    # A compress run keeps these once, above its stages.
+    top = folder if (folder / "config.yaml").is_file() else folder.parent
+    return Compression(
+        folder=folder,
+        evaluations=evaluations,
+        stages=stages,
+        config=_read_yaml(top / "config.yaml"),
+        environment=_read_optional(top / "environment.json"),
+        run_info=_read_optional(folder / "run.json"),
+        warnings=_warnings(top / "log.txt"),
+        examples=_examples(evaluations[0], num_images),
+    )
+
+
+def _metrics_files(folder: Path) -> list[Path]:
+    """metrics.json of an evaluation: one, or one per step count."""
+    found = [folder / "metrics.json"] if (folder / "metrics.json").is_file() else folder.glob("steps_*/metrics.json")
+    return [path for path in found if (path.parent / "evaluated_recipe.json").is_file()]
+
+
+def _evaluation(folder: Path) -> Evaluation:
+    with (folder / "per_image.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    metrics = files.read_json(folder / "metrics.json", "evaluation")
+    return Evaluation(folder, metrics, Recipe.load(folder / "evaluated_recipe.json"), rows)
+
+
+def _runs_by_digest(folder: Path) -> dict[str, Path]:
+    """Run folders by the digest of their configuration: beside the evaluation first, then all under ./outputs."""
+    found: list[tuple[bool, float, str, Path]] = []
+    # task/model/stage/time and its stages, or sweeps/time/number and its stages
+    patterns = ["/".join(["*"] * depth) + "/run.json" for depth in (3, 4, 5)]
+    for file in {*folder.parent.glob("*/run.json"), *(path for p in patterns for path in OUTPUTS.glob(p))}:
+        info = files.read_json(file, "run folder")
+        if info.get("finished"):
+            beside = file.parent.parent == folder.parent
+            found.append((beside, float(info.get("finished_seconds", 0.0)), str(info.get("digest")), file.parent))
+    return {digest: path for _, _, digest, path in sorted(found)}
+
+
+def _stage(entry: dict[str, Any], folder: Path | None) -> Stage:
+    if folder is None:
+        return Stage(entry, None)
+    return Stage(entry, folder, _read_optional(folder / "metrics.json"), Trace(folder / "trace.jsonl").rows)
+
+
+def _read_optional(path: Path) -> dict[str, Any]:
+    return files.read_json(path, "run folder") if path.is_file() else {}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise IdcError(f"{path} is not readable YAML ({' '.join(str(error).split())})") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _warnings(path: Path) -> list[str]:
+    """What a run's log warns of, each text once."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return list(dict.fromkeys(line.partition(_WARNING)[2] for line in lines if _WARNING in line))
+
+
+def _examples(evaluation: Evaluation, num_images: int) -> list[str]:
+    """The examples that the evaluation also sampled depth-skipped at the original's steps, else the first ones."""
+    names = [row["name"] for row in evaluation.rows]
+    return [name for name in names if evaluation.image("depth_skipped", name)] or names[:num_images]

@@ -1,0 +1,216 @@
+"""Pictures of the page: curves drawn by matplotlib, and the images of a run, all as PNG bytes."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .collect import Compression, Stage
+
+OPTIMISED, UNIFORM, LIMIT, FAILED = "#0b62b8", "#8a8f98", "#b3261e", "#c46a1b"
+_STYLE = {
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e6ea",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+}
+_FEW_GAMMAS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.4, 2, 3, 5, 10, 20)
+_MANY_GAMMAS = (0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.4, 1.6, 1.8, 2, 2.5)
+_WIDTH_IN, _DPI = 8.4, 200  # shown at half of its 1680 px, so that it stays sharp on dense screens
+_LARGEST_PX = 320  # of an inlined image; larger ones are reduced
+_SMALL_PX = 160  # images up to this size are enlarged without smoothing
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG on the page.
+
+    Attributes:
+        data: the file's bytes.
+        alt: what it shows, in words.
+        width: to show it at, in CSS pixels.
+        pixelated: enlarge without smoothing.
+    """
+
+    data: bytes
+    alt: str
+    width: int
+    pixelated: bool = False
+
+    @property
+    def uri(self) -> str:
+        return f"data:image/png;base64,{base64.b64encode(self.data).decode('ascii')}"
+
+
+def image_picture(path: Path, alt: str, width: int = 128) -> Picture:
+    """An image of a run; a small one as it is, byte for byte."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        longest = max(image.size)
+        if longest <= _LARGEST_PX:
+            return Picture(path.read_bytes(), alt, width, pixelated=longest <= _SMALL_PX)
+        image.thumbnail((_LARGEST_PX, _LARGEST_PX), Image.Resampling.LANCZOS)
+        file = io.BytesIO()
+        image.save(file, format="PNG")
+    return Picture(file.getvalue(), alt, width)
+
+
+def depth_curve(search: Stage, units: dict[str, str]) -> Picture:
+    """Quality over depth, deepest on the left, with the thresholds and the chosen depth.
+
+    Args:
+        search: a depth search with at least one probed depth.
+        units: of the metrics, where known.
+    """
+    rows = sorted(search.trace, key=lambda row: -int(row["depth"]))
+    names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    chosen, full = int(search.metrics["depth"]), int(search.metrics["full_depth"])
+    full_params = int(search.metrics["params_full"])
+    with _figure(3.1 * len(names)) as figure:
+        for place, name in enumerate(names):
+            axes = figure.add_subplot(len(names), 1, place + 1)
+            points = [
+                (int(r["depth"]), float(r["metrics"][name]), bool(r["passed"]))
+                for r in rows
+                if r["metrics"].get(name) is not None
+            ]
+            axes.plot([p[0] for p in points], [p[1] for p in points], color=OPTIMISED, linewidth=1.4, zorder=2)
+            for passed, colour, label in (
+                (True, OPTIMISED, "all thresholds hold"),
+                (False, FAILED, "a threshold is missed"),
+            ):
+                part = [p for p in points if p[2] is passed]
+                if part:
+                    marker = "o" if passed else "X"
+                    axes.scatter(*zip(*[p[:2] for p in part], strict=True), s=34, marker=marker, color=colour, zorder=3)
+                    axes.scatter([], [], s=34, marker=marker, color=colour, label=label)
+            for threshold in search.metrics["thresholds"]:
+                if threshold["metric"] == name:
+                    text = f"threshold {threshold['direction']} {threshold['bound']:g}"
+                    axes.axhline(threshold["bound"], color=LIMIT, linestyle="--", linewidth=1.2, label=text)
+            axes.axvline(chosen, color=OPTIMISED, linewidth=9, alpha=0.14, label=f"chosen: depth {chosen}", zorder=1)
+            # Every depth has its place, probed or not.
+            shares = {int(r["depth"]): f"\n{r['params'] / full_params:.0%}" for r in rows}
+            ticks = list(range(full, min(shares) - 1, -1))
+            axes.set_xticks(ticks, [f"{depth}{shares.get(depth, '')}" for depth in ticks])
+            axes.set_xlim(full + 0.6, min(ticks) - 0.6)
+            axes.set_ylabel(_with_unit(name, units.get(name, "")))
+            axes.legend(loc="best", fontsize=8.5)
+        axes.set_xlabel("depth (levels kept), and share of the U-Net's parameters")
+        alt = f"{', '.join(names)} over depth {full} to {min(ticks)}, with thresholds; depth {chosen} is chosen"
+        return Picture(_png(figure), alt, 840)
+
+
+def gamma_curves(search: Stage) -> Picture | None:
+    """PSNR over gamma, a panel per step count; None where no gamma was searched."""
+    panels = []
+    for found in search.metrics.get("searches", []):
+        steps = int(found["num_inference_steps"])
+        rows = [r for r in search.trace if r["num_inference_steps"] == steps and r.get("gamma") is not None]
+        points = sorted((float(r["gamma"]), float(r["psnr"])) for r in rows if r["psnr"] is not None)
+        if len(points) > 2 and "gamma" in found:
+            panels.append((steps, found, points))
+    if not panels:
+        return None
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    with _figure(3.2 * lines) as figure:
+        from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
+
+        for place, (steps, found, points) in enumerate(panels):
+            axes = figure.add_subplot(lines, columns, place + 1)
+            axes.set_xscale("log")
+            axes.plot(*zip(*points, strict=True), color=OPTIMISED, linewidth=1.2, marker="o", markersize=3.5)
+            for gamma, value, marker, colour, label in (
+                (1.0, found["psnr_uniform"], "s", UNIFORM, r"uniform ($\gamma$ = 1)"),
+                (found["gamma"], found["psnr"], "*", FAILED, rf"chosen ($\gamma$ = {found['gamma']:.3g})"),
+            ):
+                if value is not None:
+                    size = 150 if marker == "*" else 48
+                    text = f"{label}: {value:.2f} dB"
+                    axes.scatter([gamma], [value], s=size, marker=marker, color=colour, zorder=3, label=text)
+            low, high = points[0][0], points[-1][0]
+            span = max((high / low) ** 0.08, 1.05)
+            axes.set_xlim(low / span, high * span)
+            axes.xaxis.set_major_locator(FixedLocator(_gamma_ticks(low / span, high * span)))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.set_title(f"{steps} steps", fontsize=10, loc="left")
+            axes.set_xlabel(r"$\gamma$ (logarithmic)")
+            axes.set_ylabel("PSNR to the many-step result (dB)")
+            low_psnr, high_psnr = min(p[1] for p in points), max(p[1] for p in points)
+            room = max(high_psnr - low_psnr, 0.1)
+            axes.set_ylim(low_psnr - 0.08 * room, high_psnr + 0.34 * room)  # the legend's place is above the curve
+            axes.legend(loc="upper center", fontsize=8.5)
+        alt = "PSNR over gamma at " + ", ".join(str(panel[0]) for panel in panels) + " steps; chosen and uniform marked"
+        return Picture(_png(figure), alt, 840)
+
+
+def timestep_rugs(compression: Compression) -> Picture:
+    """The timesteps of every step count as ticks along the training range, each above its uniform counterpart."""
+    rows: list[tuple[str, list[int], str]] = []
+    for evaluation in compression.evaluations:
+        uniform = compression.uniform_timesteps(evaluation.steps)
+        name = "uniform" if evaluation.timesteps == uniform or evaluation.recipe.timesteps is None else "searched"
+        rows.append((f"{evaluation.steps} steps, {name}", evaluation.timesteps, OPTIMISED))
+        if uniform is not None and uniform != evaluation.timesteps:
+            rows.append((f"{evaluation.steps} steps, uniform", uniform, UNIFORM))
+    largest = max(max(timesteps) for _, timesteps, _ in rows)
+    with _figure(0.75 + 0.42 * len(rows)) as figure:
+        axes = figure.add_subplot(1, 1, 1)
+        for place, (_, timesteps, colour) in enumerate(rows):
+            axes.plot([largest, 0], [-place, -place], color=colour, linewidth=0.8, alpha=0.5)
+            axes.vlines(timesteps, -place - 0.3, -place + 0.3, color=colour, linewidth=2.2)
+            for timestep, times in _repeats(timesteps):
+                axes.annotate(f"{times}x", (timestep, -place + 0.3), ha="center", va="bottom", fontsize=7.5)
+        axes.set_yticks([-place for place in range(len(rows))], [label for label, _, _ in rows])
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlim(largest * 1.02, -largest * 0.02)
+        axes.set_ylim(-len(rows) + 0.4, 0.6)
+        axes.set_xlabel("timestep: noise on the left, image on the right")
+        alt = "timesteps drawn along the training range: " + "; ".join(label for label, _, _ in rows)
+        return Picture(_png(figure), alt, 840)
+
+
+def _gamma_ticks(low: float, high: float) -> list[float]:
+    few, many = ([t for t in ticks if low <= t <= high] for ticks in (_FEW_GAMMAS, _MANY_GAMMAS))
+    return few if len(few) >= 4 else many
+
+
+def _repeats(timesteps: Sequence[int]) -> list[tuple[int, int]]:
+    return [(t, timesteps.count(t)) for t in dict.fromkeys(timesteps) if timesteps.count(t) > 1]
+
+
+def _with_unit(name: str, unit: str) -> str:
+    return f"{name} ({unit})" if unit else name
+
+
+@contextmanager
+def _figure(height_in: float) -> Iterator[Any]:
+    """A figure of our style, outside pyplot's global state."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        yield Figure(figsize=(_WIDTH_IN, height_in), dpi=_DPI, layout="constrained")
+
+
+def _png(figure: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})  # it would name an address
+    return file.getvalue()

@@ -1,0 +1,327 @@
+"""Rows of the page's tables, from what an evaluation wrote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import registry
+from .collect import COSTS, SYSTEMS, Compression, Evaluation
+from .figures import Picture, image_picture
+
+Cell = str | Picture
+MISSING = "-"
+SPACE = "\N{NO-BREAK SPACE}"  # between a number and its unit
+_EXACT = "equals its reference exactly"
+_COST_LABELS = {
+    "params": "parameters, in the files",
+    "params_paper": "parameters, paper's rule: without time embedding",
+    "gmacs": "MACs of one network call, convolutions and linear layers (GMAC)",
+    "gmacs_with_attention": "the same with attention products (GMAC)",
+    "num_inference_steps": "steps: network calls per image and guidance branch",
+}
+_TOTAL_LABELS = {
+    "gmacs": "network calls \N{MULTIPLICATION SIGN} MACs, convolutions and linear layers (GMAC)",
+    "gmacs_with_attention": "network calls \N{MULTIPLICATION SIGN} MACs, with attention products (GMAC)",
+}
+_KINDS = {"image": "input", "condition": "condition", "target": "true edit"}
+_WORST = 5  # images that are shown
+_GRID_PX = 830  # of the page, for the images of a row
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text and pictures.
+
+    Attributes:
+        header: one cell per column; in any cell, what follows a line break is secondary and shown smaller.
+        rows: a row of a single cell is a heading inside the table.
+        text_columns: the first columns, whose text is left-aligned; the others hold numbers or pictures.
+        notes: lines below the table.
+    """
+
+    header: list[str]
+    rows: list[list[Cell]]
+    text_columns: int = 1
+    notes: list[str] = field(default_factory=list)
+
+
+def result_sentence(compression: Compression) -> str:
+    """The outcome in one sentence."""
+    first = compression.evaluations[0]
+    if first.recipe.is_full and first.steps == first.original_steps:
+        return f"The uncompressed model at {first.steps} uniform steps; nothing was compressed."
+    clauses = []
+    for evaluation in compression.evaluations:
+        values = evaluation.values
+        macs = values["gmacs"]["ratio"] * values["num_inference_steps"]["ratio"]
+        costs = [(_share(macs), "the multiply-accumulates")]
+        if "latency_ms" in values:
+            costs.append((_share(values["latency_ms"]["ratio"]), "the time"))
+        if evaluation is first:
+            clause = f"at {evaluation.steps} steps instead of {evaluation.original_steps} it takes "
+            clause += " and ".join(f"{share} of {what}" for share, what in costs) + " per image"
+        else:
+            clause = f"at {evaluation.steps} steps {' and '.join(share for share, _ in costs)}"
+        name = next((n for n in quality_names(evaluation) if values[n]["compressed"] is not None), None)
+        if name is not None:
+            clause += f", with {name} {number(name, values[name], 'compressed', unit=True)}"
+            if values[name]["uniform"] is not None and not _is_uniform(compression, evaluation):
+                clause += f" (uniform steps: {number(name, values[name], 'uniform', unit=True)})"
+        clauses.append(clause)
+    share = _share(first.values["params"]["ratio"])
+    return f"The compressed model ({depth_words(compression)}) keeps {share} of the parameters; {'; '.join(clauses)}."
+
+
+def depth_words(compression: Compression) -> str:
+    """ "depth 9 of 13", as far as it is known."""
+    depth = compression.evaluations[0].recipe.depth
+    search = compression.stage("depth_search")
+    if depth is None:
+        return "full depth"
+    full = search.metrics.get("full_depth") if search else None
+    return f"depth {depth} of {full}" if full else f"depth {depth}"
+
+
+def summary(compression: Compression) -> Table:
+    """Original against compressed and uniform at every step count: costs, then qualities."""
+    evaluations = compression.evaluations
+    original = evaluations[0]
+    header = ["", f"original\n{original.original_steps} steps"]
+    for evaluation in evaluations:
+        header += [f"{system}\n{evaluation.steps} steps" for system in SYSTEMS[1:]]
+    notes: list[str] = []
+
+    rows: list[list[Cell]] = [["Cost"]]
+    for name, label in _COST_LABELS.items():
+        rows.append([label, *_cost_cells([_costs(e, name) for e in evaluations])])
+    for name, label in _TOTAL_LABELS.items():
+        totals = [_products(_costs(e, name), _costs(e, "num_inference_steps")) for e in evaluations]
+        rows.append([label, *_cost_cells(totals)])
+    if "latency_ms" in original.values:
+        cells, note = _latency(evaluations)
+        rows.append(["latency, as a ratio measured in one run", *cells])
+        notes.append(note)
+    else:
+        notes.append("Latency was not measured (evaluate.latency=false).")
+
+    rows.append([f"Quality, mean over {original.metrics['num_images']} images [95 % bootstrap interval]"])
+    for name in quality_names(original):
+        rows.append([metric_label(name, original.values[name]), *_quality_cells(evaluations, name)])
+        notes += _metric_notes(evaluations, name)
+    if any(_is_uniform(compression, e) for e in evaluations):
+        notes.append("Where the recipe's own timesteps are uniform, both columns show the same images.")
+    notes.append(
+        "Percentages are shares of the original. Uniform: the same pruned model at as many evenly spaced timesteps, "
+        "so its costs are the same. ↑ higher is better, ↓ lower is better."
+    )
+    return Table(header, rows, notes=list(dict.fromkeys(notes)))
+
+
+def metric_meanings(compression: Compression) -> list[str]:
+    """What each quality is, from the metric's own file."""
+    lines = []
+    for name in quality_names(compression.evaluations[0]):
+        row = compression.evaluations[0].values[name]
+        what = f"{registry.summary('metric', name)}." if name in registry.names("metric") else ""
+        compares = f"Compares {row['compares']}." if "compares" in row else ""
+        if what or compares:
+            lines.append(f"{name}: {what} {compares}".strip())
+    return lines
+
+
+def image_grid(compression: Compression) -> Table:
+    """A few examples, all that was made of each side by side."""
+    evaluations = compression.evaluations
+    first = evaluations[0]
+    many = f"{first.original_steps} steps"
+    columns: list[tuple[str, Evaluation, str]] = [(label, first, kind) for kind, label in _KINDS.items()]
+    columns += [(f"original\n{many}", first, "original"), (f"depth-skipped\n{many}", first, "depth_skipped")]
+    for evaluation in evaluations:
+        columns += [(f"{system}\n{evaluation.steps} steps", evaluation, system) for system in SYSTEMS[1:]]
+    columns = [c for c in columns if any(c[1].image(c[2], name) for name in compression.examples)]
+    width = min(160, max(100, _GRID_PX // len(columns)))
+    prompts = {row["name"]: row["prompt"] for row in first.rows}
+    rows: list[list[Cell]] = []
+    for name in compression.examples:
+        cells = [_image(evaluation, kind, name, label, width) for label, evaluation, kind in columns]
+        rows.append([f"{prompts[name]}\n{name}", *cells])
+    return Table(["prompt", *(label for label, _, _ in columns)], rows)
+
+
+def worst_images(evaluation: Evaluation) -> Table | None:
+    """The images that the compressed model does worst on by the first metric; None where no image has a value."""
+    for name in quality_names(evaluation):
+        metric = evaluation.values[name]
+        rows = [row for row in evaluation.rows if row.get(f"{name}.compressed")]
+        rows.sort(key=lambda r: float(r[f"{name}.compressed"]), reverse=not metric["higher_is_better"])
+        if rows:
+            break
+    else:
+        return None
+    label = metric_label(name, metric)
+    header = ["image", "prompt", f"{label}\ncompressed", f"{label}\nuniform", "original", "compressed"]
+    cells: list[list[Cell]] = []
+    for row in rows[:_WORST]:
+        values = [_format(name, metric, row.get(f"{name}.{system}")) for system in SYSTEMS[1:]]
+        images = [_image(evaluation, system, row["name"], system) for system in SYSTEMS[:2]]
+        cells.append([row["name"], row["prompt"], *values, *images])
+    return Table(header, cells, text_columns=2)
+
+
+def by_instruction(compression: Compression) -> Table | None:
+    """Success by instruction, over all images of the same tags; the first metric's mean where success is unknown.
+
+    None where the images have no tags.
+    """
+    evaluations = compression.evaluations
+    first = evaluations[0]
+    if not any(row["tags"] for row in first.rows):
+        return None
+    rates = [name for name in quality_names(first) if name.endswith("success_rate")]
+    names = rates or quality_names(first)[:1]
+    columns = [(f"original\n{first.original_steps} steps", first, "original")]
+    for evaluation in evaluations:
+        columns += [(f"{system}\n{evaluation.steps} steps", evaluation, system) for system in SYSTEMS[1:]]
+
+    def row(label: str, tags: tuple[str, ...]) -> list[Cell]:
+        """Means over the images whose tags begin with these."""
+        cells: list[Cell] = [label, str(len(_tagged(first, tags)))]
+        for _, evaluation, system in columns:
+            keys = [f"{name}.{system}" for name in names]
+            values = [float(r[key]) for r in _tagged(evaluation, tags) for key in keys if r.get(key)]
+            cells.append(
+                _group_cell(values, names[0], first.values[names[0]], counts=bool(rates), all_of=len(tags) == 1)
+            )
+        return cells
+
+    tags = list(dict.fromkeys(tuple(r["tags"].split()) for r in first.rows if r["tags"]))
+    rows: list[list[Cell]] = []
+    for group in dict.fromkeys(words[:1] for words in tags):
+        rows.append(row(f"all {group[0]}", group))
+        members = [words for words in tags if words[:1] == group and words != group]
+        rows += [row(f"{group[0]}: {' '.join(words[1:]).replace('_', ' ')}", words) for words in members]
+    what = "Share of images that succeed" if rates else f"Mean {metric_label(names[0], first.values[names[0]])}"
+    notes = [f"{what}, by instruction ({', '.join(names)})."]
+    return Table(["instruction", "images", *(label for label, _, _ in columns)], rows, notes=notes)
+
+
+def _tagged(evaluation: Evaluation, tags: tuple[str, ...]) -> list[dict[str, str]]:
+    return [row for row in evaluation.rows if tuple(row["tags"].split())[: len(tags)] == tags]
+
+
+def quality_names(evaluation: Evaluation) -> list[str]:
+    """The image metrics of an evaluation, in its order."""
+    return [name for name in evaluation.values if name not in COSTS]
+
+
+def metric_label(name: str, row: dict[str, Any]) -> str:
+    """A metric's name with its direction and unit."""
+    unit = f" ({row['unit']})" if row["unit"] else ""
+    return f"{name} {'↑' if row['higher_is_better'] else '↓'}{unit}"
+
+
+def number(name: str, row: dict[str, Any], system: str, *, unit: bool = False) -> str:
+    """One system's value of a metric."""
+    if _is_exact(row, system):
+        return "exact"
+    return _format(name, row, row[system]) + (f"{SPACE}{row['unit']}" if unit and row["unit"] else "")
+
+
+def _format(name: str, row: dict[str, Any], value: float | str | None) -> str:
+    if value is None or value == "":
+        return MISSING
+    value = float(value)
+    if name.endswith("_rate"):
+        return f"{100 * value:.0f}{SPACE}%"
+    return f"{value:.2f}" if row["unit"] == "dB" or abs(value) >= 100 else f"{value:.4f}"
+
+
+def _is_exact(row: dict[str, Any], system: str) -> bool:
+    """Whether a missing value stands for images that all equal their references."""
+    return row[system] is None and _EXACT in row.get("notes", {}).get(system, "")
+
+
+def _group_cell(values: list[float], name: str, row: dict[str, Any], *, counts: bool, all_of: bool) -> str:
+    """A mean; of successes the count, and for a whole group of instructions both."""
+    if not values:
+        return MISSING
+    mean, count = _format(name, row, sum(values) / len(values)), f"{sum(values):.0f} of {len(values)}"
+    if not counts:
+        return mean
+    return f"{mean}\n{count}" if all_of else count
+
+
+def _share(ratio: float) -> str:
+    return f"{100 * ratio:.3g}{SPACE}%"
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) or value >= 10_000 else f"{value:.4g}"
+
+
+def _costs(evaluation: Evaluation, name: str) -> dict[str, float]:
+    """A cost by system."""
+    return {system: float(evaluation.values[name][system]) for system in SYSTEMS}
+
+
+def _products(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
+    return {system: a[system] * b[system] for system in SYSTEMS}
+
+
+def _cost_cells(costs: list[dict[str, float]]) -> list[Cell]:
+    """The original's cost, then every step count's compressed and uniform one with its share of the original's."""
+    base = costs[0]["original"]
+    cells: list[Cell] = [_amount(base)]
+    for cost in costs:
+        cells += [f"{_amount(cost[system])}\n{_share(cost[system] / base)}" for system in SYSTEMS[1:]]
+    return cells
+
+
+def _latency(evaluations: list[Evaluation]) -> tuple[list[Cell], str]:
+    cells: list[Cell] = ["1"]
+    medians = []
+    for evaluation in evaluations:
+        row = evaluation.values["latency_ms"]
+        low, high = row["ratio_quartiles"]
+        cells += [f"{row['ratio']:.3g}\nquartiles {low:.3g} to {high:.3g}", "the same"]
+        medians.append(f"{row['compressed']:.4g} ms against {row['original']:.4g} ms at {evaluation.steps} steps")
+    unit = evaluations[0].values["latency_ms"]["unit"].removeprefix("ms ")
+    return cells, (
+        f"Latency: original and compressed took turns in one run; median of the pairs' ratios. Medians on this machine "
+        f"({unit}): {'; '.join(medians)}."
+    )
+
+
+def _quality_cells(evaluations: list[Evaluation], name: str) -> list[Cell]:
+    cells: list[Cell] = [number(name, evaluations[0].values[name], "original")]
+    for evaluation in evaluations:
+        row = evaluation.values[name]
+        value = number(name, row, "compressed")
+        if row["interval"] and None not in row["interval"]:
+            low, high = (_format(name, row, bound) for bound in row["interval"])
+            value += f"\n[{low}, {high}]"
+        cells += [value, number(name, row, "uniform")]
+    return cells
+
+
+def _metric_notes(evaluations: list[Evaluation], name: str) -> list[str]:
+    """Why a value is missing, once per system where all step counts agree."""
+    notes = []
+    for evaluation in evaluations:
+        for system, note in evaluation.values[name].get("notes", {}).items():
+            perfect = _is_exact(evaluation.values[name], system)
+            steps = evaluation.original_steps if system == "original" else evaluation.steps
+            notes.append(f"{name}, {system} at {steps} steps: {note}{': perfect by definition' if perfect else ''}.")
+    return notes
+
+
+def _is_uniform(compression: Compression, evaluation: Evaluation) -> bool:
+    return evaluation.recipe.timesteps is None or (
+        evaluation.timesteps == compression.uniform_timesteps(evaluation.steps)
+    )
+
+
+def _image(evaluation: Evaluation, kind: str, name: str, label: str, width: int = 96) -> Cell:
+    path = evaluation.image(kind, name)
+    return MISSING if path is None else image_picture(path, f"{name}: {label.replace(chr(10), ', ')}", width)

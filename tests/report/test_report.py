@@ -1,0 +1,333 @@
+"""The report: complete, self-contained, the same in both formats, and honest about what is missing."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import run_folders
+from PIL import Image, ImageStat
+
+from idcompress.errors import IdcError
+from idcompress.report import figures, page, tables
+from idcompress.report.collect import Compression, collect, find_evaluation
+
+ADDRESSES = ("src", "href", "srcset", "action", "data", "poster", "background", "cite", "formaction")
+FIGURES = ("over depth", "PSNR over gamma", "timesteps drawn")
+
+
+class Page(HTMLParser):
+    """What an HTML page holds."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.images: list[dict[str, str]] = []
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+        self.cells: list[str] = []
+        self._open = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        values = {name: value or "" for name, value in attrs}
+        self.addresses += [values[name] for name in ADDRESSES if name in values]
+        if tag == "img":
+            self.images.append(values)
+            if self._open:
+                self.cells[-1] += values["src"]
+        if tag in ("td", "th"):
+            self.cells.append("")
+            self._open = True
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._open = False
+
+    def handle_data(self, data: str) -> None:
+        if self._open:
+            self.cells[-1] += data
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report was made from, and both of its formats."""
+
+    compression: Compression
+    html: str
+    markdown: str
+
+
+def make(evaluation: Path) -> Report:
+    compression = collect(evaluation, 4)
+    blocks = page.compose(compression)
+    return Report(compression, page.to_html(blocks), page.to_markdown(blocks))
+
+
+@pytest.fixture(scope="module", params=["compress", "stage by stage"])
+def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """On an evaluation at 3 and 2 steps, in a compress run or by itself."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        if request.param == "compress":
+            return make(run_folders.compress_run(folder, [3, 2]) / "evaluate")
+        return make(run_folders.stage_runs(folder, [3, 2]))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def variance(uri: str) -> float:
+    kind, _, data = uri.partition(",")
+    assert kind == "data:image/png;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as image:
+        return max(ImageStat.Stat(image.convert("RGB")).var)
+
+
+def test_page_is_self_contained(report: Report) -> None:
+    text, markdown = report.html, report.markdown
+    found = Page(text)
+    assert len(found.images) >= 10
+    assert all(variance(image["src"]) > 1 for image in found.images)
+    assert all(image["alt"] for image in found.images)
+    assert all(address.startswith("data:") for address in found.addresses)
+    assert not {"script", "iframe", "object", "embed", "video"} & set(found.tags)
+    assert "@import" not in text and "url(" not in text
+    for written in (text, markdown):
+        assert "://" not in written
+    for name in FIGURES:
+        assert any(name in image["alt"] for image in found.images), name
+
+
+def test_no_picture_names_an_address(report: Report) -> None:
+    for image in Page(report.html).images:
+        assert b"http" not in base64.b64decode(image["src"].partition(",")[2])
+
+
+def test_markdown_has_the_same_tables_and_pictures(report: Report) -> None:
+    found, markdown = Page(report.html), report.markdown
+    pictures = re.findall(r'<img[^>]* src="([^"]+)"', markdown)
+    assert pictures == [image["src"] for image in found.images]
+    lines = [line for line in markdown.splitlines() if line.startswith("|") and not line.startswith("| :--")]
+    assert found.tags.count("table") == markdown.count("\n| :--")
+
+    def plain(cell: str) -> str:
+        picture = re.search(r'src="([^"]+)"', cell)
+        if picture:
+            return picture[1]
+        return html.unescape(re.sub(r"<br>|\*\*", "", cell)).replace("\\", "").strip()
+
+    cells = [plain(cell) for line in lines for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+    assert [cell for cell in cells if cell] == [cell.strip() for cell in found.cells if cell.strip()]
+
+
+def test_grid_shows_the_chosen_examples_at_every_step_count(report: Report) -> None:
+    grid = tables.image_grid(report.compression)
+    assert grid.header == [
+        "prompt",
+        "input",
+        "true edit",
+        "original\n4 steps",
+        "depth-skipped\n4 steps",
+        "compressed\n3 steps",
+        "uniform\n3 steps",
+        "compressed\n2 steps",
+        "uniform\n2 steps",
+    ]
+    # exactly those that evaluate sampled depth-skipped
+    assert [row[0] for row in grid.rows] == ["make it grayscale\n0000_cat_grayscale", "flip it\n0002_cat_flip"]
+    for row in grid.rows:
+        pictures = [cell for cell in row[1:] if isinstance(cell, figures.Picture)]
+        assert len(pictures) == 8 and len({picture.data for picture in pictures}) == 8
+        assert all(picture.pixelated for picture in pictures)
+
+
+def test_summary_gives_both_counting_rules_totals_and_intervals(report: Report) -> None:
+    table = tables.summary(report.compression)
+    rows = {str(row[0]): [str(c).replace(tables.SPACE, " ") for c in row[1:]] for row in table.rows}
+    assert table.header[1:4] == ["original\n4 steps", "compressed\n3 steps", "uniform\n3 steps"]
+    assert rows["parameters, in the files"][:2] == ["1,234,000", "617,000\n50 %"]
+    assert rows["parameters, paper's rule: without time embedding"][:2] == ["1,200,000", "600,000\n50 %"]
+    totals = [cells for label, cells in rows.items() if label.startswith("network calls")]
+    assert [cells[0] for cells in totals] == ["8", "10"]
+    assert [cells[3] for cells in totals] == ["2\n25 %", "2\n20 %"]
+    assert rows["latency, as a ratio measured in one run"][:3] == ["1", "0.25\nquartiles 0.24 to 0.26", "the same"]
+    assert rows["psnr ↑ (dB)"][:3] == ["exact", "28.75\n[22.50, 35.00]", "27.25"]
+    assert rows["edit_success_rate ↑"][:3] == ["100 %", "75 %\n[25 %, 100 %]", "25 %"]
+    assert any("perfect by definition" in note for note in table.notes)
+
+
+def test_result_is_one_sentence(report: Report) -> None:
+    sentence = tables.result_sentence(report.compression).replace(tables.SPACE, " ")
+    assert sentence == (
+        "The compressed model (depth 11 of 13) keeps 50 % of the parameters; at 3 steps instead of 4 it takes 37.5 % "
+        "of the multiply-accumulates and 25 % of the time per image, with psnr 28.75 dB (uniform steps: 27.25 dB); "
+        "at 2 steps 25 % and 25 %, with psnr 28.75 dB (uniform steps: 27.25 dB)."
+    )
+
+
+def test_instructions_and_worst_images(report: Report) -> None:
+    table = tables.by_instruction(report.compression)
+    assert table is not None
+    cells = {str(row[0]): [str(c).replace(tables.SPACE, " ") for c in row[1:]] for row in table.rows}
+    assert cells["all easy"][:4] == ["3", "100 %\n3 of 3", "67 %\n2 of 3", "33 %\n1 of 3"]
+    assert cells["easy: sepia"][:4] == ["2", "2 of 2", "1 of 2", "1 of 2"]
+    assert cells["hard: flip"][:4] == ["1", "1 of 1", "1 of 1", "0 of 1"]
+    worst = tables.worst_images(report.compression.evaluations[0])
+    assert worst is not None
+    assert [row[0] for row in worst.rows] == [run_folders.EXAMPLES[place][0] for place in (1, 3, 0, 2)]
+    assert worst.rows[0][2:4] == ["20.00", "21.00"]
+
+
+def test_worst_follows_the_direction_of_the_metric(folder: Path) -> None:
+    evaluation = run_folders.compress_run(folder, [3]) / "evaluate"
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    metrics["metrics"]["psnr"]["higher_is_better"] = False
+    run_folders.write_json(evaluation / "metrics.json", metrics)
+    worst = tables.worst_images(collect(evaluation, 4).evaluations[0])
+    assert worst is not None and worst.rows[0][2] == "40.00"
+
+
+def test_provenance_and_warnings_are_told(report: Report) -> None:
+    for text in (
+        "idc depth-search | ",
+        run_folders.DEPTH_DIGEST[:12],
+        run_folders.TSOPT_DIGEST[:12],
+        "rocket_sepia",
+        "torch 2.15.0",
+        "cpu count 2",
+        "guidance_scale=9.0, but the recipe differs",
+        "arXiv:2401.17547",
+        "arXiv:2211.09800",
+        "arXiv:2010.02502",
+    ):
+        assert text in report.markdown, text
+    assert "2211.01095" not in report.markdown  # DPM-Solver++ was not used
+
+
+def test_markup_in_prompts_stays_text(report: Report) -> None:
+    text, markdown = report.html, report.markdown
+    assert "make it &lt;b&gt;sepia&lt;/b&gt; | *now*" in text
+    assert "make it &lt;b&gt;sepia&lt;/b&gt; \\| \\*now\\*" in markdown
+    assert "b" not in Page(text).tags
+
+
+def test_single_step_count(folder: Path) -> None:
+    text = make(run_folders.compress_run(folder, [3], latency=False) / "evaluate").html
+    assert len(Page(text).images) >= 10
+    assert "Latency was not measured" in text and "2 steps" not in text
+
+
+def test_missing_parts_are_said_not_drawn(folder: Path) -> None:
+    evaluation = run_folders.stage_runs(folder, [3], stages=("depth_search",))
+    (folder / "outputs/ip2p/tiny/depth_search/2026-01-01_00-00-00/trace.jsonl").unlink()
+    (folder / "outputs/ip2p/tiny/depth_search/2026-01-01_00-00-00/metrics.json").unlink()
+    made = make(evaluation)
+    text = made.html
+    for written in (text, made.markdown):
+        assert "The depth was given (11), not searched" in written
+        assert "No timestep search was run" in written
+    assert not any(name in image["alt"] for image in Page(text).images for name in FIGURES[:2])
+    assert "both columns show the same images" in text
+
+
+def test_runs_that_are_gone_are_said(folder: Path) -> None:
+    evaluation = run_folders.stage_runs(folder, [3])
+    for stage in ("depth_search", "tsopt"):
+        (next((folder / "outputs/ip2p/tiny" / stage).iterdir()) / "run.json").unlink()
+    text = make(evaluation).html
+    assert text.count("no longer there") == 2
+    assert "not on record" in text
+    assert not any(name in image["alt"] for image in Page(text).images for name in FIGURES[:2])
+
+
+def test_unprobed_depths_are_said(report: Report) -> None:
+    assert "Only depths 13 to 10 were probed; depth_search.whole_curve=true" in report.html
+
+
+def test_examples_without_depth_skipped_images_are_the_first_ones(folder: Path) -> None:
+    evaluation = run_folders.compress_run(folder, [3]) / "evaluate"
+    for path in (evaluation / "images/depth_skipped").iterdir():
+        path.unlink()
+    compression = collect(evaluation, 3)
+    assert compression.examples == [example[0] for example in run_folders.EXAMPLES[:3]]
+    assert not any("depth-skipped" in label for label in tables.image_grid(compression).header)
+
+
+def test_large_images_are_reduced(folder: Path) -> None:
+    evaluation = run_folders.compress_run(folder, [3], size_px=400) / "evaluate"
+    picture = tables.image_grid(collect(evaluation, 4)).rows[0][1]
+    assert isinstance(picture, figures.Picture) and not picture.pixelated
+    with Image.open(io.BytesIO(picture.data)) as image:
+        assert max(image.size) == 320
+
+
+def test_depth_curve_draws_threshold_and_choice(report: Report) -> None:
+    search = report.compression.stage("depth_search")
+    assert search is not None
+    drawn = figures.depth_curve(search, {}).data
+    for changes in ({"depth": 12}, {"thresholds": [{"metric": "psnr", "bound": 35.0, "direction": ">="}]}):
+        other = figures.Stage(search.entry, search.folder, search.metrics | changes, search.trace)
+        assert figures.depth_curve(other, {}).data != drawn
+    assert figures.depth_curve(search, {}).data == drawn
+
+
+def test_newest_finished_evaluation_is_found(folder: Path) -> None:
+    stagewise = run_folders.stage_runs(folder, [3])
+    inside = run_folders.compress_run(folder, [3], finished_seconds=9.0) / "evaluate"
+    assert find_evaluation(None, "ip2p", "tiny").resolve() == inside
+    run_folders.run_json(inside, "evaluate", "f" * 64, finished=False)
+    assert find_evaluation(None, "ip2p", "tiny").resolve() == stagewise
+    assert find_evaluation(str(inside.parent), "ip2p", "tiny") == inside
+    with pytest.raises(IdcError, match=r"report\.path=outputs holds no evaluation"):
+        find_evaluation("outputs", "ip2p", "tiny")
+
+
+def idc(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "idcompress.cli", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def test_command_line(folder: Path) -> None:
+    nothing = idc("report", "task=ip2p", folder=folder)
+    assert nothing.returncode == 2
+    assert nothing.stderr.startswith("idc: error: no finished evaluation under outputs/ip2p/tiny")
+    assert nothing.stderr.count("\n") == 1 and "idc evaluate task=ip2p" in nothing.stderr
+
+    top = run_folders.compress_run(folder, [3, 2])
+    done = idc("report", f"report.path={top}", "output.path=public", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert "report: public/report.html" in done.stdout
+    assert len(Page((folder / "public/report.html").read_text(encoding="utf-8")).images) >= 10
+    assert (folder / "public/report.md").is_file()
+
+
+def test_no_torch(folder: Path) -> None:
+    evaluation = run_folders.compress_run(folder, [3]) / "evaluate"
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "import idcompress.stages.report\n"
+        "from idcompress.report import page\n"
+        "from idcompress.report.collect import collect\n"
+        "page.to_html(page.compose(collect(Path(sys.argv[1]), 2)))\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'lightning'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    command = [sys.executable, "-c", code, str(evaluation)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
