@@ -119,6 +119,17 @@ class Compression:
         """The last stage of this name."""
         return next((stage for stage in reversed(self.stages) if stage.name == name), None)
 
+    @property
+    def strategy(self) -> str:
+        """Name of the strategy that made the recipes' timesteps."""
+        search = self.stage("tsopt")
+        return str(search.entry.get("strategy", "recipe")) if search else "recipe"
+
+    def is_uniform(self, evaluation: Evaluation) -> bool:
+        """Whether a recipe samples over uniform timesteps, so that compressed and uniform are one system."""
+        own = evaluation.recipe.timesteps
+        return own is None or list(own) == self.uniform_timesteps(evaluation.steps)
+
     def uniform_timesteps(self, steps: int) -> list[int] | None:
         """The uniform list of a step count, which every timestep search samples first; None where none did."""
         search = self.stage("tsopt")

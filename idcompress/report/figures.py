@@ -164,7 +164,7 @@ def timestep_rugs(compression: Compression) -> Picture:
     rows: list[tuple[str, list[int], str]] = []
     for evaluation in compression.evaluations:
         uniform = compression.uniform_timesteps(evaluation.steps)
-        name = "uniform" if evaluation.timesteps == uniform or evaluation.recipe.timesteps is None else "searched"
+        name = "uniform" if compression.is_uniform(evaluation) else compression.strategy
         rows.append((f"{evaluation.steps} steps, {name}", evaluation.timesteps, OPTIMISED))
         if uniform is not None and uniform != evaluation.timesteps:
             rows.append((f"{evaluation.steps} steps, uniform", uniform, UNIFORM))

@@ -51,7 +51,7 @@ Block = Heading | Text | Items | Listing | Table | Picture
 def compose(compression: Compression) -> list[Block]:
     """The page's blocks, in order; what cannot be shown is said in a line in its place."""
     blocks: list[Block] = [
-        Heading(f"{task_words(compression.task)}: {compression.model} model, compressed", TITLE),
+        Heading(f"{task_words(compression.task)}, model {compression.model}: compression report", TITLE),
         Text(tables.result_sentence(compression), lead=True),
         Heading("Original against compressed"),
         tables.summary(compression),
@@ -135,11 +135,15 @@ def _timesteps(compression: Compression) -> list[Block]:
     rows: list[list[Cell]] = []
     for evaluation in compression.evaluations:
         uniform = compression.uniform_timesteps(evaluation.steps)
-        searched = evaluation.recipe.timesteps is not None
+        searched = not compression.is_uniform(evaluation)
         listed = ", ".join(map(str, evaluation.timesteps))
-        rows.append([f"{evaluation.steps} steps, {'recipe' if searched else 'uniform'}", listed])
+        rows.append([f"{evaluation.steps} steps, {compression.strategy if searched else 'uniform'}", listed])
         if searched:
-            text = "not on record: the run that searched is gone" if uniform is None else ", ".join(map(str, uniform))
+            text = (
+                "not on record: the run that made the recipe is gone"
+                if uniform is None
+                else ", ".join(map(str, uniform))
+            )
             rows.append([f"{evaluation.steps} steps, uniform", text])
     table = Table(["", "timesteps, in sampling order"], rows, text_columns=2)
     return [Heading("Timesteps against uniform"), figures.timestep_rugs(compression), table]

@@ -66,7 +66,7 @@ def result_sentence(compression: Compression) -> str:
         name = next((n for n in quality_names(evaluation) if values[n]["compressed"] is not None), None)
         if name is not None:
             clause += f", with {name} {number(name, values[name], 'compressed', unit=True)}"
-            if values[name]["uniform"] is not None and not _is_uniform(compression, evaluation):
+            if values[name]["uniform"] is not None and not compression.is_uniform(evaluation):
                 clause += f" (uniform steps: {number(name, values[name], 'uniform', unit=True)})"
         clauses.append(clause)
     share = _share(first.values["params"]["ratio"])
@@ -109,7 +109,7 @@ def summary(compression: Compression) -> Table:
     for name in quality_names(original):
         rows.append([metric_label(name, original.values[name]), *_quality_cells(evaluations, name)])
         notes += _metric_notes(evaluations, name)
-    if any(_is_uniform(compression, e) for e in evaluations):
+    if any(compression.is_uniform(e) for e in evaluations):
         notes.append("Where the recipe's own timesteps are uniform, both columns show the same images.")
     notes.append(
         "Percentages are shares of the original. Uniform: the same pruned model at as many evenly spaced timesteps, "
@@ -170,16 +170,18 @@ def worst_images(evaluation: Evaluation) -> Table | None:
 
 
 def by_instruction(compression: Compression) -> Table | None:
-    """Success by instruction, over all images of the same tags; the first metric's mean where success is unknown.
+    """Success by instruction, over all images of the same tags; another metric's mean where success is unknown.
 
-    None where the images have no tags.
+    None where the images have no tags or no values of their own.
     """
     evaluations = compression.evaluations
     first = evaluations[0]
     if not any(row["tags"] for row in first.rows):
         return None
     rates = [name for name in quality_names(first) if name.endswith("success_rate")]
-    names = rates or quality_names(first)[:1]
+    names = rates or [n for n in quality_names(first) if any(row.get(f"{n}.compressed") for row in first.rows)][:1]
+    if not names:
+        return None
     columns = [(f"original\n{first.original_steps} steps", first, "original")]
     for evaluation in evaluations:
         columns += [(f"{system}\n{evaluation.steps} steps", evaluation, system) for system in SYSTEMS[1:]]
@@ -314,12 +316,6 @@ def _metric_notes(evaluations: list[Evaluation], name: str) -> list[str]:
             steps = evaluation.original_steps if system == "original" else evaluation.steps
             notes.append(f"{name}, {system} at {steps} steps: {note}{': perfect by definition' if perfect else ''}.")
     return notes
-
-
-def _is_uniform(compression: Compression, evaluation: Evaluation) -> bool:
-    return evaluation.recipe.timesteps is None or (
-        evaluation.timesteps == compression.uniform_timesteps(evaluation.steps)
-    )
 
 
 def _image(evaluation: Evaluation, kind: str, name: str, label: str, width: int = 96) -> Cell:
