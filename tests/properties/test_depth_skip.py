@@ -270,6 +270,44 @@ def test_time_and_class_conditions_pass_through():
         assert not torch.equal(by_name, pruned(sample, timestep, context, labels * 0).sample)
 
 
+OTHER_BLOCKS = {
+    "xl": {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 16 + 6 * 8,
+    },
+    "self_attention": {
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    },
+    "simple_cross": {
+        "down_block_types": ("SimpleCrossAttnDownBlock2D", "ResnetDownsampleBlock2D"),
+        "up_block_types": ("ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"),
+        "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+        "norm_num_groups": 8,
+    },
+}
+
+
+@pytest.mark.parametrize("name", OTHER_BLOCKS)
+def test_other_kinds_of_blocks(name):
+    unet = small(**OTHER_BLOCKS[name])
+    arguments, counts = inputs(unet, 2), []
+    conditions = {"text_embeds": torch.ones(2, 16), "time_ids": torch.ones(2, 6)} if name == "xl" else None
+    for depth in depths(unet):
+        pruned = idcompress.depth_skip(unet, depth)
+        output = pruned(*arguments, added_cond_kwargs=conditions).sample
+        assert output.shape == (2, 4, 8, 8)
+        assert pruned.state_dict().keys() <= unet.state_dict().keys()
+        counts.append(count_parameters(pruned)[0])
+    assert counts == sorted(set(counts))
+    assert torch.equal(output, unet(*arguments, added_cond_kwargs=conditions).sample)
+
+
 # control residuals
 
 
