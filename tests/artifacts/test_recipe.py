@@ -114,7 +114,9 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in DAMAGE.items() for value in values])
+@pytest.mark.parametrize(
+    ("field", "value"), [pytest.param(f, v, id=f"{f}={v!r}") for f, values in DAMAGE.items() for v in values]
+)
 def test_a_wrong_value_is_one_clear_line(tmp_path, field, value):
     path = FAST.save(tmp_path / "recipe.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
