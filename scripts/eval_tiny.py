@@ -1,0 +1,335 @@
+"""Measure an embedded model on public photographs that no training saw, and write its model card.
+
+    python -m scripts.eval_tiny --task ip2p         # figures into model_card.json, README.md from it
+    python -m scripts.eval_tiny --task controlnet
+    python -m scripts.eval_tiny --task ip2p --guidance 1,1 2,1 3,1.2   # compare guidance on crops of the training pool
+
+Guidance is chosen on crops of the training photographs that were kept out of training, never on the public ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from idcompress.adapters.unet import depth_skip, full_depth
+from idcompress.data.canny import canny
+from idcompress.data.captions import caption, caption_facts, facts_in_prompt
+from idcompress.data.edits import EDITS
+from idcompress.data.photographs import packaged
+from idcompress.metrics.canny_f1 import edge_f1
+from scripts.tiny_common import CROP_PX, as_image, psnr, read_json, write_json
+
+# Crops of each photograph: share of the shorter side, and the position of the crop in what is left, both from 0 to 1.
+PLACES = ((1.0, 0.5, 0.5), (0.6, 0.2, 0.3), (0.6, 0.8, 0.7), (0.4, 0.5, 0.45))
+
+
+def public_crops(places: int = len(PLACES)) -> tuple[Tensor, list[str]]:
+    """Crops of the nine public photographs, (9 * places, 3, 64, 64) in [0, 1], place by place, and their names."""
+    from PIL import Image
+
+    crops, names = [], []
+    for share, across, down in PLACES[:places]:
+        for photo in (*packaged("search"), *packaged("evaluate")):
+            image = photo.open()
+            side = share * min(image.size)
+            left, top = across * (image.width - side), down * (image.height - side)
+            box = (left, top, left + side, top + side)
+            crop = image.resize((CROP_PX, CROP_PX), Image.Resampling.BICUBIC, box, reducing_gap=3.0)
+            crops.append(np.asarray(crop))
+            names.append(photo.name)
+    return as_image(np.stack(crops)), names
+
+
+def sample(pipe: Any, prompts: list[str], images: Tensor, scales: dict[str, float], steps: int) -> Tensor:
+    """Run the stock pipeline: one generator per image, seeded by its position; (B, 3, 64, 64) in [0, 1]."""
+    outputs = []
+    for start in range(0, len(images), 36):
+        size = len(images[start : start + 36])
+        generators = [torch.Generator().manual_seed(start + row) for row in range(size)]
+        arguments = dict(scales, num_inference_steps=steps, generator=generators, output_type="pt")
+        outputs.append(pipe(prompts[start : start + 36], image=images[start : start + 36], **arguments).images)
+    return torch.cat(outputs).float().cpu()
+
+
+@contextmanager
+def at_depth(pipe: Any, depth: int) -> Iterator[None]:
+    """The pipeline with its U-Net cut at a depth."""
+    full = pipe.unet
+    pipe.unet = depth_skip(full, depth) if depth < full_depth(full) else full
+    try:
+        yield
+    finally:
+        pipe.unet = full
+
+
+# --- ip2p -----------------------------------------------------------------------------------------------------------
+
+
+def edit_batch(images: Tensor) -> tuple[list[str], Tensor, Tensor, list[str]]:
+    """Every edit of every crop: prompts (phrasings in turn), inputs, true results, names of the edits."""
+    prompts, inputs, targets, names = [], [], [], []
+    for edit in EDITS.values():
+        prompts += [edit.phrasings[row % len(edit.phrasings)] for row in range(len(images))]
+        inputs.append(images)
+        targets.append(edit.apply(images))
+        names += [edit.name] * len(images)
+    return prompts, torch.cat(inputs), torch.cat(targets), names
+
+
+def edit_figures(outputs: Tensor, inputs: Tensor, targets: Tensor, names: list[str]) -> dict[str, Any]:
+    """Success (output nearer to the true edit than the input is) and PSNR, per instruction and by difficulty."""
+    reached, start = psnr(outputs, targets), psnr(inputs, targets)
+    rows = {}
+    for name, edit in EDITS.items():
+        chosen = torch.tensor([other == name for other in names])
+        rows[name] = {
+            "hard": edit.hard,
+            "success_rate": round((reached > start)[chosen].double().mean().item(), 3),
+            "output_psnr_db": round(reached[chosen].mean().item(), 2),
+            "input_psnr_db": round(start[chosen].mean().item(), 2),
+        }
+    easy = [row["success_rate"] for row in rows.values() if not row["hard"]]
+    hard = [row["success_rate"] for row in rows.values() if row["hard"]]
+    return {
+        "edit_success_rate": round(float(np.mean(easy)), 3),
+        "hard_edit_success_rate": round(float(np.mean(hard)), 3),
+        "input_psnr_db": round(float(np.mean([row["input_psnr_db"] for row in rows.values()])), 2),
+        "rows": rows,
+    }
+
+
+def ip2p_depths(pipe: Any, images: Tensor, scales: dict[str, float], steps: int, depths: list[int]) -> dict[str, Any]:
+    """Depth curve: PSNR to the full model's output and both success rates."""
+    prompts, inputs, targets, names = edit_batch(images)
+    curve: dict[str, Any] = {}
+    full = sample(pipe, prompts, inputs, scales, steps)
+    easy = torch.tensor([not EDITS[name].hard for name in names])
+    for depth in depths:
+        with at_depth(pipe, depth):
+            outputs = sample(pipe, prompts, inputs, scales, steps)
+        figures = edit_figures(outputs, inputs, targets, names)
+        values = psnr(outputs, full).clamp_max(60)
+        curve[str(depth)] = {
+            "psnr_to_full_db": round(values.mean().item(), 2),
+            "psnr_to_full_easy_db": round(values[easy].mean().item(), 2),
+            "psnr_to_full_hard_db": round(values[~easy].mean().item(), 2),
+            "edit_success_rate": figures["edit_success_rate"],
+            "hard_edit_success_rate": figures["hard_edit_success_rate"],
+        }
+        print(depth, curve[str(depth)], flush=True)
+    return curve
+
+
+# --- controlnet -----------------------------------------------------------------------------------------------------
+
+
+def control_batch(images: Tensor, photos: list[str]) -> tuple[list[str], Tensor, list[str]]:
+    """Captions, edge maps repeated to three channels, and photographs of the crops that have edges."""
+    edges = canny(images)
+    kept = (edges.mean((1, 2, 3)) > 0.02).nonzero().flatten().tolist()
+    return [caption(images[row]) for row in kept], edges[kept].expand(-1, 3, -1, -1), [photos[row] for row in kept]
+
+
+def control_figures(outputs: Tensor, prompts: list[str], condition: Tensor, photos: list[str]) -> dict[str, Any]:
+    """Edge F1 against the own condition and another photograph's; share of caption facts that hold, likewise."""
+    edges, wanted = canny(outputs)[:, 0] > 0.5, condition[:, 0] > 0.5
+    others = [
+        next(index % len(photos) for index in range(row + 1, row + len(photos)) if photos[index % len(photos)] != photo)
+        for row, photo in enumerate(photos)
+    ]
+    facts = [caption_facts(output) for output in outputs]
+    asked = [facts_in_prompt(prompt) for prompt in prompts]
+    hold = {key: np.mean([f[key] == a[key] for f, a in zip(facts, asked, strict=True)]) for key in asked[0]}
+    chance = {key: np.mean([facts[row][key] == asked[o][key] for row, o in enumerate(others)]) for key in asked[0]}
+    return {
+        "canny_f1": round(float(np.mean([edge_f1(e, w) for e, w in zip(edges, wanted, strict=True)])), 3),
+        "canny_f1_shuffled": round(float(np.mean([edge_f1(edges[row], wanted[o]) for row, o in enumerate(others)])), 3),
+        "caption_facts": round(float(np.mean(list(hold.values()))), 3),
+        "caption_facts_shuffled": round(float(np.mean(list(chance.values()))), 3),
+        "rows": {key: {"holds": round(float(hold[key]), 3), "chance": round(float(chance[key]), 3)} for key in hold},
+    }
+
+
+def controlnet_depths(
+    pipe: Any, images: Tensor, photos: list[str], scales: dict[str, float], steps: int, depths: list[int]
+) -> dict[str, Any]:
+    """Depth curve: PSNR to the full model's output and edge F1."""
+    prompts, condition, photos = control_batch(images, photos)
+    full = sample(pipe, prompts, condition, scales, steps)
+    curve: dict[str, Any] = {}
+    for depth in depths:
+        with at_depth(pipe, depth):
+            outputs = sample(pipe, prompts, condition, scales, steps)
+        figures = control_figures(outputs, prompts, condition, photos)
+        value = psnr(outputs, full).clamp_max(60).mean().item()
+        curve[str(depth)] = {"psnr_to_full_db": round(value, 2), "canny_f1": figures["canny_f1"]}
+        print(depth, curve[str(depth)], flush=True)
+    return curve
+
+
+# --- model card -----------------------------------------------------------------------------------------------------
+
+
+def readme(card: dict[str, Any]) -> str:
+    """Model card in Markdown from the machine-readable one."""
+    data, task = card["data"], card["task"]
+    title = {"ip2p": "instruction edits", "controlnet": "images from canny edges and a caption"}[task]
+    scales = ", ".join(f"`{key}={value}`" for key, value in card["guidance"].items())
+    lines = [
+        f"# tiny {task}: {title}",
+        "",
+        "A small trained diffusion model with Stable Diffusion 1.5's topology (four levels of two layers, 13 depths),",
+        "for tests and demonstrations on a CPU. It edits or draws 64x64 pictures of modest quality and is of no use",
+        "beside a real model.",
+        "",
+        "## Use",
+        "",
+        f"Stock diffusers `from_pretrained` on this folder; recommended guidance: {scales}.",
+        "Images are 64x64, prompts at most 14 words; v-prediction on Stable Diffusion's noise schedule, autoencoder of",
+        "factor 4, float16 weights.",
+        "",
+        "## Figures",
+        "",
+        f"On {card['evaluation']['images']} crops of nine photographs that no training saw (scikit-image's astronaut,",
+        "chelsea, coffee, rocket, motorcycle_left, hubble_deep_field; scikit-learn's china, flower; matplotlib's",
+        f"grace_hopper), DDIM with {card['evaluation']['num_inference_steps']} steps, seed = position of the image.",
+        "",
+        "| figure | value |",
+        "| --- | --- |",
+        *(f"| {key} | {value} |" for key, value in card["metrics"].items() if key != "rows"),
+        "",
+    ]
+    rows = card["metrics"]["rows"]
+    columns = list(next(iter(rows.values())))
+    lines += [
+        f"| {'instruction' if task == 'ip2p' else 'caption fact'} | {' | '.join(columns)} |",
+        "| --- |" + " --- |" * len(columns),
+        *(f"| {name} | {' | '.join(str(value) for value in row.values())} |" for name, row in rows.items()),
+        "",
+        "Depth curve (one crop of each photograph, "
+        f"{card['evaluation']['depth_steps']} steps; PSNR is to the full model's output):",
+        "",
+    ]
+    columns = list(next(iter(card["depths"].values())))
+    lines += [
+        f"| depth | {' | '.join(columns)} |",
+        "| --- |" + " --- |" * len(columns),
+        *(f"| {depth} | {' | '.join(str(value) for value in row.values())} |" for depth, row in card["depths"].items()),
+        "",
+        *card["notes"],
+        "",
+        "## Training",
+        "",
+        f"{data['crops']} crops of 64x64 at many scales, half of them with changed colours, cut from",
+        f"{data['photographs']} photographs. Data digest (SHA-256 over the photographs' SHA-256):",
+        f"`{data['data_digest']}`.",
+        "",
+        "| stage | samples | batch | learning rate | seed | minutes | processes | hardware |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for stage, note in card["training"].items():
+        cells = (note["samples"], note["batch"], note["learning_rate"], note["seed"], round(note["seconds"] / 60, 1))
+        lines.append(f"| {stage} | {' | '.join(map(str, cells))} | {note['processes']} | {note['hardware']} |")
+    lines += [
+        "",
+        "Commands: `scripts/train_tiny.py`; figures: `scripts/eval_tiny.py`.",
+        "",
+        "## License",
+        "",
+        "Weights: Apache-2.0, as the package. Photographs trained on, by licence:",
+        "",
+        *(f"- {count}: {licence}" for licence, count in data["licences"].items()),
+    ]
+    if data["research_use"]:
+        lines += ["", "Some of the photographs are for research use only; so are these weights."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", required=True, choices=("ip2p", "controlnet"))
+    parser.add_argument("--folder", default="idcompress/models/tiny", help="folder of packed pipelines")
+    parser.add_argument("--work", default=".work/tiny", help="folder of the training crops, for --guidance")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--depth-steps", type=int, default=10)
+    parser.add_argument("--places", type=int, default=len(PLACES), help="crops of each photograph")
+    parser.add_argument("--depths", type=int, nargs="*", default=[3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13])
+    parser.add_argument("--guidance", nargs="*", default=[], help="compare text[,image] guidance scales and stop")
+    parser.add_argument("--use", default="", help="recommended text[,image] guidance, written into the card")
+    parser.add_argument("--note", action="append", default=[], help="a line for the card, under the depth curve")
+    parser.add_argument("--dry", action="store_true", help="print, write nothing")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = Path(args.folder) / args.task
+    pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+
+    def scales_of(text: str) -> dict[str, float]:
+        names = ("guidance_scale", "image_guidance_scale") if args.task == "ip2p" else ("guidance_scale",)
+        return dict(zip(names, map(float, text.split(",")), strict=True))
+
+    if args.guidance:
+        # Kept-out crops of the training photographs; flat ones show no edit.
+        crops = as_image(np.load(Path(args.work) / "crops.npy", mmap_mode="r")[:256])
+        crops = crops[crops.mean(1).flatten(1).std(1) > 0.12][: 12 if args.task == "ip2p" else 48]
+        for text in args.guidance:
+            began = time.perf_counter()
+            if args.task == "ip2p":
+                prompts, inputs, targets, names = edit_batch(crops)
+                outputs = sample(pipe, prompts, inputs, scales_of(text), args.depth_steps)
+                figures = edit_figures(outputs, inputs, targets, names)
+                figures["output_psnr_db"] = round(float(psnr(outputs, targets).mean()), 2)
+            else:
+                prompts, condition, photos = control_batch(crops, [str(row) for row in range(len(crops))])
+                outputs = sample(pipe, prompts, condition, scales_of(text), args.depth_steps)
+                figures = control_figures(outputs, prompts, condition, photos)
+            del figures["rows"]
+            print(text, figures, f"{time.perf_counter() - began:.0f} s", flush=True)
+        return
+
+    images, photos = public_crops(args.places)
+    card = read_json(folder / "model_card.json")
+    scales = scales_of(args.use) if args.use else card["guidance"]
+    with torch.no_grad():
+        latents = pipe.vae.encode(images * 2 - 1).latent_dist.mode()
+        autoencoder_psnr_db = round(psnr(pipe.vae.decode(latents).sample / 2 + 0.5, images).mean().item(), 2)
+    print("autoencoder", autoencoder_psnr_db, flush=True)
+    nine = len(images) // args.places
+    if args.task == "ip2p":
+        prompts, inputs, targets, names = edit_batch(images)
+        metrics = edit_figures(sample(pipe, prompts, inputs, scales, args.steps), inputs, targets, names)
+        print(metrics, flush=True)
+        depths = ip2p_depths(pipe, images[:nine], scales, args.depth_steps, args.depths)
+    else:
+        prompts, condition, kept = control_batch(images, photos)
+        metrics = control_figures(sample(pipe, prompts, condition, scales, args.steps), prompts, condition, kept)
+        print(metrics, flush=True)
+        depths = controlnet_depths(pipe, images, photos, scales, args.depth_steps, args.depths)
+    card |= {
+        "guidance": scales,
+        "evaluation": {
+            "images": len(images),
+            "num_inference_steps": args.steps,
+            "depth_steps": args.depth_steps,
+        },
+        "metrics": {"autoencoder_psnr_db": autoencoder_psnr_db, **metrics},
+        "depths": depths,
+        "notes": args.note or card.get("notes", []),
+    }
+    if not args.dry:
+        write_json(folder / "model_card.json", card)
+        (folder / "README.md").write_text(readme(card), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
