@@ -5,6 +5,9 @@ VENV := .venv
 UV := $(TOOLS)/bin/uv
 LOCK := requirements.lock
 TASK ?= ip2p
+DEMOS := ip2p controlnet
+DEMO_KEYS := 'tsopt.num_inference_steps=[10,5]'
+TEST_PROCESSES ?= 2
 # One thread: on a busy machine with few cores torch is many times slower with more.
 export OMP_NUM_THREADS ?= 1
 # uv reads neither pip.conf nor PIP_INDEX_URL: hand a mirror over when one is set.
@@ -33,4 +36,29 @@ lock: $(UV) ## resolve the lock again; it names no host
 	  --no-emit-index-url --no-annotate --no-header --quiet --upgrade -o $(LOCK)
 	@! grep -n '://' $(LOCK)
 
-.PHONY: help setup lock
+demo: setup ## the main job on photographs: TASK=ip2p (default), controlnet or all
+	@for task in $(if $(filter all,$(TASK)),$(DEMOS),$(TASK)); do \
+	  $(VENV)/bin/idc compress task=$$task $(DEMO_KEYS) || exit; \
+	done
+
+test: setup lint type ## set-up, lint, types and the default tests (offline, CPU)
+	$(VENV)/bin/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
+
+lint: setup ## ruff
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+type: setup ## mypy
+	$(VENV)/bin/mypy
+
+format: setup ## let ruff rewrite what it can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+smoke: setup ## every stage of every task in seconds
+	@for task in $(DEMOS); do $(VENV)/bin/idc compress experiment=smoke task=$$task || exit; done
+
+clean: ## remove the environment and the caches, never outputs/
+	rm -rf $(VENV) $(TOOLS) .mypy_cache .ruff_cache .pytest_cache
+
+.PHONY: help setup lock demo test lint type format smoke clean

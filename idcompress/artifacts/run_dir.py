@@ -195,6 +195,12 @@ def latest_recipes(stage: str, task: str, model: str) -> list[Path]:
     return recipes_of(max(runs)[1]) if runs else []
 
 
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
 def environment() -> dict[str, Any]:
     """Versions and hardware of this run, for environment.json."""
     import platform
@@ -210,6 +216,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "cpu": _cpu_name() or platform.processor(),
         "cpu_count": os.cpu_count(),
         "packages": versions,
     }

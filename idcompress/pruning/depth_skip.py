@@ -1,4 +1,4 @@
-"""The paper's depth-skip pruning: drop the deep end of the U-Net and what of the control branch nobody reads then."""
+"""The paper's depth-skip pruning: drop the deep end of the U-Net, and of its side networks what nobody reads then."""
 
 from typing import Any
 
@@ -38,4 +38,9 @@ def apply(components: dict[str, Any], depth: int) -> dict[str, Any]:
     replaced = {"unet": depth_skip(unet, depth)}
     if components.get("controlnet") is not None:
         replaced["controlnet"] = prune_controlnet(components["controlnet"], skip_plan(shape, depth))
+    if components.get("structure_encoder") is not None:
+        from ..models.stablesr import num_structure_levels, prune_structure_encoder
+
+        read = num_structure_levels(replaced["unet"])
+        replaced["structure_encoder"] = prune_structure_encoder(components["structure_encoder"], read)
     return replaced

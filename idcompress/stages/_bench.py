@@ -31,19 +31,19 @@ CACHE = OUTPUTS / "cache" / "references"
 
 @dataclass
 class Bench:
-    """Runs pipelines over fixed examples; conditioning is encoded once per batch, whatever is run."""
+    """Runs pipelines over fixed examples; conditioning is encoded once per batch, whatever is run.
+
+    Attributes:
+        photographs: name -> digest of every photograph in use, for a recipe's provenance.
+    """
 
     config: Config
     task: _base.Task
     model: Model
     examples: list[Example]
+    photographs: dict[str, str]
     _conditioning: dict[int, _base.Conditioning] = field(default_factory=dict)
     _metrics: dict[str, ImageMetric] = field(default_factory=dict)
-
-    @property
-    def photographs(self) -> dict[str, str]:
-        """Name -> digest of every photograph in use, for a recipe's provenance."""
-        return {example.name.split("_", 1)[-1]: example.photo for example in self.examples}
 
     def images(self, pipeline: Any, timesteps: Sequence[int], description: str) -> Tensor:
         """Translate every example: (N, 3, H, W), float32 in [0, 1], CPU."""
@@ -157,7 +157,8 @@ def open_bench(config: Config, recipe: Recipe, *, split: str, num_samples: int) 
     photos = choose_photographs(config, recipe, split)
     prompts = [config.prompt] if config.prompt is not None else config.task.prompts or []
     examples = task.examples(photos, num_samples, native_size(model.pipeline), prompts)
-    return Bench(config, task, model, examples)
+    used = {example.photo for example in examples}
+    return Bench(config, task, model, examples, {p.name: p.digest for p in photos if p.digest in used})
 
 
 _loaded: dict[str, Model] = {}

@@ -66,7 +66,8 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
     paths = recipe_paths(stage, config)
     recipes = [Recipe.load(path) for path in paths] or [full_recipe(config)]
     config = follow_guidance(config, recipes[0], list(hydra_config.overrides.task))
-    say(describe(config, recipes, paths, stage))
+    if stage != "report":
+        say(describe(config, recipes, paths, stage))
     identity = {
         "stage": stage,
         "version": __version__.rpartition(".")[0],

@@ -106,10 +106,16 @@ def _evaluate(bench: Bench, recipe: Recipe, folder: Path) -> None:
                 "timesteps": timesteps,
             },
             "guidance": config.guidance(),
+            "device": device_name(pipeline.unet.device),
             "metrics": metrics,
         },
     )
     _print_table(metrics, recipe)
+
+
+def device_name(device: torch.device) -> str:
+    """ "cpu", or the kind and the name of the card."""
+    return f"cuda: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
 
 
 def _shown(bench: Bench) -> Bench:
@@ -131,6 +137,7 @@ def _row(metric: ImageMetric, values: Sequence[MetricValue], seed: int) -> dict[
         **{system: value.value for system, value in zip(SYSTEMS, values, strict=True)},
         "unit": metric.unit,
         "higher_is_better": metric.higher_is_better,
+        "compares": metric.compares,
         "interval": list(bootstrap_interval(per_image, seed=seed)) if per_image else None,
         **({"notes": notes} if notes else {}),
         **({"weights": metric.weight_digests} if metric.weight_digests else {}),
