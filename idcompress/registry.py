@@ -7,7 +7,7 @@ import importlib
 import inspect
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from .errors import IdcError, did_you_mean
 
@@ -63,7 +63,7 @@ def bind(function: Any, parameters: dict[str, Any], key: str) -> dict[str, Any]:
         parameters: what the configuration holds under `key`, without `name`.
 
     Raises:
-        IdcError: unknown parameters, or values of another type than the defaults'.
+        IdcError: unknown parameters, values of another type than the defaults', or outside a Literal annotation.
     """
     known = {
         n: p for n, p in inspect.signature(function).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY
@@ -73,7 +73,11 @@ def bind(function: Any, parameters: dict[str, Any], key: str) -> dict[str, Any]:
         if name not in known:
             faults.append(f"unknown key {key}.{name}{did_you_mean(name, known)}")
             continue
-        default = known[name].default
+        default, choices = known[name].default, get_args(known[name].annotation)
+        if get_origin(known[name].annotation) is Literal:
+            if value not in choices:
+                faults.append(f"{key}.{name} must be one of {', '.join(choices)}, got {value!r}")
+            continue
         wanted = (int, float) if isinstance(default, float) else type(default)
         plain = default is None or default is inspect.Parameter.empty
         if not plain and (not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool)):

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 
 from .noise_schedule import check_num_inference_steps, check_timesteps
 
 STEP_SIZES = (0.2, 0.1, 0.05, 0.02, 0.01)
-SEARCHES = ("direction_first", "released_up", "released_down")
+Search = Literal["direction_first", "released_up", "released_down"]
 
 
 def gamma_timesteps(
@@ -72,7 +73,7 @@ class GammaSearch:
     probes: list[GammaProbe]
 
 
-def gamma_search(score: Callable[[float], float], *, search: str = "direction_first") -> GammaSearch:
+def gamma_search(score: Callable[[float], float], *, search: Search = "direction_first") -> GammaSearch:
     """Greedy search for the gamma with the highest score.
 
     Args:
@@ -90,8 +91,8 @@ def gamma_search(score: Callable[[float], float], *, search: str = "direction_fi
 
     Source: Kim et al., ACCV 2024, Sec. 3.3 and Alg. 2; the grid and stopping rule are the released loop's.
     """
-    if search not in SEARCHES:
-        raise ValueError(f"search must be one of {', '.join(SEARCHES)}, got {search!r}")
+    if search not in get_args(Search):
+        raise ValueError(f"search must be one of {', '.join(get_args(Search))}, got {search!r}")
     cache: dict[float, float] = {}
 
     def value_of(gamma: float) -> float:

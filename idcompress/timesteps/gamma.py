@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ..core.timestep_search import gamma_search, gamma_timesteps
+from ..core.timestep_search import Search, gamma_search, gamma_timesteps
 from ..errors import IdcError
 from ..types import Schedule, ScheduleRequest
 
@@ -10,7 +10,7 @@ SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation
 
 
 def timesteps(
-    request: ScheduleRequest, *, gamma: float | None = None, bias: float = 30.0, search: str = "direction_first"
+    request: ScheduleRequest, *, gamma: float | None = None, bias: float = 30.0, search: Search = "direction_first"
 ) -> Schedule:
     """Search gamma by the request's score, or use a given one.
 
