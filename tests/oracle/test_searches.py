@@ -112,7 +112,7 @@ def test_gamma_search_comes_close_to_a_single_peak(best):
 
 
 def test_an_unknown_search_is_refused():
-    with pytest.raises(ValueError, match="direction_first, released_up, released_down, got 'up'"):
+    with pytest.raises((ValueError, TypeError), match="released_up"):  # TypeError where annotations are checked
         gamma_search(lambda gamma: 0.0, search="up")
 
 
