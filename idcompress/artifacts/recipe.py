@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,20 +124,41 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_number(value: Any) -> bool:
+    return _is_int(value) or isinstance(value, float)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_int(value) and value >= 1
+
+
+def _holds(value: Any, **fields: Callable[[Any], bool]) -> bool:
+    """Whether a value is an object with these fields, each as its check wants it."""
+    return isinstance(value, dict) and all(name in value and check(value[name]) for name, check in fields.items())
+
+
 def _check(value: dict[str, Any], path: Path) -> None:
+    def is_name(entry: Any) -> bool:
+        return isinstance(entry, str)
+
+    def each(container: Any, check: Callable[[Any], bool]) -> bool:
+        return isinstance(container, dict) and all(map(check, container.values()))
+
+    weights, provenance = value["weights"], value["provenance"]
     wanted = {
-        "task": ("a name", isinstance(value["task"], str)),
-        "model": ("an object with a name", isinstance(value["model"], dict) and "name" in value["model"]),
-        "prune": ("a name", isinstance(value["prune"], str)),
-        "depth": (
-            "null or an integer >= 1",
-            value["depth"] is None or (_is_int(value["depth"]) and value["depth"] > 0),
-        ),
+        "task": ("a name", is_name(value["task"])),
+        "model": ("an object with a name", _holds(value["model"], name=is_name)),
+        "prune": ("a name", is_name(value["prune"])),
+        "depth": ("null or an integer >= 1", value["depth"] is None or _is_positive(value["depth"])),
         "timesteps": ("null or a list of integers that never increases", _is_timesteps(value["timesteps"])),
-        "num_inference_steps": ("an integer >= 1", _is_int(value["num_inference_steps"])),
-        "guidance": ("an object of numbers", isinstance(value["guidance"], dict)),
-        "weights": ("an object", isinstance(value["weights"], dict)),
-        "provenance": ("a list of objects", isinstance(value["provenance"], list)),
+        "num_inference_steps": ("an integer >= 1", _is_positive(value["num_inference_steps"])),
+        "guidance": ("an object of numbers", each(value["guidance"], _is_number)),
+        "weights": ("an object of {file, sha256}", each(weights, lambda w: _holds(w, file=is_name, sha256=is_name))),
+        "parent": ("null or a digest", value["parent"] is None or is_name(value["parent"])),
+        "provenance": (
+            "a list of objects, each with its stage",
+            isinstance(provenance, list) and all(_holds(entry, stage=is_name) for entry in provenance),
+        ),
     }
     for name, (what, holds) in wanted.items():
         if not holds:

@@ -18,6 +18,7 @@ OUTPUTS = Path("outputs")
 # Where a recipe may come from: the stages before each one. The chain's order is the paper's.
 CHAIN = {"depth_search": 1, "finetune": 2, "tsopt": 3, "compress": 3}
 AFTER_THE_CHAIN = 4
+BOOKKEEPING = (".lock", "run.json", "config.yaml", "environment.json", "log.txt")
 FROM_THE_FULL_MODEL = ("depth_search", "compress")
 
 
@@ -28,12 +29,14 @@ class RunDir:
     Attributes:
         path: the folder.
         resumed: whether an interrupted run of the same command is being continued.
+        explicit: whether the user chose the folder, so that other things may lie in it.
     """
 
     path: Path
     resumed: bool
     info: dict[str, Any]
     _lock: IO[bytes] | None = field(default=None, repr=False)
+    explicit: bool = False
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -66,16 +69,24 @@ class RunDir:
             self._lock = None
 
     def discard_if_empty(self) -> None:
-        """Remove a new folder without any result in it: a mistake was found before any work."""
-        names = {path.name for path in self.path.rglob("*") if path.is_file()}
-        if self.resumed or not names <= {".lock", "run.json", "config.yaml", "environment.json", "log.txt"}:
+        """Undo the opening of a new run without any result: a mistake was found before any work.
+
+        A folder that the user chose stays, with whatever else is in it; of ours nothing does.
+        """
+        files_here = [path for path in self.path.rglob("*") if path.is_file()]
+        ours = [path for path in files_here if path.name in BOOKKEEPING]
+        if self.resumed or (len(ours) < len(files_here) and not self.explicit):
             return
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+        if self.explicit:
+            for name in BOOKKEEPING:
+                (self.path / name).unlink(missing_ok=True)
+            return
         shutil.rmtree(self.path)
-        for folder in self.path.parents[:4]:
-            if folder == Path() or any(folder.iterdir()):
+        for folder in (self.path.parents[i] for i in range(4)):  # stage, model, task, outputs
+            if any(folder.iterdir()):
                 break
             folder.rmdir()
 
@@ -124,8 +135,12 @@ def _create(parent: Path, info: dict[str, Any]) -> RunDir:
     raise IdcError(f"no free run folder under {parent}")
 
 
-def _begin(path: Path, info: dict[str, Any]) -> RunDir:
-    run = RunDir(path, False, info, _try_lock(path))
+def _begin(path: Path, info: dict[str, Any], *, explicit: bool = False) -> RunDir:
+    info = {**info, "own_folder": not explicit or not any(path.iterdir())}
+    lock = _try_lock(path)
+    if lock is None:
+        raise IdcError(f"another run is using {path}; choose another hydra.run.dir or wait for it")
+    run = RunDir(path, False, info, lock, explicit)
     run._write_info()
     return run
 
@@ -134,17 +149,19 @@ def _open_explicit(path: Path, info: dict[str, Any]) -> RunDir:
     path.mkdir(parents=True, exist_ok=True)
     found = _info(path)
     if found is None:
-        return _begin(path, info)
+        return _begin(path, info, explicit=True)
     lock = _try_lock(path)
     if lock is None:
         raise IdcError(f"another run is using {path}; choose another hydra.run.dir or wait for it")
     if found["digest"] == info["digest"] and not found["finished"]:
-        return RunDir(path, True, found, lock)
+        return RunDir(path, True, found, lock, explicit=True)
     lock.close()
+    if not found.get("own_folder") or Path.cwd().resolve().is_relative_to(path.resolve()):
+        raise IdcError(f"{path} holds another run beside other things; choose another hydra.run.dir")
     number = next(n for n in range(1, 10_000) if not path.with_name(f"{path.name}.{n}").exists())
     path.rename(path.with_name(f"{path.name}.{number}"))
     path.mkdir()
-    return _begin(path, info)
+    return _begin(path, info, explicit=True)
 
 
 def _try_lock(path: Path) -> IO[bytes] | None:

@@ -26,11 +26,14 @@ class Trace:
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
             os.truncate(path, len(whole))
-        for number, line in enumerate(whole.decode("utf-8").splitlines(), start=1):
+        for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
             try:
-                self.rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                raise IdcError(f"{path}, line {number}, is damaged; remove the run folder to start again") from None
+                row = json.loads(line.decode("utf-8"))
+            except (UnicodeDecodeError, json.JSONDecodeError):
+                row = None
+            if not isinstance(row, dict):
+                raise IdcError(f"{path}, line {number}, is damaged; remove the run folder to start again")
+            self.rows.append(row)
 
     def find(self, **key: Any) -> dict[str, Any] | None:
         """The first row whose fields hold these values."""
