@@ -25,12 +25,16 @@ from typing import Dict, List  # isort: skip
 
 @dataclass
 class TaskConfig:
-    """conf/task/<name>.yaml: `models` holds, per model, what cannot be one value for all."""
+    """conf/task/<name>.yaml.
+
+    `models` holds, per model, what cannot be one value for all; `options` are parameters of the task's own.
+    """
 
     name: str
     version: int
     models: Dict[str, Any]
     prompts: Optional[List[str]] = None
+    options: Dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -90,6 +94,13 @@ class OutputConfig:
 
 
 @dataclass
+class ConvertConfig:
+    main_ckpt: Optional[str] = None
+    cfw_ckpt: Optional[str] = None
+    config: Optional[str] = None
+
+
+@dataclass
 class Config:
     """What every stage receives. The keys are explained in conf/config.yaml."""
 
@@ -108,7 +119,7 @@ class Config:
     sampler: str = "ddim"
     image: Any = None
     prompt: Optional[str] = None
-    guidance_scale: float = 7.5
+    guidance_scale: Optional[float] = 7.5
     image_guidance_scale: Optional[float] = None
     num_inference_steps: int = 50
     data: DataConfig = field(default_factory=DataConfig)
@@ -118,6 +129,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     compress: CompressConfig = field(default_factory=CompressConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    convert: ConvertConfig = field(default_factory=ConvertConfig)
 
     def guidance(self) -> dict[str, float]:
         """The guidance scales by their diffusers names."""
@@ -192,6 +204,12 @@ def to_config(composed: DictConfig) -> Config:
     for count in config.step_counts():
         _check_steps("tsopt.num_inference_steps", count)
     _check_strings("evaluate.metrics", config.evaluate.metrics)
+    settings = config.task.models.get(config.model.name) or {}
+    for key in ("guidance_scale", "image_guidance_scale"):
+        if _value(config, key) is None and settings.get(key) is not None:
+            raise IdcError(
+                f"{key} must be a number for task={config.task.name}, got null; 1 switches that guidance off"
+            )
     if config.depth is not None and config.depth < 1:
         raise IdcError(f"depth must be at least 1, got {config.depth}")
     return config

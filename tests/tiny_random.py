@@ -10,11 +10,20 @@ from diffusers import (
     AutoencoderKL,
     ControlNetModel,
     DDIMScheduler,
+    DDPMScheduler,
     StableDiffusionControlNetPipeline,
     StableDiffusionInstructPix2PixPipeline,
     UNet2DConditionModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from idcompress.models.stablesr import (
+    EmptyPromptEmbedding,
+    StableSRAutoencoderKL,
+    StableSRPipeline,
+    StableSRStructureEncoder,
+    StableSRUNet2DConditionModel,
+)
 
 WIDTHS = (16, 32, 64, 64)
 UNET = {
@@ -34,10 +43,41 @@ def unet(in_channels: int = 8, seed: int = 0) -> UNet2DConditionModel:
     return UNet2DConditionModel(in_channels=in_channels, out_channels=4, up_block_types=up, **UNET).eval()
 
 
+def stablesr_pipeline() -> StableSRPipeline:
+    """A random 64-pixel StableSR: latents of 8 px, autoencoder factor 8."""
+    torch.manual_seed(0)
+    unet_ = StableSRUNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 16, 32, 32),
+        norm_num_groups=8,
+        attention_head_dim=2,
+        cross_attention_dim=8,
+        structure_channels=8,
+        spade_hidden_channels=8,
+    )
+    structure_encoder = StableSRStructureEncoder(
+        out_channels=8, block_out_channels=(16, 16, 16, 16), attention_head_dim=(8, 8, 8, 8), norm_num_groups=4
+    )
+    vae = StableSRAutoencoderKL(
+        fusion_growth_channels=4,
+        block_out_channels=(4, 4, 4, 4),
+        layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=2,
+    )
+    scheduler = DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear", clip_sample=False)
+    embedding = EmptyPromptEmbedding.from_tensor(torch.randn(5, 8))
+    return StableSRPipeline(vae.eval(), unet_.eval(), structure_encoder.eval(), scheduler, embedding)
+
+
 def write_pipeline(task: str, folder: Path) -> Path:
-    """Write a random 32-pixel pipeline for a task as a stock diffusers folder."""
+    """Write a random pipeline for a task as a diffusers folder: 32 px, stock classes; stablesr 64 px."""
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
+    if task == "stablesr":
+        stablesr_pipeline().save_pretrained(folder)
+        return folder
     vocabulary = [*map(chr, range(33, 127)), *(chr(c) + "</w>" for c in range(33, 127))]
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
     words = folder / "vocab.json"

@@ -217,6 +217,8 @@ def vae_scale_factor(pipeline: Any) -> int:
 
 def native_size(pipeline: Any) -> int:
     """Side of the square images that the U-Net was trained on, in pixels."""
+    if pipeline.unet.config.sample_size is None:
+        raise IdcError("unet/config.json has no sample_size; set it to the side of the latents that it was trained on")
     return int(pipeline.unet.config.sample_size) * vae_scale_factor(pipeline)
 
 

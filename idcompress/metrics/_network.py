@@ -20,7 +20,7 @@ def network_inputs(
     encoder_tokens: int = 77,
     device: torch.device | str | None = None,
 ) -> dict[str, Any]:
-    """Keyword arguments for one call of a diffusers U-Net, StableSR U-Net or ControlNet, from its configuration.
+    """Keyword arguments for one call of a U-Net, ControlNet or StableSR structure encoder, from its configuration.
 
     Args:
         network: read for its configuration and the dtype and device of its parameters.
@@ -30,8 +30,8 @@ def network_inputs(
         device: of the inputs; None: the network's own.
 
     Returns:
-        Zeros: `sample` (B, in_channels, h, w), `timestep` (B,), `encoder_hidden_states` (B, tokens,
-        cross_attention_dim), and `controlnet_cond` at pixel size or `structure_features` by width where they belong.
+        Zeros: `sample` (B, in_channels, h, w), `timestep` (B,), and `encoder_hidden_states` (B, tokens,
+        cross_attention_dim), `controlnet_cond` at pixel size or `structure_features` by width where they belong.
         A U-Net gets no control residuals.
     """
     config: Any = network.config
@@ -43,12 +43,13 @@ def network_inputs(
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(batch_size, *shape, dtype=parameter.dtype, device=device)
 
-    features = config.cross_attention_dim
     inputs: dict[str, Any] = {
         "sample": zeros(config.in_channels, height, width),
         "timestep": torch.zeros(batch_size, dtype=torch.int64, device=device),
-        "encoder_hidden_states": zeros(encoder_tokens, features if isinstance(features, int) else features[0]),
     }
+    if "cross_attention_dim" in config:
+        features = config.cross_attention_dim
+        inputs["encoder_hidden_states"] = zeros(encoder_tokens, features if isinstance(features, int) else features[0])
     if "conditioning_embedding_out_channels" in config:
         scale = 2 ** (len(config.conditioning_embedding_out_channels) - 1)
         inputs["controlnet_cond"] = zeros(config.conditioning_channels, height * scale, width * scale)

@@ -1,4 +1,4 @@
-"""Number of parameters, by the files' count and by the paper's, which leaves the time embedding out."""
+"""Number of parameters, by the files' count and by the paper's, which leaves the U-Net's time embedding out."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ class Metric(ModelMetric):
     """Parameters of all networks together: `params`, `params_paper`."""
 
     unit = ""
-    compares = "the networks' parameters; params_paper without the time embedding"
+    compares = "the networks' parameters; params_paper without the U-Net's time embedding"
 
     def measure(
         self, modules: Sequence[nn.Module], inputs: Sequence[Mapping[str, Any]] | None = None
     ) -> dict[str, float]:
+        """Args: modules: the U-Net first; side networks count whole in both, as in the paper's StableSR total."""
         counts = [count_parameters(module) for module in modules]
-        return {"params": sum(all_ for all_, _ in counts), "params_paper": sum(paper for _, paper in counts)}
+        total = sum(all_ for all_, _ in counts)
+        return {"params": total, "params_paper": total - sum(all_ - paper for all_, paper in counts[:1])}

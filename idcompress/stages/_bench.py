@@ -25,6 +25,7 @@ from ..loading import load_source
 from ..metrics._base import ImageMetric, MetricValue
 from ..tasks import _base
 from ..types import Batch, Example
+from ._run import make_task
 
 CACHE = OUTPUTS / "cache" / "references"
 
@@ -54,7 +55,7 @@ class Bench:
             batch = self.examples[start : start + size]
             if start not in self._conditioning:
                 with torch.inference_mode():
-                    self._conditioning[start] = self.task.encode(self.model.pipeline, batch)
+                    self._conditioning[start] = self.task.encode(self.model.pipeline, batch, self.config.seed)
             made.append(
                 _base.translate(
                     self.task,
@@ -85,6 +86,7 @@ class Bench:
             "weights": weights,
             "task": f"{self.config.task.name}.{self.config.task.version}",
             "timesteps": timesteps,
+            "options": self.config.task.options,
             "guidance": self.config.guidance(),
             "seed": self.config.seed,
             "sampler": self.config.sampler,
@@ -149,11 +151,11 @@ def open_bench(config: Config, recipe: Recipe, *, split: str, num_samples: int) 
     Raises:
         IdcError: the model does not load, or no photograph is left.
     """
+    task = make_task(config)
     model = _load(config, recipe)
     known = recipe.model.get("digest")
     if known not in (None, model.digest):
         raise IdcError(f"the weights of model {recipe.model['name']} are not those that the recipe was made for")
-    task = registry.load("task", recipe.task, "task").Task()
     photos = choose_photographs(config, recipe, split)
     prompts = [config.prompt] if config.prompt is not None else config.task.prompts or []
     examples = task.examples(photos, num_samples, native_size(model.pipeline), prompts)

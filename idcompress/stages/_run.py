@@ -23,6 +23,8 @@ from ..errors import IdcError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from ..tasks import _base
+
 
 @dataclass
 class Run:
@@ -64,9 +66,10 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
         registry.check("metric", metric, "evaluate.metrics")
     set_threads(config.threads)
     paths = recipe_paths(stage, config)
-    recipes = [Recipe.load(path) for path in paths] or [full_recipe(config)]
-    config = follow_guidance(config, recipes[0], list(hydra_config.overrides.task))
-    if stage != "report":
+    recipes = [Recipe.load(path) for path in paths] or ([] if stage == "convert" else [full_recipe(config)])
+    if recipes:
+        config = follow_guidance(config, recipes[0], list(hydra_config.overrides.task))
+    if recipes and stage != "report":
         say(describe(config, recipes, paths, stage))
     identity = {
         "stage": stage,
@@ -101,7 +104,7 @@ def model_label(config: Config) -> str:
 
 def recipe_paths(stage: str, config: Config) -> list[Path]:
     """The recipe files that `recipe=` stands for; empty for the full model."""
-    if config.recipe == "none":
+    if config.recipe == "none" or stage == "convert":
         return []
     if config.recipe == "latest":
         return latest_recipes(stage, config.task.name, model_label(config))
@@ -123,7 +126,8 @@ def full_recipe(config: Config) -> Recipe:
     if model.path is None and model.repositories:
         repositories = model.repositories.get(config.task.name)
         if repositories is None:
-            raise IdcError(f"model={model.name} has no weights for task={config.task.name}; give model.path=FOLDER")
+            advice = registry.load("task", config.task.name, "task").Task.getting_weights
+            raise IdcError(f"model={model.name} has no weights for task={config.task.name}; {advice}")
     source = {
         "name": model.name,
         "path": model.path,
@@ -157,6 +161,17 @@ def describe(config: Config, recipes: list[Recipe], paths: list[Path], stage: st
     if config.recipe == "latest" and stage not in ("depth_search", "compress"):
         why = f" (no finished recipe under {show(OUTPUTS / config.task.name / model_label(config))})"
     return f"recipe: none, the full model{why}"
+
+
+def make_task(config: Config) -> _base.Task:
+    """The task with its options.
+
+    Raises:
+        IdcError: an unknown option, or a value that it cannot have.
+    """
+    entry = registry.load("task", config.task.name, "task").Task
+    task: _base.Task = entry(**registry.bind(entry, config.task.options, "task.options"))
+    return task
 
 
 def save_recipes(recipes: list[Recipe], run_dir: RunDir) -> None:

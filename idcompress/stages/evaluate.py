@@ -147,10 +147,10 @@ def _row(metric: ImageMetric, values: Sequence[MetricValue], seed: int) -> dict[
 def costs(bench: Bench, pipeline: Any, timesteps: list[int]) -> dict[str, Any]:
     """Parameters by both rules, MACs of one network call, steps and (unless switched off) latency."""
     full = bench.model.pipeline
-    networks = [[p.unet, *([p.controlnet] if hasattr(p, "controlnet") else [])] for p in (full, pipeline)]
+    networks = [bench.task.networks(p) for p in (full, pipeline)]
     steps = (bench.config.num_inference_steps, len(timesteps))
     rows: dict[str, Any] = {}
-    size, tokens = full.unet.config.sample_size, full.tokenizer.model_max_length
+    size, tokens = full.unet.config.sample_size, bench.task.encoder_tokens(full)
     for name, arguments in (("parameters", {}), ("macs", {"sample_size": size, "encoder_tokens": tokens})):
         metric = registry.load("metric", name).Metric(**arguments)
         before, after = (metric.measure(modules) for modules in networks)

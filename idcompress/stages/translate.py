@@ -6,22 +6,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from .. import registry
-from ..adapters.pipeline import native_size, vae_scale_factor
 from ..artifacts import files
 from ..artifacts.recipe import Recipe
 from ..artifacts.run_dir import RunDir
 from ..config import Config
 from ..console import progress, say
 from ..core.timestep_search import gamma_timesteps
-from ..data.images import fit_to_multiple, list_images, load_image, save_png, to_tensor
+from ..data.images import list_images, load_image, save_png
 from ..data.photographs import Photograph
 from ..errors import IdcError
 from ..loading import load_source
-from ..tasks import _base
-from ._run import show, with_depth
+from ._run import make_task, show, with_depth
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
@@ -31,26 +26,32 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         say(f"of {len(recipes)} recipes the one with {recipe.num_inference_steps} steps is used; others by recipe=FILE")
     paths = input_images(config.image)
     pictures = [load_image(path) for path in paths]  # every file is looked at before anything is computed
+    task = make_task(config)
     model = load_source(recipe.task, recipe.model, device=config.device, dtype=config.dtype, prune=recipe.prune)
-    task = registry.load("task", recipe.task, "task").Task()
     pipeline = model.for_recipe(recipe)
     timesteps = list(recipe.timesteps or gamma_timesteps(1.0, recipe.num_inference_steps))
 
     folder = Path(config.output.path) if config.output.path else run_dir.path
     rows: list[dict[str, Any]] = []
     for index, (path, picture) in enumerate(progress(zip(paths, pictures, strict=True), "translate", len(paths))):
-        image = prepare(picture, pipeline)
-        example = task.example(index, Photograph(path.stem, path), to_tensor(image), config.prompt)
         began = time.perf_counter()
-        output = _base.translate(
-            task, pipeline, [example], timesteps, config.guidance(), seed=config.seed, sampler=config.sampler
+        prompt, output = task.translate_picture(
+            pipeline,
+            index,
+            Photograph(path.stem, path),
+            picture,
+            config.prompt,
+            timesteps,
+            config.guidance(),
+            seed=config.seed,
+            sampler=config.sampler,
         )
         took = time.perf_counter() - began
         target = folder / output_name(path, paths)
         if target.resolve() == path.resolve():
             raise IdcError(f"{target} would overwrite its input; choose another output.path")
-        save_png(output[0], target)
-        rows.append({"image": str(path), "output": target.name, "prompt": example.prompt, "seconds": round(took, 3)})
+        save_png(output, target)
+        rows.append({"image": str(path), "output": target.name, "prompt": prompt, "seconds": round(took, 3)})
     settings = {
         "version": 1,
         "task": recipe.task,
@@ -58,6 +59,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         "recipe": recipe.digest,
         "depth": recipe.depth,
         "timesteps": timesteps,
+        "options": config.task.options,
         "guidance": config.guidance(),
         "seed": config.seed,
         "sampler": config.sampler,
@@ -88,8 +90,3 @@ def output_name(path: Path, paths: list[Path]) -> str:
     """<stem>.png, with the position where two inputs share a stem."""
     twins = [other for other in paths if other.stem == path.stem]
     return f"{path.stem}.png" if len(twins) == 1 else f"{path.stem}_{paths.index(path)}.png"
-
-
-def prepare(picture: Image.Image, pipeline: Any) -> Image.Image:
-    """Resize an image so that its longer side is the model's own and both sides fit the autoencoder."""
-    return fit_to_multiple(picture, vae_scale_factor(pipeline), native_size(pipeline))

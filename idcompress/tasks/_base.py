@@ -4,40 +4,98 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..adapters.pipeline import alphas_cumprod, decode_latents, vae_scale_factor
+from ..adapters.pipeline import alphas_cumprod, decode_latents, native_size, vae_scale_factor
 from ..core.ddim import ddim_sample
 from ..core.dpm_solver import dpm_solver_sample
 from ..core.random import image_generator
+from ..errors import IdcError
 from ..types import DenoiseFn, Example
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ..data.photographs import Photograph
 
 Conditioning = dict[str, Tensor]
 
 
 class Task(ABC):
-    """An image-to-image task: its pipeline class, its examples, and how a batch conditions the network."""
+    """An image-to-image task: its pipeline class, its examples, and how a batch conditions the network.
+
+    Keyword-only parameters of a task's constructor are its `task.options`.
+
+    Attributes:
+        getting_weights: what to do where no hub repository has the published weights.
+    """
 
     name: ClassVar[str]
     pipeline_class: ClassVar[str]
+    getting_weights: ClassVar[str] = "give model.path=FOLDER"
 
     @abstractmethod
     def example(self, index: int, photo: Photograph, image: Tensor, prompt: str | None) -> Example:
         """One example from a crop (3, H, W) in [0, 1] of a photograph; `prompt` None lets the task choose one."""
 
     @abstractmethod
-    def encode(self, pipeline: Any, examples: Sequence[Example]) -> Conditioning:
-        """What conditions the network, for a batch; depends on neither depth nor timesteps, so it is kept."""
+    def encode(self, pipeline: Any, examples: Sequence[Example], seed: int = 0) -> Conditioning:
+        """What conditions the network, for a batch; depends on neither depth nor timesteps, so it is kept.
+
+        Args:
+            seed: of the noise, if there is any in it; each image has a generator of its own.
+        """
 
     @abstractmethod
     def denoise(self, pipeline: Any, conditioning: Conditioning, guidance: dict[str, float]) -> DenoiseFn:
         """Close over conditioning and guidance; float32 in and out, whatever the network's dtype."""
+
+    def decode(self, pipeline: Any, latents: Tensor, conditioning: Conditioning) -> Tensor:
+        """Images (B, 3, H, W), float32 in [0, 1] on the CPU, from sampled latents."""
+        return decode_latents(pipeline, latents)
+
+    def networks(self, pipeline: Any) -> list[nn.Module]:
+        """What is called at every step, the U-Net first: costs are theirs."""
+        return [pipeline.unet]
+
+    def encoder_tokens(self, pipeline: Any) -> int:
+        """Length of the text embedding that the networks see."""
+        return int(pipeline.tokenizer.model_max_length)
+
+    def convert(self, main_ckpt: Path, cfw_ckpt: Path, folder: Path, config: Path | None) -> None:
+        """Write a pipeline folder from original checkpoints.
+
+        Raises:
+            IdcError: the task has none, or they are damaged or of another model.
+        """
+        raise IdcError(f"there are no original checkpoints to convert for task={self.name}; want task=stablesr")
+
+    def translate_picture(
+        self,
+        pipeline: Any,
+        index: int,
+        photo: Photograph,
+        picture: Image.Image,
+        prompt: str | None,
+        timesteps: Sequence[int],
+        guidance: dict[str, float],
+        *,
+        seed: int,
+        sampler: str,
+    ) -> tuple[str, Tensor]:
+        """Translate a picture of any size: the prompt in use and the result (3, H, W), float32 in [0, 1].
+
+        The longer side becomes the model's own, and both sides fit the autoencoder.
+        """
+        from ..data.images import fit_to_multiple, to_tensor
+
+        fitted = fit_to_multiple(picture, vae_scale_factor(pipeline), native_size(pipeline))
+        example = self.example(index, photo, to_tensor(fitted), prompt)
+        return example.prompt, translate(self, pipeline, [example], timesteps, guidance, seed=seed, sampler=sampler)[0]
 
     def examples(
         self, photographs: Sequence[Photograph], num_samples: int, size: int, prompts: Sequence[str] = ()
@@ -93,7 +151,7 @@ def translate(
     Returns:
         Images (B, 3, H, W), float32 in [0, 1], CPU.
     """
-    conditioning = task.encode(pipeline, examples) if conditioning is None else conditioning
+    conditioning = task.encode(pipeline, examples, seed) if conditioning is None else conditioning
     denoise = task.denoise(pipeline, conditioning, guidance)
     noise = initial_noise(pipeline, examples, seed).to(pipeline.unet.device)
     sample = dpm_solver_sample if sampler == "dpm_solver" else ddim_sample
@@ -104,4 +162,4 @@ def translate(
         alphas_cumprod(pipeline),
         prediction_type=pipeline.scheduler.config.prediction_type,
     )
-    return decode_latents(pipeline, latents)
+    return task.decode(pipeline, latents, conditioning)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapters.pipeline import encode_prompts
 from ..core.guidance import classifier_free_guidance
@@ -36,13 +36,16 @@ class Task(_base.Task):
             condition=canny(image[None])[0].expand(3, -1, -1).contiguous(),
         )
 
-    def encode(self, pipeline: Any, examples: Sequence[Example]) -> _base.Conditioning:
+    def encode(self, pipeline: Any, examples: Sequence[Example], seed: int = 0) -> _base.Conditioning:
         conditions = torch.stack([example.condition for example in examples if example.condition is not None])
         return {
             "text": encode_prompts(pipeline, [example.prompt for example in examples]),
             "null": encode_prompts(pipeline, [""]).expand(len(examples), -1, -1),
             "condition": conditions.to(pipeline.controlnet.device, pipeline.controlnet.dtype),
         }
+
+    def networks(self, pipeline: Any) -> list[nn.Module]:
+        return [pipeline.unet, pipeline.controlnet]
 
     def denoise(self, pipeline: Any, conditioning: _base.Conditioning, guidance: dict[str, float]) -> DenoiseFn:
         """Classifier-free guidance over the caption, with control in both branches, as diffusers does by default."""

@@ -40,7 +40,7 @@ class Task(_base.Task):
             tags=() if edit is None else ("hard" if edit.hard else "easy", edit.name),
         )
 
-    def encode(self, pipeline: Any, examples: Sequence[Example]) -> _base.Conditioning:
+    def encode(self, pipeline: Any, examples: Sequence[Example], seed: int = 0) -> _base.Conditioning:
         return {
             "text": encode_prompts(pipeline, [example.prompt for example in examples]),
             "null": encode_prompts(pipeline, [""]).expand(len(examples), -1, -1),

@@ -1,0 +1,133 @@
+"""StableSR: restore a photograph from a small, degraded copy and enlarge it four times."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from ..adapters.pipeline import native_size
+from ..core.random import image_generator
+from ..data.degrade import degrade
+from ..errors import IdcError
+from ..types import DenoiseFn, Example
+from . import _base
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..data.photographs import Photograph
+
+UPSCALE = 4
+
+
+class Task(_base.Task):
+    """Conditions: latents of the enlarged input through the structure encoder; its features and colours in decoding.
+
+    Source: StableSR, arXiv 2305.07015.
+    """
+
+    name = "stablesr"
+    pipeline_class = "StableSRPipeline"
+    getting_weights = (
+        "no diffusers repository has them: get the published checkpoints (stablesr_*.ckpt and vqgan_cfw_*.ckpt), run "
+        "`idc convert task=stablesr convert.main_ckpt=FILE convert.cfw_ckpt=FILE output.path=FOLDER` once, then give "
+        "model.path=FOLDER"
+    )
+
+    def __init__(
+        self, *, fidelity_weight: float = 0.5, color_fix: Literal["adain", "wavelet", "none"] = "adain"
+    ) -> None:
+        """Options of `StableSRPipeline.__call__`.
+
+        Raises:
+            IdcError: fidelity_weight is outside [0, 1].
+        """
+        if not 0 <= fidelity_weight <= 1:
+            raise IdcError(f"task.options.fidelity_weight must be between 0 and 1, got {fidelity_weight}")
+        self.fidelity_weight = float(fidelity_weight)
+        self.color_fix = None if color_fix == "none" else color_fix
+
+    def example(self, index: int, photo: "Photograph", image: Tensor, prompt: str | None) -> Example:
+        """The crop is the target; its degraded quarter, enlarged bicubically, is the image. Prompts play no part."""
+        low = degrade(image[None], [image_generator(0, index)])
+        enlarged = F.interpolate(low, size=image.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
+        name = f"{index:04d}_{photo.name}"
+        return Example(index=index, name=name, photo=photo.digest, image=enlarged[0], target=image)
+
+    def encode(self, pipeline: Any, examples: Sequence[Example], seed: int = 0) -> _base.Conditioning:
+        image = torch.stack([example.image for example in examples]).to(pipeline.vae.device) * 2 - 1
+        # Generators of their own: with those of the start, posterior noise and start would be one and the same.
+        generators = [image_generator(seed, -1 - example.index) for example in examples]
+        image_latents, _ = pipeline.encode_image(image, generators)
+        return {"image": image, "image_latents": image_latents, "text": pipeline.encode_prompt(len(examples))}
+
+    def denoise(self, pipeline: Any, conditioning: _base.Conditioning, guidance: dict[str, float]) -> DenoiseFn:
+        """One network call per step: the published model samples without guidance."""
+        _refuse_guidance(guidance)
+        denoise: DenoiseFn = pipeline.denoiser(conditioning["image_latents"], conditioning["text"], **_tiles(pipeline))
+        return denoise
+
+    def decode(self, pipeline: Any, latents: Tensor, conditioning: _base.Conditioning) -> Tensor:
+        """Decode with feature wrapping; the features (50 MB an image at 512 px) are computed anew, not kept."""
+        image = conditioning["image"]
+        _, features = pipeline.vae.encode(image.to(pipeline.vae.dtype), return_features=True)
+        decoded: Tensor = pipeline.decode_latents(latents, features, image, self.fidelity_weight, self.color_fix)
+        return (decoded / 2 + 0.5).clamp(0, 1).cpu()
+
+    def networks(self, pipeline: Any) -> list[nn.Module]:
+        return [pipeline.unet, pipeline.structure_encoder]
+
+    def encoder_tokens(self, pipeline: Any) -> int:
+        return int(pipeline.encode_prompt(1).shape[1])
+
+    def convert(self, main_ckpt: Path, cfw_ckpt: Path, folder: Path, config: Path | None) -> None:
+        from ..models.stablesr import convert_to_folder
+
+        try:
+            convert_to_folder(main_ckpt, cfw_ckpt, folder, config)
+        except (ValueError, KeyError, RuntimeError, EOFError) as error:
+            raise IdcError(f"{main_ckpt} and {cfw_ckpt} do not convert: {error}") from None
+
+    def translate_picture(
+        self,
+        pipeline: Any,
+        index: int,
+        photo: "Photograph",
+        picture: "Image.Image",
+        prompt: str | None,
+        timesteps: Sequence[int],
+        guidance: dict[str, float],
+        *,
+        seed: int,
+        sampler: str,
+    ) -> tuple[str, Tensor]:
+        """Restore a picture of any size at four times its size, as the pipeline itself does: padded, in tiles."""
+        _refuse_guidance(guidance)
+        if sampler != "ddim":
+            raise IdcError(f"task=stablesr translates by sampler=ddim, got sampler={sampler}")
+        images: Tensor = pipeline(
+            picture,
+            timesteps=list(timesteps),
+            upscale=UPSCALE,
+            fidelity_weight=self.fidelity_weight,
+            color_fix=self.color_fix,
+            eta=0,
+            generator=image_generator(seed, index),
+            output_type="pt",
+            **_tiles(pipeline),
+        ).images
+        return "", images[0].float().cpu()
+
+
+def _tiles(pipeline: Any) -> dict[str, int]:
+    """Tiles of the size that the model was trained on, half overlapping."""
+    size = native_size(pipeline) // int(pipeline.vae_scale_factor)
+    return {"tile_size": size, "tile_overlap": size // 2}
+
+
+def _refuse_guidance(guidance: dict[str, float]) -> None:
+    if guidance:
+        raise IdcError(f"task=stablesr samples without guidance; leave {' and '.join(guidance)} at null")

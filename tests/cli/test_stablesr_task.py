@@ -1,0 +1,299 @@
+"""task=stablesr through the command line: the chain, its costs, any image size, the conversion, and mistakes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_random
+import torch
+from PIL import Image
+
+from idcompress import load_pipeline
+from idcompress.adapters.pipeline import load_model
+from idcompress.adapters.unet import depth_skip
+from idcompress.data.photographs import packaged
+from idcompress.errors import IdcError
+from idcompress.models.stablesr import num_structure_levels
+from idcompress.tasks import _base
+from idcompress.tasks.stablesr import Task
+
+SMOKE = ("experiment=smoke", "task=stablesr")
+
+
+def only(pattern: str) -> Path:
+    found = sorted(Path().glob(pattern))
+    assert len(found) == 1, found
+    return found[0]
+
+
+@pytest.fixture
+def model(random_model):
+    return load_model("StableSRPipeline", {"pipeline": random_model("stablesr")}, {"name": "random"})
+
+
+@pytest.fixture
+def examples():
+    return Task().examples(packaged("search"), 3, 64)
+
+
+def params(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# the chain
+
+
+def test_compress_runs_and_counts_the_structure_encoder(idc, random_model, model):
+    result = idc("compress", *SMOKE, f"model.path={random_model('stablesr')}", "depth_search.min_depth=9")
+    assert result.code == 0, result.err
+    folder = only("outputs/stablesr/*/compress/*")
+    metrics = json.loads((folder / "evaluate/metrics.json").read_text())
+    assert metrics["guidance"] == {}
+    costs, depth = metrics["metrics"], metrics["recipe"]["depth"]
+    assert depth == 9
+    cut = model.at(depth)
+    for system, pipeline in (("original", model.pipeline), ("compressed", cut)):
+        networks = params(pipeline.unet) + params(pipeline.structure_encoder)
+        assert costs["params"][system] == networks
+        # the paper leaves the U-Net's time embedding out, not the encoder's
+        assert costs["params_paper"][system] == networks - params(pipeline.unet.time_embedding)
+    assert params(cut.structure_encoder) < params(model.pipeline.structure_encoder)
+    assert 0 < costs["gmacs"]["compressed"] < costs["gmacs"]["original"]
+    for kind in ("original", "compressed", "uniform", "image", "target", "depth_skipped"):
+        pictures = sorted((folder / "evaluate/images" / kind).glob("*.png"))
+        assert [Image.open(path).size for path in pictures] == [(64, 64)] * 2
+    assert "| guidance |" not in (folder / "report/report.md").read_text()
+    pipeline = load_pipeline(folder)
+    assert pipeline.unet.config.depth == 9
+    assert pipeline(Image.new("RGB", (16, 16)), generator=torch.Generator()).images[0].size == (64, 64)
+
+
+def test_stages_one_by_one(idc, random_model):
+    common = (*SMOKE, f"model.path={random_model('stablesr')}", "evaluate.latency=true")
+    for command in ("depth-search", "tsopt", "evaluate", "report"):
+        result = idc(command, *common, "evaluate.metrics=[psnr,target_psnr,target_ssim]")
+        assert result.code == 0, result.err
+    metrics = json.loads(only("outputs/stablesr/*/evaluate/*/metrics.json").read_text())["metrics"]
+    assert metrics["target_psnr"]["original"] > 0
+    assert metrics["latency_ms"]["ratio"] > 0
+    assert idc("tsopt", *common, "sampler=dpm_solver").code == 0
+
+
+# the task
+
+
+def test_examples_are_a_crop_and_its_degraded_quarter(examples):
+    again = Task().examples(packaged("search"), 3, 64)
+    for example, other in zip(examples, again, strict=True):
+        assert example.image.shape == example.target.shape == (3, 64, 64)
+        assert torch.equal(example.image, other.image)
+        assert not torch.equal(example.image, example.target)
+
+
+def test_batches_and_seeds(model, examples):
+    def run(chosen, seed=0):
+        return _base.translate(Task(), model.pipeline, chosen, [999, 500, 20], {}, seed=seed)
+
+    whole = run(examples)
+    assert whole.shape == (3, 3, 64, 64)
+    assert 0 <= whole.min() < whole.max() <= 1
+    parts = torch.cat([run([examples[2]]), run(examples[:2])])
+    assert torch.allclose(whole[[2, 0, 1]], parts, atol=1e-4)
+    assert not torch.allclose(whole, run(examples, seed=1), atol=1e-3)
+
+
+def test_posterior_noise_is_not_the_start(model, examples):
+    """Both are unit noise of the latents' shape; one generator would make them equal."""
+    task, pipeline = Task(), model.pipeline
+    start = _base.initial_noise(pipeline, examples, 0)
+    with torch.inference_mode():
+        latents = task.encode(pipeline, examples, 0)["image_latents"]
+        other = task.encode(pipeline, examples, 1)["image_latents"]
+        image = torch.stack([example.image for example in examples]) * 2 - 1
+        posterior = pipeline.vae.encode(image).latent_dist
+    noise = (latents / pipeline.vae.config.scaling_factor - posterior.mean) / posterior.std
+    assert noise.std() == pytest.approx(1, abs=0.15)
+    assert not torch.equal(latents, other)
+    assert abs(torch.corrcoef(torch.stack([noise.flatten(), start.flatten()]))[0, 1]) < 0.15
+
+
+@pytest.mark.parametrize("depth", [2, 5, 8, 9, 12])
+def test_pruned_encoder_changes_nothing(model, examples, depth):
+    """depth_skip alone, with the whole encoder, gives the picture that pruning gives."""
+    cut = model.at(depth)
+    assert len(cut.structure_encoder.feature_blocks) == num_structure_levels(cut.unet)
+    conditioning = Task().encode(model.pipeline, examples)
+    alone = tiny_random.stablesr_pipeline()
+    for name, component in model.pipeline.components.items():
+        setattr(alone, name, component)
+    alone.unet = depth_skip(model.pipeline.unet, depth)
+    images = [
+        _base.translate(Task(), pipeline, examples, [999, 400], {}, conditioning=conditioning)
+        for pipeline in (cut, alone)
+    ]
+    assert torch.allclose(*images, rtol=0, atol=1e-5)
+
+
+def test_the_common_path_is_the_pipelines_own(model, examples):
+    """Encoding, sampling and decoding through the task equal StableSRPipeline.__call__ with the same noise."""
+    task, pipeline, timesteps = Task(fidelity_weight=0.8, color_fix="wavelet"), model.pipeline, [999, 700, 200]
+    example = examples[0]
+    generator = torch.Generator().manual_seed(5)
+    with torch.inference_mode():
+        conditioning = task.encode(pipeline, [example])
+        image = conditioning["image"]
+        conditioning["image_latents"], _ = pipeline.encode_image(image, generator)
+        start = _base.initial_noise(pipeline, [example], 0)
+        ours = _base.translate(task, pipeline, [example], timesteps, {}, conditioning=conditioning)
+        theirs = pipeline(
+            example.image[None],
+            timesteps=timesteps,
+            upscale=1,
+            fidelity_weight=0.8,
+            color_fix="wavelet",
+            eta=0,
+            latents=start,
+            generator=torch.Generator().manual_seed(5),
+            output_type="pt",
+        ).images
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_options_change_the_picture(model, examples):
+    def picture(**options):
+        return _base.translate(Task(**options), model.pipeline, examples[:1], [999, 0], {})
+
+    default = picture()
+    assert torch.equal(default, picture(fidelity_weight=0.5, color_fix="adain"))
+    assert not torch.equal(default, picture(fidelity_weight=1))
+    assert not torch.equal(default, picture(color_fix="none"))
+
+
+# pictures
+
+
+def test_translate_gives_four_times_any_size(idc, random_model, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    sizes = {"one": (1, 1), "odd": (37, 41), "native": (64, 64), "long": (3, 50)}
+    for name, size in sizes.items():
+        Image.effect_noise(size, 80).convert("RGB").save(folder / f"{name}.png")
+    common = (*SMOKE, f"model.path={random_model('stablesr')}", f"image={folder}", "num_inference_steps=2")
+    result = idc("translate", *common, "output.path=out")
+    assert result.code == 0, result.err
+    for name, (width, height) in sizes.items():
+        assert Image.open(f"out/{name}.png").size == (4 * width, 4 * height)
+    settings = json.loads(Path("out/translate.json").read_text())
+    assert settings["options"] == {"fidelity_weight": 0.5, "color_fix": "adain"}
+    # the same again, and another with other options
+    assert idc("translate", *common, "output.path=again").code == 0
+    assert idc("translate", *common, "output.path=other", "task.options.color_fix=none").code == 0
+    first, again, other = (Path(f"{place}/odd.png").read_bytes() for place in ("out", "again", "other"))
+    assert first == again != other
+
+
+# the conversion
+
+
+@pytest.fixture
+def converted(monkeypatch):
+    """Stands for the conversion itself, which tests/models examine; what it is called with."""
+    calls = []
+
+    def convert_to_folder(main, cfw, output, config=None):
+        calls.append((main, cfw, config))
+        tiny_random.stablesr_pipeline().save_pretrained(output)
+        if "bad" in str(main):
+            raise ValueError("2 keys of bad.ckpt that belong to no part of StableSR: a, b")
+
+    monkeypatch.setattr("idcompress.models.stablesr.convert_to_folder", convert_to_folder)
+    for name in ("main.ckpt", "cfw.ckpt", "bad.ckpt", "model.json"):
+        Path(name).write_bytes(b"{}")
+    return calls
+
+
+CONVERT = ("convert", "task=stablesr", "convert.cfw_ckpt=cfw.ckpt")
+
+
+def test_convert_writes_a_folder_that_every_stage_takes(idc, converted):
+    result = idc(*CONVERT, "convert.main_ckpt=main.ckpt", "convert.config=model.json", "output.path=made/model")
+    assert result.code == 0, result.err
+    assert converted == [(Path("main.ckpt"), Path("cfw.ckpt"), Path("model.json"))]
+    assert "recipe" not in result.out
+    assert idc("depth-search", *SMOKE, "model.path=made/model", "depth=9").code == 0
+    # nothing is ever overwritten
+    again = idc(*CONVERT, "convert.main_ckpt=main.ckpt", "output.path=made/model")
+    assert again.code == 2 and "not an empty folder" in again.err and again.err.count("\n") == 1
+    assert len(converted) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("output.path=out", "convert.main_ckpt=FILE"),
+        ("convert.main_ckpt=main.ckpt", "output.path=FOLDER"),
+        ("convert.main_ckpt=nowhere.ckpt output.path=out", "nowhere.ckpt: no such file"),
+        ("convert.main_ckpt=bad.ckpt output.path=out", "belong to no part of StableSR: a, b"),
+        ("convert.main_ckpt=main.ckpt output.path=out task=ip2p", "want task=stablesr"),
+        ("convert.main_ckpt=main.ckpt output.path=main.ckpt", "not an empty folder"),
+    ],
+)
+def test_convert_mistakes(idc, converted, arguments, message):
+    command = [word for word in CONVERT if not (word.startswith("task=") and "task=" in arguments)]
+    result = idc(*command, *arguments.split())
+    assert result.code == 2
+    assert message in result.err and result.err.count("\n") == 1
+    assert not Path("out").exists() and not Path("out.partial").exists()
+    assert not Path("outputs").exists()
+
+
+def test_a_file_that_is_no_checkpoint(idc):
+    for name in ("main.ckpt", "cfw.ckpt"):
+        Path(name).write_bytes(b"")
+    for content in (b"", b"not a checkpoint", b"PK\x03\x04" + bytes(100)):
+        Path("main.ckpt").write_bytes(content)
+        result = idc(*CONVERT, "convert.main_ckpt=main.ckpt", "output.path=out")
+        assert result.code == 2
+        assert "main.ckpt" in result.err and result.err.count("\n") == 1
+
+
+# mistakes
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("model=tiny", "no embedded model for task 'stablesr'"),
+        ("model=official", "run `idc convert task=stablesr"),
+        ("task.options.color_fix=adian model.path={model}", "must be one of adain, wavelet, none"),
+        ("task.options.fidelity_weight=1.5 model.path={model}", "between 0 and 1"),
+        ("task.options.fidelity=1 model.path={model}", "task.options.fidelity"),
+        ("+task.options.fidelity=1 model.path={model}", "did you mean 'fidelity_weight'"),
+        ("guidance_scale=3 model.path={model}", "without guidance"),
+        ("task=ip2p guidance_scale=null", "guidance_scale must be a number"),
+        ("task=ip2p +task.options.color_fix=adain", "unknown key task.options.color_fix"),
+    ],
+)
+def test_mistakes_are_one_line(idc, random_model, arguments, message):
+    arguments = arguments.format(model=random_model("stablesr")).split()
+    task = [] if any(word.startswith("task=") for word in arguments) else ["task=stablesr"]
+    result = idc("depth-search", "experiment=smoke", *task, *arguments)
+    assert result.code == 2
+    assert message in result.err, result.err
+    assert result.err.count("\n") == 1
+
+
+def test_translate_samples_by_ddim_only(idc, random_model):
+    Image.new("RGB", (4, 4)).save("a.png")
+    common = (*SMOKE, f"model.path={random_model('stablesr')}", "image=a.png")
+    result = idc("translate", *common, "sampler=dpm_solver")
+    assert result.code == 2 and "sampler=ddim" in result.err
+
+
+def test_a_model_without_a_size_says_so(random_model, tmp_path):
+    pipeline = tiny_random.stablesr_pipeline()
+    pipeline.unet.register_to_config(sample_size=None)
+    pipeline.save_pretrained(tmp_path / "model")
+    model = load_model("StableSRPipeline", {"pipeline": tmp_path / "model"}, {"name": "random"})
+    with pytest.raises(IdcError, match="no sample_size"):
+        _base.native_size(model.pipeline)
