@@ -1,14 +1,25 @@
-"""Where the facts are, and one thread for torch: two on a busy machine are many times slower."""
+"""What every test may use: the parity facts, random pipelines, and `idc` in this process."""
 
+from __future__ import annotations
+
+import dataclasses
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+# One thread for torch: two on a busy machine are many times slower. No hub, ever.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/*.json and print the changes")
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +29,48 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("the parity fixtures are absent: set IDC_SHARED to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """task -> folder of a random pipeline, written once."""
+    import tiny_random
+
+    root = tmp_path_factory.mktemp("models")
+
+    def folder(task: str) -> Path:
+        path = root / task
+        return path if (path / "model_index.json").is_file() else tiny_random.write_pipeline(task, path)
+
+    return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a command line did: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def idc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run a command line in an empty folder and catch what a user would see."""
+    from idcompress import cli
+
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def run(*arguments: str) -> Result:
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main(list(arguments))
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        out, err = capfd.readouterr()
+        return Result(code, out, err)
+
+    return run
