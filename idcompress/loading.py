@@ -21,6 +21,7 @@ def load_source(task: str, source: dict[str, Any], *, device: str, dtype: str, p
     Raises:
         IdcError: nothing there, an incomplete folder, an unreachable hub, a pipeline of another kind.
     """
+    entry = registry.load("task", task, "task").Task
     name, revision = source["name"], source.get("revision")
     if source.get("path") is not None:
         folders = {"pipeline": Path(source["path"])}
@@ -34,9 +35,8 @@ def load_source(task: str, source: dict[str, Any], *, device: str, dtype: str, p
         except LookupError as error:
             raise IdcError(str(error)) from None
     else:
-        raise IdcError(f"model={name} has no weights for task={task}: neither model.path nor a hub repository")
-    pipeline_class = registry.load("task", task, "task").Task.pipeline_class
-    return load_model(pipeline_class, folders, source, device=device, dtype=dtype, prune=prune)
+        raise IdcError(f"model={name} has no weights for task={task}; {entry.getting_weights}")
+    return load_model(entry.pipeline_class, folders, source, device=device, dtype=dtype, prune=prune)
 
 
 def load_pipeline(path_or_recipe: str | Path | Recipe, *, device: str = "auto", dtype: str = "auto") -> Any:

@@ -151,7 +151,7 @@ def open_bench(config: Config, recipe: Recipe, *, split: str, num_samples: int) 
     Raises:
         IdcError: the model does not load, or no photograph is left.
     """
-    task = make_task(config)
+    task = make_task(config, recipe.task)
     model = _load(config, recipe)
     known = recipe.model.get("digest")
     if known not in (None, model.digest):

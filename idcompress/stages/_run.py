@@ -163,14 +163,15 @@ def describe(config: Config, recipes: list[Recipe], paths: list[Path], stage: st
     return f"recipe: none, the full model{why}"
 
 
-def make_task(config: Config) -> _base.Task:
-    """The task with its options.
+def make_task(config: Config, name: str) -> _base.Task:
+    """A task with its options; one that a recipe brings along against the configuration has its defaults.
 
     Raises:
         IdcError: an unknown option, or a value that it cannot have.
     """
-    entry = registry.load("task", config.task.name, "task").Task
-    task: _base.Task = entry(**registry.bind(entry, config.task.options, "task.options"))
+    entry = registry.load("task", name, "task").Task
+    options = config.task.options if name == config.task.name else {}
+    task: _base.Task = entry(**registry.bind(entry, options, "task.options"))
     return task
 
 

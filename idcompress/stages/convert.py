@@ -30,7 +30,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # an interrupted conversion's
     try:
-        make_task(config).convert(main_ckpt, cfw_ckpt, partial, arguments)
+        make_task(config, config.task.name).convert(main_ckpt, cfw_ckpt, partial, arguments)
         partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

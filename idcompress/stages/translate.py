@@ -26,7 +26,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         say(f"of {len(recipes)} recipes the one with {recipe.num_inference_steps} steps is used; others by recipe=FILE")
     paths = input_images(config.image)
     pictures = [load_image(path) for path in paths]  # every file is looked at before anything is computed
-    task = make_task(config)
+    task = make_task(config, recipe.task)
     model = load_source(recipe.task, recipe.model, device=config.device, dtype=config.dtype, prune=recipe.prune)
     pipeline = model.for_recipe(recipe)
     timesteps = list(recipe.timesteps or gamma_timesteps(1.0, recipe.num_inference_steps))

@@ -58,6 +58,7 @@ class Task(_base.Task):
         return Example(index=index, name=name, photo=photo.digest, image=enlarged[0], target=image)
 
     def encode(self, pipeline: Any, examples: Sequence[Example], seed: int = 0) -> _base.Conditioning:
+        _check_prompt(pipeline)
         image = torch.stack([example.image for example in examples]).to(pipeline.vae.device) * 2 - 1
         # Generators of their own: with those of the start, posterior noise and start would be one and the same.
         generators = [image_generator(seed, -1 - example.index) for example in examples]
@@ -106,6 +107,7 @@ class Task(_base.Task):
     ) -> tuple[str, Tensor]:
         """Restore a picture of any size at four times its size, as the pipeline itself does: padded, in tiles."""
         _refuse_guidance(guidance)
+        _check_prompt(pipeline)
         if sampler != "ddim":
             raise IdcError(f"task=stablesr translates by sampler=ddim, got sampler={sampler}")
         images: Tensor = pipeline(
@@ -126,6 +128,14 @@ def _tiles(pipeline: Any) -> dict[str, int]:
     """Tiles of the size that the model was trained on, half overlapping."""
     size = native_size(pipeline) // int(pipeline.vae_scale_factor)
     return {"tile_size": size, "tile_overlap": size // 2}
+
+
+def _check_prompt(pipeline: Any) -> None:
+    if pipeline.prompt_embedding is None and (pipeline.text_encoder is None or pipeline.tokenizer is None):
+        raise IdcError(
+            "the model has neither a prompt_embedding nor a text tower; convert a main checkpoint with its text tower "
+            "(cond_stage_model.*)"
+        )
 
 
 def _refuse_guidance(guidance: dict[str, float]) -> None:

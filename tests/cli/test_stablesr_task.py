@@ -44,7 +44,9 @@ def params(module):
 
 
 def test_compress_runs_and_counts_the_structure_encoder(idc, random_model, model):
-    result = idc("compress", *SMOKE, f"model.path={random_model('stablesr')}", "depth_search.min_depth=9")
+    result = idc(
+        "compress", *SMOKE, f"model.path={random_model('stablesr')}", "depth_search.min_depth=9", "timesteps=uniform"
+    )
     assert result.code == 0, result.err
     folder = only("outputs/stablesr/*/compress/*")
     metrics = json.loads((folder / "evaluate/metrics.json").read_text())
@@ -185,11 +187,15 @@ def test_translate_gives_four_times_any_size(idc, random_model, tmp_path):
         assert Image.open(f"out/{name}.png").size == (4 * width, 4 * height)
     settings = json.loads(Path("out/translate.json").read_text())
     assert settings["options"] == {"fidelity_weight": 0.5, "color_fix": "adain"}
-    # the same again, and another with other options
-    assert idc("translate", *common, "output.path=again").code == 0
-    assert idc("translate", *common, "output.path=other", "task.options.color_fix=none").code == 0
-    first, again, other = (Path(f"{place}/odd.png").read_bytes() for place in ("out", "again", "other"))
-    assert first == again != other
+
+
+def test_translate_repeats_itself_and_follows_options(idc, random_model):
+    Image.effect_noise((9, 5), 80).convert("RGB").save("a.png")
+    common = (*SMOKE, f"model.path={random_model('stablesr')}", "image=a.png", "num_inference_steps=2")
+    for place, options in {"one": (), "two": (), "other": ("task.options.color_fix=none",)}.items():
+        assert idc("translate", *common, *options, f"output.path={place}").code == 0
+    one, two, other = (Path(f"{place}/a.png").read_bytes() for place in ("one", "two", "other"))
+    assert one == two != other
 
 
 # the conversion
@@ -290,7 +296,18 @@ def test_translate_samples_by_ddim_only(idc, random_model):
     assert result.code == 2 and "sampler=ddim" in result.err
 
 
-def test_a_model_without_a_size_says_so(random_model, tmp_path):
+def test_a_model_without_a_prompt_says_so(idc):
+    pipeline = tiny_random.stablesr_pipeline()
+    pipeline.register_modules(prompt_embedding=None)
+    pipeline.save_pretrained("model")
+    Image.new("RGB", (4, 4)).save("a.png")
+    for command in ("depth-search", "translate"):
+        result = idc(command, *SMOKE, "model.path=model", "image=a.png")
+        assert result.code == 2 and result.err.count("\n") == 1
+        assert "text tower" in result.err
+
+
+def test_a_model_without_a_size_says_so(tmp_path):
     pipeline = tiny_random.stablesr_pipeline()
     pipeline.unet.register_to_config(sample_size=None)
     pipeline.save_pretrained(tmp_path / "model")
