@@ -7,9 +7,8 @@ LOCK := requirements.lock
 TASK ?= ip2p
 DEMOS := ip2p controlnet
 DEMO_KEYS := 'tsopt.num_inference_steps=[10,5]'
+DEMO_KEYS_controlnet := depth_search.num_samples=8 tsopt.num_samples=8
 TEST_PROCESSES ?= 2
-# One thread: on a busy machine with few cores torch is many times slower with more.
-export OMP_NUM_THREADS ?= 1
 # uv reads neither pip.conf nor PIP_INDEX_URL: hand a mirror over when one is set.
 ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
@@ -37,12 +36,11 @@ lock: $(UV) ## resolve the lock again; it names no host
 	@! grep -n '://' $(LOCK)
 
 demo: setup ## the main job on photographs: TASK=ip2p (default), controlnet or all
-	@for task in $(if $(filter all,$(TASK)),$(DEMOS),$(TASK)); do \
-	  $(VENV)/bin/idc compress task=$$task $(DEMO_KEYS) || exit; \
-	done
+	$(foreach task,$(if $(filter all,$(TASK)),$(DEMOS),$(TASK)),\
+	  $(VENV)/bin/idc compress task=$(task) $(DEMO_KEYS) $(DEMO_KEYS_$(task)) &&) true
 
 test: setup lint type ## set-up, lint, types and the default tests (offline, CPU)
-	$(VENV)/bin/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
 
 lint: setup ## ruff
 	$(VENV)/bin/ruff check .

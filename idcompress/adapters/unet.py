@@ -79,11 +79,15 @@ _SHAPES: dict[tuple[type, str], UNetShape] = {}
 
 def _measure(unet: UNet2DConditionModel) -> UNetShape:
     down, up = list(unet.down_blocks), list(unet.up_blocks)
-    resnets = [resnet for block in up for resnet in block.resnets]
     skips = [unet.conv_in.out_channels]
-    for block in down:
-        skips += [resnet.out_channels for resnet in block.resnets]
-        skips += [sampler.out_channels for sampler in block.downsamplers or ()]
+    try:
+        resnets = [resnet for block in up for resnet in block.resnets]
+        for block in down:
+            skips += [resnet.out_channels for resnet in block.resnets]
+            skips += [sampler.out_channels for sampler in block.downsamplers or ()]
+    except AttributeError as error:
+        kinds = sorted({type(block).__name__ for block in (*down, *up)})
+        raise ValueError(f"depth-skip does not know the blocks of this U-Net ({', '.join(kinds)}): {error}") from None
     return UNetShape(
         down_layers=tuple(len(block.resnets) for block in down),
         downsamplers=tuple(bool(block.downsamplers) for block in down),

@@ -94,6 +94,11 @@ class RunDir:
         files.write_json(self.path / "run.json", self.info)
 
 
+def is_main_process() -> bool:
+    """Whether this is the process that writes: every one but the further ranks of a distributed run."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+
+
 def open_run(stage: str, task: str, model: str, digest: str, explicit: Path | None = None) -> RunDir:
     """Open the folder of a run: the newest unfinished one with the same digest, else a new one.
 
@@ -106,6 +111,10 @@ def open_run(stage: str, task: str, model: str, digest: str, explicit: Path | No
         IdcError: the folder cannot be written, or another running process holds it.
     """
     info = {"stage": stage, "task": task, "model": model, "digest": digest, "finished": False}
+    if not is_main_process():
+        if explicit is None:
+            raise IdcError("the further processes of a distributed run want hydra.run.dir=FOLDER, one for all of them")
+        return RunDir(explicit, True, info)
     try:
         if explicit is not None:
             return _open_explicit(explicit, info)

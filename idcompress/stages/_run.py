@@ -15,7 +15,7 @@ from .. import __version__, console, registry
 from .. import config as configuration
 from ..artifacts import files
 from ..artifacts.recipe import Recipe
-from ..artifacts.run_dir import OUTPUTS, RunDir, environment, latest_recipes, open_run
+from ..artifacts.run_dir import OUTPUTS, RunDir, environment, is_main_process, latest_recipes, open_run
 from ..config import Config
 from ..console import say
 from ..errors import IdcError
@@ -45,6 +45,8 @@ class Run:
         except IdcError:
             self.run_dir.discard_if_empty()
             raise
+        if not is_main_process():
+            return
         if made:
             save_recipes(made, self.run_dir)
         self.run_dir.finish()
@@ -78,6 +80,8 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
         "recipes": [recipe.digest for recipe in recipes],
     }
     run_dir = open_run(stage, config.task.name, model_label(config), files.digest(identity), explicit(hydra_config))
+    if not is_main_process():
+        return Run(config, recipes, run_dir, None)
     if run_dir.resumed:
         say(f"continuing the interrupted run {show(run_dir.path)}")
     files.write_text(run_dir / "config.yaml", configuration.to_yaml(composed))

@@ -330,3 +330,17 @@ def test_the_environment_is_told():
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert {"torch", "diffusers", "idcompress"} <= set(found["packages"])
     json.dumps(found)
+
+
+# distributed runs
+
+
+def test_further_ranks_join_the_folder_and_write_nothing(here, monkeypatch):
+    main = opened(explicit=here / "mine")
+    before = (main / "run.json").read_bytes()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    joined = opened(explicit=here / "mine")
+    assert joined.path == main.path
+    assert (main / "run.json").read_bytes() == before
+    with pytest.raises(IdcError, match=r"hydra\.run\.dir"):
+        opened()
