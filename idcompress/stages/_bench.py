@@ -47,8 +47,12 @@ class Bench:
     _metrics: dict[str, ImageMetric] = field(default_factory=dict)
 
     def images(self, pipeline: Any, timesteps: Sequence[int], description: str) -> Tensor:
-        """Translate every example: (N, 3, H, W), float32 in [0, 1], CPU."""
-        size = self.config.batch_size
+        """Translate every example: (N, 3, H, W), float32 in [0, 1], CPU.
+
+        On the CPU images go through one by one: kernels differ with the batch, which moved PSNR above 65 dB by up to
+        0.004 dB, for a quarter less time.
+        """
+        size = 1 if self.model.pipeline.unet.device.type == "cpu" else self.config.batch_size
         starts = range(0, len(self.examples), size)
         made = []
         for start in progress(starts, description, len(starts)):
