@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .. import registry
 from ..artifacts import files
 from ..artifacts.recipe import Recipe
+from ..core.random import randn_like
 from ..errors import IdcError
 from ..schedulers import FixedTimestepsScheduler
 from . import hub
@@ -202,6 +203,14 @@ def encode_image_latents(pipeline: Any, images: Tensor) -> Tensor:
     vae = pipeline.vae
     latents: Tensor = vae.encode((images * 2 - 1).to(vae.device, vae.dtype)).latent_dist.mode()
     return latents
+
+
+def draw_latents(pipeline: Any, images: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """Draws from the autoencoder's posterior, scaled: (B, 4, h, w), float32, for images (B, 3, H, W) in [0, 1]."""
+    vae = pipeline.vae
+    posterior = vae.encode((images * 2 - 1).to(vae.device, vae.dtype)).latent_dist
+    latents: Tensor = posterior.mean + posterior.std * randn_like(posterior.mean, generators)
+    return vae.config.scaling_factor * latents.float()
 
 
 def decode_latents(pipeline: Any, latents: Tensor) -> Tensor:

@@ -32,11 +32,15 @@ class Task(ABC):
 
     Attributes:
         getting_weights: what to do where no hub repository has the published weights.
+        trained: the pipeline components that fine-tuning trains; the others are frozen.
+        conditioning_dropout: share of training images without a condition; a task says which conditions.
     """
 
     name: ClassVar[str]
     pipeline_class: ClassVar[str]
     getting_weights: ClassVar[str] = "give model.path=FOLDER"
+    trained: ClassVar[tuple[str, ...]] = ("unet",)
+    conditioning_dropout: ClassVar[float] = 0.0
 
     @abstractmethod
     def example(self, index: int, photo: Photograph, image: Tensor, prompt: str | None) -> Example:
@@ -53,6 +57,31 @@ class Task(ABC):
     @abstractmethod
     def denoise(self, pipeline: Any, conditioning: Conditioning, guidance: dict[str, float]) -> DenoiseFn:
         """Close over conditioning and guidance; float32 in and out, whatever the network's dtype."""
+
+    @abstractmethod
+    def encode_training(
+        self, pipeline: Any, examples: Sequence[Example], generators: list[torch.Generator], dropout: float
+    ) -> tuple[Tensor, Conditioning]:
+        """What a training batch is made of: the latents to reconstruct, and what conditions the network.
+
+        Args:
+            generators: one per image, for what is drawn: dropped conditions, posterior noise.
+            dropout: see `conditioning_dropout`.
+
+        Returns:
+            scaled latents (B, 4, h, w), float32, of the wanted results, and the conditioning of `predict`.
+
+        Raises:
+            IdcError: an example lacks what the task is trained on.
+        """
+
+    @abstractmethod
+    def predict(self, pipeline: Any, sample: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """One call of the networks without guidance, for training: sample (B, 4, h, w), timesteps (B,), int64."""
+
+    def draw_prompt(self, generator: torch.Generator) -> str | None:
+        """A prompt for a training photograph that brings none; None leaves it to `example`."""
+        return None
 
     def decode(self, pipeline: Any, latents: Tensor, conditioning: Conditioning) -> Tensor:
         """Images (B, 3, H, W), float32 in [0, 1] on the CPU, from sampled latents."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters.pipeline import encode_prompts
+from ..adapters.pipeline import draw_latents, encode_prompts
 from ..core.guidance import classifier_free_guidance
 from ..data.canny import canny
 from ..data.captions import caption
@@ -24,6 +24,8 @@ class Task(_base.Task):
 
     name = "controlnet"
     pipeline_class = "StableDiffusionControlNetPipeline"
+    trained = ("unet", "controlnet")
+    conditioning_dropout = 0.5  # of the captions
 
     def example(self, index: int, photo: Photograph, image: Tensor, prompt: str | None) -> Example:
         """The condition is the crop's canny map, thrice; without a prompt its measured facts are the caption."""
@@ -44,12 +46,36 @@ class Task(_base.Task):
             "condition": conditions.to(pipeline.controlnet.device, pipeline.controlnet.dtype),
         }
 
+    def encode_training(
+        self, pipeline: Any, examples: Sequence[Example], generators: list[torch.Generator], dropout: float
+    ) -> tuple[Tensor, _base.Conditioning]:
+        """Captions are dropped, edges are not.
+
+        Source: ControlNet, arXiv 2302.05543, Sec. 3.3.
+        """
+        conditioning = self.encode(pipeline, examples)
+        draws = torch.stack([torch.rand((), generator=g) for g in generators]).view(-1, 1, 1)
+        no_text = draws.to(conditioning["text"].device) < dropout
+        latents = draw_latents(pipeline, torch.stack([example.image for example in examples]), generators)
+        return latents, {
+            "text": torch.where(no_text, conditioning["null"], conditioning["text"]),
+            "condition": conditioning["condition"],
+        }
+
+    def predict(self, pipeline: Any, sample: Tensor, timesteps: Tensor, conditioning: _base.Conditioning) -> Tensor:
+        states, condition = conditioning["text"], conditioning["condition"]
+        down, middle = pipeline.controlnet(sample, timesteps, states, controlnet_cond=condition, return_dict=False)
+        output: Tensor = pipeline.unet(
+            sample, timesteps, states, down_block_additional_residuals=down, mid_block_additional_residual=middle
+        ).sample
+        return output
+
     def networks(self, pipeline: Any) -> list[nn.Module]:
         return [pipeline.unet, pipeline.controlnet]
 
     def denoise(self, pipeline: Any, conditioning: _base.Conditioning, guidance: dict[str, float]) -> DenoiseFn:
         """Classifier-free guidance over the caption, with control in both branches, as diffusers does by default."""
-        unet, controlnet = pipeline.unet, pipeline.controlnet
+        unet = pipeline.unet
         scale = guidance["guidance_scale"]
         branches = 2 if scale != 1 else 1
         states = torch.cat([conditioning["text"], conditioning["null"]][:branches])
@@ -57,14 +83,7 @@ class Task(_base.Task):
 
         def denoise(sample: Tensor, timestep: Tensor) -> Tensor:
             model_input = sample.to(unet.dtype).repeat(branches, 1, 1, 1)
-            down, middle = controlnet(model_input, timestep, states, controlnet_cond=condition, return_dict=False)
-            output = unet(
-                model_input,
-                timestep,
-                states,
-                down_block_additional_residuals=down,
-                mid_block_additional_residual=middle,
-            ).sample
+            output = self.predict(pipeline, model_input, timestep, {"text": states, "condition": condition})
             outputs: tuple[Tensor, ...] = output.float().chunk(branches)
             return outputs[0] if branches == 1 else classifier_free_guidance(outputs[0], outputs[1], scale)
 

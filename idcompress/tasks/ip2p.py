@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..adapters.pipeline import encode_image_latents, encode_prompts
+from ..adapters.pipeline import draw_latents, encode_image_latents, encode_prompts
 from ..core.guidance import classifier_free_guidance, dual_guidance
 from ..data.edits import EDITS, edit_for_prompt
+from ..errors import IdcError
 from ..types import DenoiseFn, Example
 from . import _base
 
@@ -23,6 +24,7 @@ class Task(_base.Task):
 
     name = "ip2p"
     pipeline_class = "StableDiffusionInstructPix2PixPipeline"
+    conditioning_dropout = 0.05  # of each of the three cases
 
     def example(self, index: int, photo: Photograph, image: Tensor, prompt: str | None) -> Example:
         """Without a prompt the computable edits take turns; then the true result comes along."""
@@ -46,6 +48,40 @@ class Task(_base.Task):
             "null": encode_prompts(pipeline, [""]).expand(len(examples), -1, -1),
             "image": encode_image_latents(pipeline, torch.stack([example.image for example in examples])),
         }
+
+    def encode_training(
+        self, pipeline: Any, examples: Sequence[Example], generators: list[torch.Generator], dropout: float
+    ) -> tuple[Tensor, _base.Conditioning]:
+        """Three exclusive cases lack a condition, each with the probability `dropout`: text, both, image.
+
+        Source: InstructPix2Pix, arXiv 2211.09800, Sec. 3.2.1.
+        """
+        targets = [example.target for example in examples if example.target is not None]
+        if len(targets) < len(examples):
+            missing = next(example for example in examples if example.target is None)
+            raise IdcError(
+                f"the true result of {missing.prompt!r} on {missing.name} is not known, and training wants it; use "
+                "edited pairs (data=instruct_pix2pix) or the computable edits of task.prompts=null"
+            )
+        conditioning = self.encode(pipeline, examples)
+        draws = torch.stack([torch.rand((), generator=g) for g in generators]).view(-1, 1, 1)
+        draws = draws.to(conditioning["text"].device)
+        no_text, no_image = draws < 2 * dropout, (draws >= dropout) & (draws < 3 * dropout)
+        latents = draw_latents(pipeline, torch.stack(targets), generators)
+        return latents, {
+            "text": torch.where(no_text, conditioning["null"], conditioning["text"]),
+            "image": conditioning["image"] * ~no_image[..., None],
+        }
+
+    def predict(self, pipeline: Any, sample: Tensor, timesteps: Tensor, conditioning: _base.Conditioning) -> Tensor:
+        model_input = torch.cat([sample, conditioning["image"]], dim=1)
+        output: Tensor = pipeline.unet(model_input, timesteps, conditioning["text"]).sample
+        return output
+
+    def draw_prompt(self, generator: torch.Generator) -> str | None:
+        """Any phrasing of any computable edit."""
+        edit = list(EDITS.values())[int(torch.randint(len(EDITS), (), generator=generator))]
+        return edit.phrasings[int(torch.randint(len(edit.phrasings), (), generator=generator))]
 
     def denoise(self, pipeline: Any, conditioning: _base.Conditioning, guidance: dict[str, float]) -> DenoiseFn:
         """Dual guidance; a scale of 1 makes a branch superfluous, and it is not computed then.

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from ..adapters.pipeline import native_size
+from ..adapters.pipeline import draw_latents, native_size
 from ..core.random import image_generator
 from ..data.degrade import degrade
 from ..errors import IdcError
@@ -70,6 +70,26 @@ class Task(_base.Task):
         _refuse_guidance(guidance)
         denoise: DenoiseFn = pipeline.denoiser(conditioning["image_latents"], conditioning["text"], **_tiles(pipeline))
         return denoise
+
+    def encode_training(
+        self, pipeline: Any, examples: Sequence[Example], generators: list[torch.Generator], dropout: float
+    ) -> tuple[Tensor, _base.Conditioning]:
+        """Posterior draws of the photograph's latents and of its degraded copy's; nothing to drop.
+
+        Source: StableSR, arXiv 2305.07015, Sec. 3.1.
+        """
+        _check_prompt(pipeline)
+        images = torch.stack([example.image for example in examples])
+        targets = torch.stack([example.image if example.target is None else example.target for example in examples])
+        return draw_latents(pipeline, targets, generators), {
+            "image_latents": draw_latents(pipeline, images, generators),
+            "text": pipeline.encode_prompt(len(examples)),
+        }
+
+    def predict(self, pipeline: Any, sample: Tensor, timesteps: Tensor, conditioning: _base.Conditioning) -> Tensor:
+        features = pipeline.structure_encoder(conditioning["image_latents"], timesteps)
+        output: Tensor = pipeline.unet(sample, timesteps, conditioning["text"], structure_features=features).sample
+        return output
 
     def decode(self, pipeline: Any, latents: Tensor, conditioning: _base.Conditioning) -> Tensor:
         """Decode with feature wrapping; the features (50 MB an image at 512 px) are computed anew, not kept."""
