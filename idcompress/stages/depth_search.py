@@ -11,6 +11,7 @@ from ..config import Config
 from ..console import say
 from ..core.depth_search import FullModelFailsError, depth_search
 from ..errors import IdcError
+from ..metrics.parameters import count_parameters
 from ._bench import Bench, open_bench
 from ._run import provenance
 from ._thresholds import Threshold, parse_thresholds
@@ -58,8 +59,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     if depth == full:
         say(f"no level can go: depth {full - 1} misses a threshold; the recipe keeps the full model")
     else:
-        share = row["params"] / trace.rows[0]["params"]
-        say(f"depth {depth} of {full}: {row['params']:,} parameters of the U-Net ({share:.1%})")
+        say(f"depth {depth} of {full}: {_size(bench, depth)}")
     files.write_json(
         run_dir / "metrics.json",
         {
@@ -101,7 +101,7 @@ def _evaluate(bench: Bench, depth: int, thresholds: list[Threshold], references:
         "metrics": {name: value.value for name, value in values.items()},
         "notes": {name: value.note for name, value in values.items() if value.note},
         "missed": missed,
-        "params": sum(p.numel() for p in pipeline.unet.parameters()),
+        "params": count_parameters(pipeline.unet)[0],
         "evaluation_seconds": round(time.perf_counter() - began, 3),
     }
 
@@ -121,10 +121,17 @@ def _line(row: dict[str, object], full: int, thresholds: list[Threshold]) -> str
 def _fixed_depth(config: Config, recipe: Recipe, bench: Bench, run_dir: RunDir) -> Recipe:
     depth = config.depth
     assert depth is not None
-    pipeline = bench.model.at(depth)
-    params, full = (sum(p.numel() for p in p_.unet.parameters()) for p_ in (pipeline, bench.model.pipeline))
-    say(f"depth {depth} given, nothing searched: {params:,} parameters of the U-Net ({params / full:.1%})")
+    say(f"depth {depth} given, nothing searched: {_size(bench, depth)}")
     return _derive(config, recipe, bench, run_dir, depth)
+
+
+def _size(bench: Bench, depth: int) -> str:
+    """The U-Net's size at a depth, by the files' count and by the paper's."""
+    full, cut = (count_parameters(pipeline.unet) for pipeline in (bench.model.pipeline, bench.model.at(depth)))
+    return (
+        f"{cut[0]:,} parameters of the U-Net ({cut[0] / full[0]:.1%}); by the paper's count, without time embedding, "
+        f"{cut[1]:,} ({cut[1] / full[1]:.1%})"
+    )
 
 
 def _derive(config: Config, recipe: Recipe, bench: Bench, run_dir: RunDir, depth: int) -> Recipe:

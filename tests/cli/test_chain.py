@@ -112,6 +112,18 @@ def test_depth_outcomes(idc, random_model):
     assert both.code == 0
 
 
+@pytest.mark.parametrize("arguments", [(), ("depth=11",)], ids=["searched", "given"])
+def test_sizes_are_told_by_both_counting_rules(idc, random_model, arguments):
+    result = idc("depth-search", SMOKE, f"model.path={random_model('ip2p')}", *arguments)
+    assert result.code == 0, result.err
+    unet = load_pipeline(next(Path("outputs").glob("*/*/depth_search/*/recipe.json"))).unet
+    total = sum(parameter.numel() for parameter in unet.parameters())
+    embedding = sum(parameter.numel() for parameter in unet.time_embedding.parameters())
+    line = next(line for line in result.out.splitlines() if "parameters" in line)
+    assert f"{total:,} parameters of the U-Net (" in line
+    assert f"by the paper's count, without time embedding, {total - embedding:,} (" in line
+
+
 def test_translate(idc, random_model, tmp_path):
     model = f"model.path={random_model('ip2p')}"
     pictures = {
@@ -159,3 +171,6 @@ def test_references_are_computed_once(idc, random_model, monkeypatch):
     calls.clear()
     assert idc("depth-search", *common).code == 0
     assert calls.count(4) == 4  # the reference comes from the cache
+    calls.clear()
+    assert idc("depth-search", *common, "depth_search.num_samples=3").code == 0
+    assert calls.count(4) == 7  # only the third image's reference is new
