@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 ALIASES = {"timestep-search": "tsopt"}
+# The flags that name configuration folders, and those that name one of their files.
+_FOLDER_FLAGS = ("-cp", "--config-path", "-cd", "--config-dir")
+_FILE_FLAGS = ("-cn", "--config-name")
 # Left behind by Lightning's launcher; a sweep's next job must start its own processes.
 _DISTRIBUTED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -104,7 +107,7 @@ def run_command(command: str, arguments: list[str]) -> None:
     configuration.register()
     Plugins.instance().register(PackagedConfigs)
     arguments = _absolute_folders(arguments)
-    flags = _folder_flags(arguments)
+    flags = _config_flags(arguments)
     arguments = _flags_first([*_follow_recipe(arguments), f"hydra/help={command.replace('-', '_')}"])
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     failures: list[IdcError] = []
@@ -239,16 +242,15 @@ def _follow_recipe(arguments: list[str]) -> list[str]:
     return [*arguments, *(f"{key}={value}" for key, value in brought.items() if key not in given)]
 
 
-def _folder_flags(arguments: list[str]) -> list[str]:
-    """The flags that name configuration folders or files, to be repeated for child processes."""
-    names = ("-cp", "--config-path", "-cd", "--config-dir", "-cn", "--config-name")
+def _config_flags(arguments: list[str]) -> list[str]:
+    """The flags about configuration files with their values, to be repeated for child processes."""
+    names = (*_FOLDER_FLAGS, *_FILE_FLAGS)
     return [x for i, a in enumerate(arguments) if a in names for x in arguments[i : i + 2]]
 
 
 def _absolute_folders(arguments: list[str]) -> list[str]:
     """Hydra would take a relative --config-path as relative to this module."""
-    names = ("-cp", "--config-path", "-cd", "--config-dir")
-    folders = {i + 1 for i, a in enumerate(arguments) if a in names and i + 1 < len(arguments)}
+    folders = {i + 1 for i, a in enumerate(arguments) if a in _FOLDER_FLAGS and i + 1 < len(arguments)}
     missing = [arguments[i] for i in folders if not Path(arguments[i]).is_dir()]
     if missing:
         raise IdcError(f"the configuration folder {missing[0]} does not exist")
@@ -268,7 +270,7 @@ def _completion(arguments: list[str]) -> None:
         if word is None:
             print(("\n" if action == "query=fish" else " ").join([*commands(), *ALIASES, "--help", "--version"]))
             return
-        command, folders = ALIASES.get(word, word), _folder_flags(done)
+        command, folders = ALIASES.get(word, word), _config_flags(done)
         os.environ["COMP_LINE"] = f"idc {line.split(word, 1)[1].lstrip()}"
     if command in commands() and command != "ls":
         run_command(command, [*folders, "-sc", action])
