@@ -75,18 +75,19 @@ class Metric(PairMetric):
             IdcError: the file is absent, or is not the published one.
         """
         super().__init__(against=against)
+        self.name = type(self).__module__.rsplit(".", 1)[-1]  # its configuration key; target_lpips has its own
         if net not in _TRUNKS:
-            raise IdcError(f"lpips: no trunk is called net={net!r}{did_you_mean(net, _TRUNKS)}")
+            raise IdcError(f"{self.name}: no trunk is called net={net!r}{did_you_mean(net, _TRUNKS)}")
         self.net = net
         self.device = device
         trunk = _TRUNKS[net]
         source = f"https://download.pytorch.org/models/{trunk.file}"
-        path = find_weights((trunk.file, *trunk.other_names), path=weights, source=source, metric="lpips")
+        path = find_weights((trunk.file, *trunk.other_names), path=weights, source=source, metric=self.name)
         self.model = _load(net, path, device)
         self.weight_digests[path.name] = file_digest(path)
 
     def compare(self, output: Tensor, other: Tensor) -> float:
-        check_min_size(output, _TRUNKS[self.net].minimum_px, f"lpips (net={self.net})")
+        check_min_size(output, _TRUNKS[self.net].minimum_px, f"{self.name} (net={self.net})")
         with torch.inference_mode():
             value = self.model(output[None].to(self.device), other[None].to(self.device), normalize=True)
         return float(value)

@@ -1,5 +1,6 @@
 """Metrics with weights: the real ones with their pinned values, or one line at once; never a stand-in."""
 
+import importlib
 import json
 import time
 from dataclasses import dataclass
@@ -93,6 +94,15 @@ def test_lpips_without_weights_names_the_file(no_weights):
         lpips.Metric()
     with pytest.raises(IdcError, match="did you mean 'alex'"):
         lpips.Metric(net="alexx")
+
+
+@pytest.mark.parametrize("name", ["lpips", "target_lpips"])
+def test_a_refusal_names_the_metrics_own_key(no_weights, name):
+    module = importlib.import_module(f"idcompress.metrics.{name}")
+    with pytest.raises(IdcError, match=rf"^{name} needs .* by metrics\.{name}\.weights=FILE"):
+        module.Metric()
+    with pytest.raises(IdcError, match=f"^{name}: no trunk"):
+        module.Metric(net="alexx")
 
 
 def test_lpips_equals_the_published_examples(lpips_folder, lpips_images, monkeypatch):

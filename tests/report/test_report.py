@@ -307,6 +307,7 @@ def test_command_line(folder: Path) -> None:
     assert nothing.returncode == 2
     assert nothing.stderr.startswith("idc: error: no finished evaluation under outputs/ip2p/tiny")
     assert nothing.stderr.count("\n") == 1 and "idc evaluate task=ip2p" in nothing.stderr
+    assert not list(folder.iterdir())  # no unfinished run
 
     top = run_folders.compress_run(folder, [3, 2])
     done = idc("report", f"report.path={top}", "output.path=public", folder=folder)
