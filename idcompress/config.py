@@ -78,6 +78,38 @@ class EvaluateConfig:
 
 
 @dataclass
+class LossConfig:
+    """conf/loss/<name>.yaml: weights of the terms."""
+
+    name: str = "task"
+    task: float = 1.0
+    output: float = 0.0
+    features: float = 0.0
+
+
+@dataclass
+class FinetuneConfig:
+    components: Optional[List[str]] = None
+    batch_size: int = 16
+    optimizer: Dict[str, Any] = field(default_factory=dict)
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    ema_decay: Optional[float] = 0.999
+    timesteps: str = "all"
+    conditioning_dropout: Optional[float] = None
+    flip: bool = True
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    num_workers: int = 0
+    checkpoint_every_n_steps: int = 50
+    checkpoint: Optional[str] = None
+    num_samples: int = 4
+    num_inference_steps: int = 20
+    metrics: List[str] = field(default_factory=lambda: ["psnr"])
+    logger: Dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class CompressConfig:
     stages: List[str] = field(default_factory=lambda: ["depth_search", "tsopt", "evaluate", "report"])
 
@@ -108,6 +140,7 @@ class Config:
     model: ModelConfig
     prune: Dict[str, Any]
     timesteps: Dict[str, Any]
+    loss: LossConfig = field(default_factory=LossConfig)
     metrics: Dict[str, Any] = field(default_factory=dict)
     recipe: str = "latest"
     depth: Optional[int] = None
@@ -127,6 +160,8 @@ class Config:
     depth_search: DepthSearchConfig = field(default_factory=DepthSearchConfig)
     tsopt: TsoptConfig = field(default_factory=TsoptConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    trainer: Dict[str, Any] = field(default_factory=dict)
     compress: CompressConfig = field(default_factory=CompressConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     convert: ConvertConfig = field(default_factory=ConvertConfig)
@@ -135,6 +170,10 @@ class Config:
         """The guidance scales by their diffusers names."""
         scales = {"guidance_scale": self.guidance_scale, "image_guidance_scale": self.image_guidance_scale}
         return {name: scale for name, scale in scales.items() if scale is not None}
+
+    def prompts(self) -> list[str]:
+        """Prompts to use in turn; empty for the data set's or the task's own."""
+        return [self.prompt] if self.prompt is not None else self.task.prompts or []
 
     def step_counts(self) -> list[int]:
         """tsopt.num_inference_steps as a list without repetitions."""
@@ -151,6 +190,7 @@ CHOICES = {
     "sampler": ("ddim", "dpm_solver"),
     "data.split": ("auto", "search", "evaluate", "all"),
     "tsopt.reference": ("self", "full"),
+    "finetune.timesteps": ("all", "inference"),
 }
 POSITIVE = (
     "batch_size",
@@ -158,9 +198,12 @@ POSITIVE = (
     "depth_search.min_depth",
     "tsopt.num_samples",
     "evaluate.num_samples",
+    "finetune.batch_size",
+    "finetune.checkpoint_every_n_steps",
+    "finetune.num_samples",
     "report.num_images",
 )
-STEPS = ("num_inference_steps", "depth_search.num_inference_steps", "tsopt.reference_steps")
+STEPS = ("num_inference_steps", "depth_search.num_inference_steps", "tsopt.reference_steps", "finetune.num_inference_steps")
 # Keys that change how fast a result comes, not what it is: not part of a run's identity.
 NOT_IDENTITY = ("batch_size", "threads")
 
@@ -213,6 +256,24 @@ def to_config(composed: DictConfig) -> Config:
     if config.depth is not None and config.depth < 1:
         raise IdcError(f"depth must be at least 1, got {config.depth}")
     return config
+
+
+def instantiate(node: dict[str, Any], key: str, *arguments: Any) -> Any:
+    """Make a third-party object from its configuration: `_target_` names the class, the rest are its arguments.
+
+    Args:
+        key: where the configuration holds it, for errors.
+
+    Raises:
+        IdcError: no such class, or arguments that it does not take.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate as make
+
+    try:
+        return make(node, *arguments)
+    except InstantiationException as error:
+        raise IdcError(f"{key}: {one_line(error)}") from None
 
 
 def _check_steps(key: str, value: int) -> None:
