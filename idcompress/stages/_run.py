@@ -238,6 +238,7 @@ def provenance(
         "stage": stage,
         "config_digest": run_dir.info["digest"],
         "seed": config.seed,
+        "options": config.task.options,
         "code": code_state(),
         "photographs": photographs,
         **details,

@@ -49,10 +49,17 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
 
 
 def _warn_where_it_differs(config: Config, recipe: Recipe) -> None:
-    for name, scale in config.guidance().items():
-        searched = recipe.guidance.get(name, scale)
-        if searched != scale:
-            warn(f"{name}={scale}, but the recipe was searched at {searched}; its timesteps may not suit")
+    stage = recipe.provenance[-1] if recipe.provenance else {}
+    for prefix, now, searched in (
+        ("", config.guidance(), recipe.guidance),
+        ("task.options.", config.task.options, stage.get("options", {})),
+    ):
+        for name, value in now.items():
+            if searched.get(name, value) != value:
+                warn(
+                    f"{prefix}{name}={value}, but the recipe was searched at {searched[name]}; "
+                    "its timesteps may not suit"
+                )
     if not recipe.is_full and recipe.timesteps is None and recipe.num_inference_steps != config.num_inference_steps:
         warn(f"num_inference_steps={config.num_inference_steps}, the recipe says {recipe.num_inference_steps}")
 

@@ -81,6 +81,18 @@ def test_stages_one_by_one(idc, random_model):
     assert idc("tsopt", *common, "sampler=dpm_solver").code == 0
 
 
+def test_other_options_than_the_searchs_are_warned_of(idc, random_model):
+    common = (*SMOKE, f"model.path={random_model('stablesr')}")
+    assert idc("tsopt", *common, "timesteps=uniform", "task.options.fidelity_weight=0.7").code == 0
+    recipe = only("outputs/stablesr/*/tsopt/*/recipe.json")
+    provenance = json.loads(recipe.read_text())["provenance"]
+    assert [entry["options"] for entry in provenance] == [{"fidelity_weight": 0.7, "color_fix": "adain"}]
+    result = idc("evaluate", *common)
+    assert result.code == 0, result.err
+    assert "task.options.fidelity_weight=0.5, but the recipe was searched at 0.7" in result.out
+    assert "color_fix=adain, but" not in result.out
+
+
 # the task
 
 
