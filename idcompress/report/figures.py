@@ -113,6 +113,22 @@ def depth_curve(search: Stage, units: dict[str, str]) -> Picture:
         return Picture(_png(figure), alt, 840)
 
 
+def recovery_curve(rows: Sequence[dict[str, Any]], units: dict[str, str]) -> Picture:
+    """Quality of the validation images over the updates of a fine-tuning, from its trace."""
+    names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    with _figure(2.6 * len(names)) as figure:
+        for place, name in enumerate(names):
+            axes = figure.add_subplot(len(names), 1, place + 1)
+            points = [(row["step"], row["metrics"][name]) for row in rows if row["metrics"].get(name) is not None]
+            axes.plot(*zip(*points, strict=True), color=OPTIMISED, linewidth=1.4, marker="o", markersize=4)
+            axes.axhline(points[0][1], color=UNIFORM, linestyle="--", linewidth=1.2, label="before fine-tuning")
+            axes.set_ylabel(_with_unit(name, units.get(name, "")))
+            axes.legend(loc="best", fontsize=8.5)
+        axes.set_xlabel("updates")
+        alt = f"{', '.join(names)} of the validation images over {rows[-1]['step']} updates of fine-tuning"
+        return Picture(_png(figure), alt, 840)
+
+
 def gamma_curves(search: Stage) -> Picture | None:
     """PSNR over gamma, a panel per step count; None where no gamma was searched."""
     panels = []

@@ -152,12 +152,20 @@ def _identity(example: Example) -> dict[str, Any]:
     }
 
 
-def open_bench(config: Config, recipe: Recipe, *, split: str, num_samples: int) -> Bench:
+def open_bench(
+    config: Config,
+    recipe: Recipe,
+    *,
+    num_samples: int,
+    split: str = "search",
+    photos: Sequence[photographs.Photograph] | None = None,
+) -> Bench:
     """Load the model and choose the examples of a stage.
 
     Args:
         split: "search" or "evaluate"; a photograph never serves both. Evaluation leaves out every photograph that the
             recipe's stages have seen.
+        photos: to use in place of a split's.
 
     Raises:
         IdcError: the model does not load, or no photograph is left.
@@ -167,9 +175,8 @@ def open_bench(config: Config, recipe: Recipe, *, split: str, num_samples: int) 
     known = recipe.model.get("digest")
     if known not in (None, model.digest):
         raise IdcError(f"the weights of model {recipe.model['name']} are not those that the recipe was made for")
-    photos = choose_photographs(config, recipe, split)
-    prompts = [config.prompt] if config.prompt is not None else config.task.prompts or []
-    examples = task.examples(photos, num_samples, native_size(model.pipeline), prompts)
+    photos = choose_photographs(config, recipe, split) if photos is None else photos
+    examples = task.examples(photos, num_samples, native_size(model.pipeline), config.prompts())
     used = {example.photo for example in examples}
     return Bench(config, task, model, examples, {p.name: p.digest for p in photos if p.digest in used})
 
