@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,8 +40,9 @@ def warn(message: str) -> None:
     log.warning("warning: %s", message)
 
 
-def progress(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """Iterate under a progress bar on stderr; nothing is drawn where stderr is no terminal."""
+@contextmanager
+def progress_bar(description: str, total: int | None, completed: int = 0) -> Iterator[Callable[[], None]]:
+    """A progress bar on stderr, drawn where stderr is a terminal; the context's value advances it by one."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -52,4 +54,13 @@ def progress(items: Iterable[T], description: str, total: int) -> Iterator[T]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        yield from bar.track(items, total=total, description=description)
+        task = bar.add_task(description, total=total, completed=completed)
+        yield lambda: bar.advance(task)
+
+
+def progress(items: Iterable[T], description: str, total: int) -> Iterator[T]:
+    """Iterate under a progress bar."""
+    with progress_bar(description, total) as advance:
+        for item in items:
+            yield item
+            advance()

@@ -1,0 +1,413 @@
+"""Fine-tuning on Lightning: the training step, the stream of samples, what is watched and what is kept."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F  # noqa: N812
+from diffusers.optimization import get_scheduler
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..core.losses import add_noise, denoising_target, feature_loss
+from ..core.random import image_generator
+from ..errors import IdcError
+from ..types import Example
+from .pipeline import alphas_cumprod
+
+CHECKPOINT = "last.ckpt"
+
+
+class TrainableTask(Protocol):
+    """What training wants of a task; see tasks._base.Task."""
+
+    name: str
+
+    def encode_training(
+        self, pipeline: Any, examples: Sequence[Example], generators: list[torch.Generator], dropout: float
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+    def predict(self, pipeline: Any, sample: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Examples of consecutive sample numbers, and the photographs that could not be read on the way to them."""
+
+    numbers: list[int]
+    examples: list[Example]
+    unreadable: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Networks that do not train, out of Lightning's sight: not saved, averaged, copied or synchronised.
+
+    Attributes:
+        student: the pruned pipeline, whose trained components the LightningModule registers.
+        teacher: the full pipeline, None where nothing is distilled.
+    """
+
+    student: Any
+    teacher: Any
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Frozen:
+        return self
+
+    def to(self, device: torch.device, trained: Sequence[str]) -> None:
+        for pipeline, skipped in ((self.student, trained), (self.teacher, ())):
+            for name, component in (pipeline.components if pipeline is not None else {}).items():
+                if isinstance(component, nn.Module) and name not in skipped:
+                    component.to(device).requires_grad_(False).eval()
+
+
+class Finetuning(pl.LightningModule):
+    """Train a pruned model at its task, by itself (`task` weight) or towards the full model (`output`, `features`).
+
+    Every random draw of a sample (timestep, dropped conditions, posterior, noise) comes from the generator of its
+    number, so that neither the number of devices nor an interruption changes what is trained.
+
+    Args:
+        student: pruned pipeline, float32; components of `trained` are trained, in place.
+        teacher: the full pipeline; needed where a distillation weight is not 0.
+        identity: what a checkpoint must agree in to be continued: {"task", "depth", "model", ...}.
+        weights: {"task", "output", "features"} weights of the loss terms.
+        timesteps: training timesteps to draw from, each equally likely.
+        preview: called with the step before the first one and at every validation, when the averaged weights are in
+            place; its numbers are logged.
+    """
+
+    def __init__(
+        self,
+        task: TrainableTask,
+        student: Any,
+        teacher: Any,
+        *,
+        trained: Sequence[str],
+        identity: dict[str, Any],
+        weights: dict[str, float],
+        timesteps: Sequence[int],
+        conditioning_dropout: float,
+        seed: int,
+        optimizer: Callable[[Any], torch.optim.Optimizer],
+        schedule: str,
+        warmup_steps: int,
+        preview: Callable[[int], dict[str, float]],
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters({"identity": identity})
+        self.components = nn.ModuleDict({name: getattr(student, name) for name in trained})
+        self.components.requires_grad_(True).train()
+        self.frozen = Frozen(student, teacher)
+        self.task, self.weights, self.seed = task, weights, seed
+        self.conditioning_dropout = conditioning_dropout
+        self.timesteps = torch.tensor(timesteps)
+        self.alphas_cumprod = alphas_cumprod(student)
+        self.prediction_type = str(student.scheduler.config.prediction_type)
+        self.blocks = matched_blocks(student.unet, teacher.unet) if weights["features"] else []
+        self._optimizer, self._schedule, self._warmup_steps = optimizer, schedule, warmup_steps
+        self._preview = preview
+
+    def on_fit_start(self) -> None:
+        self.frozen.to(self.device, list(self.components))
+
+    def training_step(self, batch: TrainingBatch, batch_index: int) -> Tensor:
+        terms = self.losses(batch)
+        loss = sum(
+            (self.weights[name] * term for name, term in terms.items()), start=torch.zeros((), device=self.device)
+        )
+        if not torch.isfinite(loss):
+            raise IdcError(
+                f"the loss is {loss.item()} at step {self.global_step} (samples {batch.numbers[0]} to "
+                f"{batch.numbers[-1]}); the last checkpoint is kept; lower finetune.optimizer.lr or "
+                "trainer.gradient_clip_val"
+            )
+        self.log_dict({f"loss_{name}": term.detach() for name, term in terms.items()}, sync_dist=True)
+        self.log("loss", loss.detach(), prog_bar=True, sync_dist=True)
+        return loss
+
+    def losses(self, batch: TrainingBatch) -> dict[str, Tensor]:
+        """The terms of the loss, not weighted; those of weight 0 are not computed."""
+        # 1. The batch: latents, conditions, timesteps and noise, in float32 whatever trains.
+        generators = [image_generator(self.seed, number) for number in batch.numbers]
+        draws = torch.stack([torch.randint(len(self.timesteps), (), generator=g) for g in generators])
+        timesteps = self.timesteps[draws].to(self.device)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            latents, conditioning = self.task.encode_training(
+                self.frozen.student, batch.examples, generators, self.conditioning_dropout
+            )
+            noise = torch.cat([torch.randn((1, *latents.shape[1:]), generator=g) for g in generators]).to(self.device)
+            sample = add_noise(latents, noise, timesteps, self.alphas_cumprod)
+            target = denoising_target(latents, noise, timesteps, self.alphas_cumprod, self.prediction_type)
+        # 2. The pruned model, and the full one on the same input.
+        student, teacher = self.frozen.student, self.frozen.teacher
+        with _features(student.unet, self.blocks) as features:
+            output = self.task.predict(student, sample, timesteps, conditioning)
+        terms = {"task": F.mse_loss(output.float(), target)} if self.weights["task"] else {}
+        if teacher is not None:
+            with torch.no_grad(), _features(teacher.unet, self.blocks) as wanted_features:
+                wanted = self.task.predict(teacher, sample, timesteps, conditioning)
+            if self.weights["output"]:
+                terms["output"] = F.mse_loss(output.float(), wanted.float())
+            if self.blocks:
+                terms["features"] = feature_loss(features, wanted_features)
+        return terms
+
+    def on_train_start(self) -> None:
+        if self.global_step == 0:  # recovery has a start
+            self.components.eval()
+            self._preview(0)
+            self.components.train()
+
+    def validation_step(self, batch: Any, batch_index: int) -> None:
+        self.log_dict(self._preview(self.global_step), sync_dist=True, batch_size=1)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._optimizer([p for p in self.components.parameters() if p.requires_grad])
+        total = self.trainer.max_steps if self.trainer.max_steps > 0 else None
+        schedule = get_scheduler(
+            self._schedule, optimizer, num_warmup_steps=self._warmup_steps, num_training_steps=total
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_identity(checkpoint, self.hparams["identity"], "the checkpoint")
+
+
+def check_identity(checkpoint: dict[str, Any], wanted: dict[str, Any], name: str) -> None:
+    """Refuse a checkpoint of another task, depth or model.
+
+    Raises:
+        IdcError: naming both.
+    """
+    found = checkpoint.get("hyper_parameters", {}).get("identity")
+    if not isinstance(found, dict):
+        raise IdcError(f"{name} is not a checkpoint of idc finetune")
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise IdcError(
+                f"{name} is of {key}={found.get(key)}, this run is of {key}={value}; drop finetune.checkpoint"
+            )
+
+
+def matched_blocks(student: nn.Module, teacher: nn.Module) -> list[str]:
+    """Blocks whose outputs mean the same in a pruned and a full U-Net, by name.
+
+    An up block loses layers at its front only, so its output always corresponds; a down block that lost layers or its
+    downsampler ends elsewhere. Where nothing is cut these are BK-SDM's four down and four up blocks.
+    """
+    names = []
+    for name, block in student.named_modules():
+        path, _, index = name.rpartition(".")
+        if path in ("down_blocks", "up_blocks") and index.isdigit():
+            whole = teacher.get_submodule(name)
+            if path == "up_blocks" or _layout(block) == _layout(whole):
+                names.append(name)
+    return names
+
+
+def _layout(block: Any) -> tuple[int, bool]:
+    return len(block.resnets), block.downsamplers is not None
+
+
+@contextmanager
+def _features(unet: nn.Module, blocks: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Collect the hidden states that some blocks put out while the context is open."""
+    features: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            features[name] = output[0] if isinstance(output, tuple) else output  # a down block: (hidden state, skips)
+
+        return hook
+
+    handles = [unet.get_submodule(name).register_forward_hook(keep(name)) for name in blocks]
+    try:
+        yield features
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# --- samples ----------------------------------------------------------------------------------------------------------
+
+
+class _Batches(Dataset[TrainingBatch]):
+    """Batch g of this process holds the samples (g * processes + rank) * size onward."""
+
+    def __init__(
+        self, sample: Callable[[int], tuple[Example, dict[str, str]]], size: int, rank: int, processes: int
+    ) -> None:
+        self.sample, self.size, self.rank, self.processes = sample, size, rank, processes
+
+    def __getitem__(self, index: int) -> TrainingBatch:
+        first = (index * self.processes + self.rank) * self.size
+        numbers = list(range(first, first + self.size))
+        made = [self.sample(number) for number in numbers]
+        unreadable = dict(itertools.chain.from_iterable(bad.items() for _, bad in made))
+        return TrainingBatch(numbers, [example for example, _ in made], unreadable)
+
+
+class _From(Sampler[int]):
+    """Batch numbers from `start` on, without end."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.start)
+
+
+class TrainingData(pl.LightningDataModule):
+    """The stream of training samples, and one empty validation batch: the preview has its own images.
+
+    Args:
+        sample: number -> its example, and what could not be read on the way, {name: reason}; a pure function.
+        batch_size: samples per update, over all processes and accumulated batches.
+    """
+
+    def __init__(
+        self, sample: Callable[[int], tuple[Example, dict[str, str]]], batch_size: int, num_workers: int
+    ) -> None:
+        super().__init__()
+        self.sample, self.batch_size, self.num_workers = sample, batch_size, num_workers
+
+    def train_dataloader(self) -> DataLoader[TrainingBatch]:
+        """Go on where the restored step count says: what a batch holds follows from its number alone."""
+        assert self.trainer is not None
+        parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        if self.batch_size % parts:
+            raise IdcError(
+                f"finetune.batch_size={self.batch_size} does not divide among {self.trainer.world_size} processes x "
+                f"{self.trainer.accumulate_grad_batches} accumulated batches; want a multiple of {parts}"
+            )
+        size = self.batch_size // parts
+        batches = _Batches(self.sample, size, self.trainer.global_rank, self.trainer.world_size)
+        start = self.trainer.global_step * self.trainer.accumulate_grad_batches
+        return DataLoader(
+            batches,
+            sampler=_From(start),
+            batch_size=None,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def val_dataloader(self) -> list[int]:
+        return [0]
+
+
+# --- callbacks --------------------------------------------------------------------------------------------------------
+
+
+class UnreadableImages(pl.Callback):
+    """Count and name the photographs that could not be read; more than one in a hundred stops the run.
+
+    Args:
+        total: photographs in the set.
+        warn: called with a line for each.
+    """
+
+    SHARE = 0.01
+
+    def __init__(self, total: int, warn: Callable[[str], None]) -> None:
+        self.total, self.warn = total, warn
+        self.found: dict[str, str] = {}
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_index: int
+    ) -> None:
+        new = {name: reason for name, reason in batch.unreadable.items() if name not in self.found}
+        self.found |= new
+        for name, reason in new.items():
+            self.warn(f"{name} is left out: {reason}")
+        if len(self.found) > self.SHARE * self.total:
+            raise IdcError(
+                f"{len(self.found)} of {self.total} photographs cannot be read, more than 1 %: "
+                f"{', '.join(sorted(self.found)[:5])}; mend or remove them (data.path)"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"found": self.found}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.found = dict(state["found"])
+
+
+class Progress(pl.Callback):
+    """A bar with the time left, and a line at every logged step.
+
+    Args:
+        say: called with the line.
+        bar: makes the bar's context: (description, total, completed) -> advance().
+    """
+
+    def __init__(self, say: Callable[[str], None], bar: Callable[..., Any]) -> None:
+        self.say, self.bar = say, bar
+        self._open = ExitStack()
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            total = trainer.max_steps if trainer.max_steps > 0 else None
+            self._advance = self._open.enter_context(self.bar("fine-tuning", total, trainer.global_step))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_index: int
+    ) -> None:
+        if not trainer.is_global_zero or (batch_index + 1) % trainer.accumulate_grad_batches:
+            return
+        self._advance()
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            self.say(f"  step {trainer.global_step}  loss {float(trainer.callback_metrics['loss']):.4f}  lr {rate:.2e}")
+
+    def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        self._open.close()
+
+
+def average_weights(decay: float) -> WeightAveraging:
+    """Lightning's averaging with diffusers' warm-up of the decay, so that short runs are not held at their start.
+
+    Source: min(decay, (1 + n) / (10 + n)) after n updates, as EMAModel of diffusers.training_utils.
+    """
+
+    def average(average: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
+        n = int(updates)
+        return average.lerp(current.to(average.dtype), 1 - min(decay, (1 + n) / (10 + n)))
+
+    return WeightAveraging(use_buffers=False, avg_fn=average)
+
+
+def checkpoints(folder: Path, every_n_steps: int) -> ModelCheckpoint:
+    """The newest state, replaced whole every so many updates."""
+    return ModelCheckpoint(
+        dirpath=folder,
+        filename=Path(CHECKPOINT).stem,
+        every_n_train_steps=every_n_steps,
+        enable_version_counter=False,
+    )
+
+
+class FinalCheckpoint(pl.Callback):
+    """Save the last state when training ends by itself, whatever the step: it holds the result."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+def quiet_lightning() -> None:
+    """Lightning's own lines off: under Hydra they come twice, and tips are no news."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).handlers.clear()
