@@ -32,7 +32,7 @@ def commands() -> list[str]:
 
 def usage() -> str:
     rows = {name: registry.summary("command", name.replace("-", "_")) for name in commands() if name != "ls"}
-    rows["ls"] = "List the tasks, models, strategies and metrics, a line each"
+    rows["ls"] = "List the tasks, models, strategies, metrics and data sets, a line each"
     width = max(map(len, rows))
     return "\n".join(
         [
@@ -287,7 +287,7 @@ def _ls(arguments: list[str]) -> None:
             rows.append((path.stem, first.lstrip("# ").rstrip(".")))
         return rows
 
-    kinds = {"tasks": "task", "strategies": "timesteps", "pruning": "prune", "metrics": "metric"}
+    kinds = {"tasks": "task", "strategies": "timesteps", "pruning": "prune", "metrics": "metric", "data": "data"}
     wanted = arguments or [*kinds, "models"]
     for heading in wanted:
         if heading not in (*kinds, "models"):

@@ -49,8 +49,12 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    path: Optional[str] = None
+    """conf/data/<name>.yaml; `options` are parameters of the data set's own."""
+
+    name: str = "photographs"
+    path: Any = None
     split: str = "auto"
+    options: Dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -188,7 +192,7 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "dtype": ("auto", "float32", "float16", "bfloat16"),
     "sampler": ("ddim", "dpm_solver"),
-    "data.split": ("auto", "search", "evaluate", "all"),
+    "data.split": ("auto", "train", "search", "evaluate", "all"),
     "tsopt.reference": ("self", "full"),
     "finetune.timesteps": ("all", "inference"),
 }
@@ -247,6 +251,9 @@ def to_config(composed: DictConfig) -> Config:
     for count in config.step_counts():
         _check_steps("tsopt.num_inference_steps", count)
     _check_strings("evaluate.metrics", config.evaluate.metrics)
+    paths = config.data.path if isinstance(config.data.path, list) else [config.data.path]
+    if not paths or not all(isinstance(path, str) for path in paths if config.data.path is not None):
+        raise IdcError(f"data.path must be a folder or a list of folders, got {config.data.path!r}")
     settings = config.task.models.get(config.model.name) or {}
     for key in ("guidance_scale", "image_guidance_scale"):
         if _value(config, key) is None and settings.get(key) is not None:

@@ -18,11 +18,12 @@ _FOLDERS = {
     "prune": "pruning",
     "timesteps": "timesteps",
     "metric": "metrics",
+    "data": "datasets",
 }
 
 
 def names(kind: str) -> list[str]:
-    """Every registered name of a kind ("command", "task", "prune", "timesteps", "metric")."""
+    """Every registered name of a kind ("command", "task", "prune", "timesteps", "metric", "data")."""
     return sorted(p.stem for p in (_PACKAGE / _FOLDERS[kind]).glob("*.py") if not p.stem.startswith("_"))
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,28 +37,33 @@ def load_image(path: str | Path) -> Image.Image:
         raise IdcError(f"there is no image file {path}")
     if path.stat().st_size == 0:
         raise IdcError(f"{path} is empty (0 bytes); want an image file")
+    return decode_image(path, str(path))
+
+
+def decode_image(source: Path | io.BytesIO, place: str) -> Image.Image:
+    """As `load_image`, from a file or from bytes; `place` is what errors call it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(source) as image:
                 image.load()
-                return _to_rgb(ImageOps.exif_transpose(image), path)
+                return _to_rgb(ImageOps.exif_transpose(image), place)
     except UnidentifiedImageError:
-        raise IdcError(f"{path} is no image that can be read, whatever its name ends in; want {_kinds()}") from None
+        raise IdcError(f"{place} is no image that can be read, whatever its name ends in; want {_kinds()}") from None
     except PermissionError:
-        raise IdcError(f"{path} may not be read (permission denied)") from None
+        raise IdcError(f"{place} may not be read (permission denied)") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         # Pillow raises any of these for files that are cut short or damaged.
-        raise IdcError(f"{path} is a damaged image ({error}); copy or fetch it again") from None
+        raise IdcError(f"{place} is a damaged image ({error}); copy or fetch it again") from None
 
 
 def _kinds() -> str:
     return ", ".join(suffix[1:].upper() for suffix in SUFFIXES if suffix not in (".jpeg", ".tif"))
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+def _to_rgb(image: Image.Image, place: str) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_grey_to_8_bit(np.asarray(image, dtype=np.float64), image.mode, path)).convert("RGB")
+        return Image.fromarray(_grey_to_8_bit(np.asarray(image, dtype=np.float64), image.mode, place)).convert("RGB")
     if image.has_transparency_data:
         colour = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour).convert("RGB")
@@ -64,15 +71,15 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
 
 
 def _grey_to_8_bit(
-    values: np.ndarray[tuple[int, ...], np.dtype[np.float64]], mode: str, path: Path
+    values: np.ndarray[tuple[int, ...], np.dtype[np.float64]], mode: str, place: str
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     if not np.isfinite(values).all():
-        raise IdcError(f"{path} holds NaN or infinite values; want an image of finite ones")
+        raise IdcError(f"{place} holds NaN or infinite values; want an image of finite ones")
     low, high = float(values.min()), float(values.max())
     full = 65535.0 if mode.startswith("I") else 1.0 if high <= 1 else 255.0
     if low < 0 or high > full:
         wanted = "0 .. 65535" if mode.startswith("I") else "0 .. 1 or 0 .. 255"
-        raise IdcError(f"{path} holds values from {low:g} to {high:g} (mode {mode}); want {wanted}, or an 8-bit image")
+        raise IdcError(f"{place} holds values from {low:g} to {high:g} (mode {mode}); want {wanted}, or an 8-bit image")
     return np.round(values * (255 / full)).astype(np.uint8)
 
 
@@ -83,21 +90,34 @@ def list_images(folder: str | Path) -> list[Path]:
         IdcError: it is no folder, or holds none; then what it holds is told.
     """
     folder = Path(folder).expanduser()
+    return sorted(folder / name for name in list_files(folder) if is_image(name))
+
+
+def list_files(folder: Path) -> list[str]:
+    """Files in a folder of images and its subfolders, relative to it; hidden ones are left out.
+
+    Raises:
+        IdcError: it is no folder, or holds no image; then what it holds is told.
+    """
     if not folder.exists():
         raise IdcError(f"there is no folder {folder}; want one with images ({_kinds()})")
     if not folder.is_dir():
         raise IdcError(f"{folder} is a file; want a folder with images ({_kinds()})")
-    files = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    images = [path for path in files if path.suffix.lower() in SUFFIXES]
-    if not images:
-        suffixes = Counter(path.suffix.lower() or "no suffix" for path in files).most_common(3)
+    files = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        prefix = Path(parent).relative_to(folder).as_posix() + "/"
+        files += [prefix.removeprefix("./") + name for name in names if not name.startswith(".")]
+    if not any(map(is_image, files)):
+        suffixes = Counter(Path(name).suffix.lower() or "no suffix" for name in files).most_common(3)
         found = ", ".join(f"{number} x {suffix}" for suffix, number in suffixes) or "no file at all"
         raise IdcError(f"{folder} holds no image ({_kinds()}); found {found}")
-    return images
+    return files
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name has an image's suffix."""
+    return name.lower().endswith(SUFFIXES)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -148,6 +168,41 @@ def crop_square(image: Image.Image, size: int, number: int = 0) -> Tensor:
     left, top = round((width - side) * across), round((height - side) * down)
     box = (left, top, left + side, top + side)
     return to_tensor(image.resize((size, size), Image.Resampling.LANCZOS, box=box))
+
+
+def random_crop(
+    images: Sequence[Image.Image],
+    size: int,
+    rng: np.random.Generator,
+    *,
+    scales: tuple[float, float] = (0.5, 1.0),
+    flip: bool = True,
+) -> list[Tensor]:
+    """A square at a random place and scale, mirrored every other time: for training. All images are cut alike.
+
+    Args:
+        images: views of one scene, say before and after an edit; their resolutions may differ.
+        size: side of the results in px.
+        rng: four numbers are drawn, whatever the settings.
+        scales: range of the square's side as a share of the first image's shorter side; it is not smaller than `size`
+            px where there is a choice. (1, 1) resizes the whole of a square image, (0, 0) cuts without resizing.
+        flip: false where left and right matter, as in some instructions.
+
+    Returns:
+        Each (3, size, size), float32 in [0, 1].
+    """
+    scale, across, down, mirror = rng.random(4)
+    width, height = images[0].size
+    shorter = min(width, height)
+    side = min(shorter, max(size, round(shorter * (scales[0] + (scales[1] - scales[0]) * scale))))
+    left, top = round((width - side) * across), round((height - side) * down)
+    crops = []
+    for image in images:
+        x, y = image.width / width, image.height / height
+        box = (left * x, top * y, min((left + side) * x, image.width), min((top + side) * y, image.height))
+        crop = to_tensor(image.resize((size, size), Image.Resampling.LANCZOS, box=box))
+        crops.append(crop.flip(-1) if flip and mirror < 0.5 else crop)
+    return crops
 
 
 def fit_to_multiple(image: Image.Image, multiple: int, longest_px: int | None = None) -> Image.Image:

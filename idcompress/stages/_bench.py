@@ -28,6 +28,7 @@ from ..types import Batch, Example
 from ._run import make_task
 
 CACHE = OUTPUTS / "cache" / "references"
+_CANDIDATES = 512  # of a larger set so many photographs, evenly spread, are looked at: neighbours are often alike
 
 
 @dataclass
@@ -175,10 +176,9 @@ def open_bench(
     known = recipe.model.get("digest")
     if known not in (None, model.digest):
         raise IdcError(f"the weights of model {recipe.model['name']} are not those that the recipe was made for")
-    photos = choose_photographs(config, recipe, split) if photos is None else photos
+    photos = choose_photographs(config, recipe, split, num_samples) if photos is None else photos
     examples = task.examples(photos, num_samples, native_size(model.pipeline), config.prompts())
-    used = {example.photo for example in examples}
-    return Bench(config, task, model, examples, {p.name: p.digest for p in photos if p.digest in used})
+    return Bench(config, task, model, examples, {photo.name: photo.digest for photo in photos[:num_samples]})
 
 
 _loaded: dict[str, Model] = {}
@@ -195,22 +195,45 @@ def _load(config: Config, recipe: Recipe) -> Model:
     return _loaded[key]
 
 
-def choose_photographs(config: Config, recipe: Recipe, split: str) -> list[photographs.Photograph]:
-    """The photographs of a split: the packaged ones, or every second one of data.path for a search."""
-    split = split if config.data.split == "auto" else config.data.split
-    seen = recipe.searched_photographs() if split != "search" else set()
-    if config.data.path is None:
-        sides = ("search", "evaluate") if split == "all" else (split,)
-        found = [photo for side in sides for photo in photographs.packaged(side)]
-    else:
-        found = photographs.from_folder(config.data.path)
-        if split == "search":
-            found = photographs.split(found, "search")
-    left = photographs.without(found, seen)
+def choose_photographs(
+    config: Config, recipe: Recipe, split: str, num_samples: int | None = None
+) -> photographs.PhotographSet:
+    """The photographs of a split; for evaluation those that no search of the recipe has seen.
+
+    Args:
+        split: "train", "search" or "evaluate"; data.split overrules it. Evaluation takes all of a data set that has
+            no split of its own, less what was seen.
+        num_samples: so many are wanted, spread over the set; None wants all.
+
+    Raises:
+        IdcError: the data set is not as its loader expects, or no photograph is left.
+    """
+    chosen = split if config.data.split == "auto" else config.data.split
+    found = _load_data(config, chosen)
+    if chosen == "evaluate" and config.data.split == "auto" and not found.own_splits:
+        found = _load_data(config, "all")
+    if num_samples is not None and len(found) >= 2 * max(num_samples, _CANDIDATES):
+        step = len(found) // max(num_samples, _CANDIDATES)
+        found = photographs.Subset(found, range(0, len(found), step))
+    left = photographs.without(found, recipe.searched_photographs() if chosen in ("evaluate", "all") else ())
     if not left:
-        where = config.data.path or "the packaged photographs"
         raise IdcError(
-            f"no photograph of {where} is left for {split}: all {len(found)} were seen by the search of this recipe; "
-            "give others by data.path"
+            f"no photograph of {data_label(config)} is left for {chosen}: all {len(found)} were seen by the search of "
+            "this recipe; give others by data.path"
         )
     return left
+
+
+def _load_data(config: Config, split: str) -> photographs.PhotographSet:
+    load = registry.load("data", config.data.name, "data").load
+    options = registry.bind(load, config.data.options, "data.options")
+    found: photographs.PhotographSet = load(config.data.path, split, **options)
+    return found
+
+
+def data_label(config: Config) -> str:
+    """The data set in use, in words."""
+    if config.data.path is None:
+        return "photographs in scikit-image, scikit-learn and matplotlib"
+    paths = config.data.path if isinstance(config.data.path, list) else [config.data.path]
+    return ("" if config.data.name == "photographs" else f"{config.data.name}: ") + ", ".join(paths)

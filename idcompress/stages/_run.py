@@ -64,6 +64,7 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
     registry.check("task", config.task.name, "task")
     registry.check("prune", config.prune["name"], "prune")
     registry.check("timesteps", config.timesteps["name"], "timesteps")
+    registry.check("data", config.data.name, "data")
     for metric in config.evaluate.metrics:
         registry.check("metric", metric, "evaluate.metrics")
     set_threads(config.threads)

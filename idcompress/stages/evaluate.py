@@ -23,7 +23,7 @@ from ..data.images import save_png
 from ..metrics._base import ImageMetric, MetricValue
 from ..metrics.latency import measure_ratio, synchroniser
 from ..tasks import _base
-from ._bench import Bench, open_bench
+from ._bench import Bench, data_label, open_bench
 from ._run import with_depth
 
 SYSTEMS = ("original", "compressed", "uniform")
@@ -104,7 +104,7 @@ def _evaluate(bench: Bench, recipe: Recipe, folder: Path) -> None:
             "version": 1,
             "task": recipe.task,
             "model": recipe.model["name"],
-            "data": config.data.path or "photographs in scikit-image, scikit-learn and matplotlib",
+            "data": data_label(bench.config),
             "num_images": len(bench.examples),
             "recipe": {
                 "file": recipe_file.name,

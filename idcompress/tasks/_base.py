@@ -43,8 +43,14 @@ class Task(ABC):
     conditioning_dropout: ClassVar[float] = 0.0
 
     @abstractmethod
-    def example(self, index: int, photo: Photograph, image: Tensor, prompt: str | None) -> Example:
-        """One example from a crop (3, H, W) in [0, 1] of a photograph; `prompt` None lets the task choose one."""
+    def example(
+        self, index: int, photo: Photograph, image: Tensor, prompt: str | None, target: Tensor | None = None
+    ) -> Example:
+        """One example from a crop (3, H, W) in [0, 1] of a photograph; `prompt` None lets the task choose one.
+
+        Args:
+            target: the same crop of the photograph's target, where its data set has pairs and the prompt is the pair's.
+        """
 
     @abstractmethod
     def encode(self, pipeline: Any, examples: Sequence[Example], seed: int = 0) -> Conditioning:
@@ -139,10 +145,11 @@ class Task(ABC):
 
         made = []
         for index in range(num_samples):
-            photo = photographs[index % len(photographs)]
-            image = crop_square(photo.open(), size, index // len(photographs))
+            photo, number = photographs[index % len(photographs)], index // len(photographs)
+            image = crop_square(photo.open(), size, number)
             prompt = prompts[index % len(prompts)] if prompts else photo.prompt or None
-            made.append(self.example(index, photo, image, prompt))
+            target = None if photo.target is None or prompts else crop_square(photo.target.open(), size, number)
+            made.append(self.example(index, photo, image, prompt, target))
         return made
 
 

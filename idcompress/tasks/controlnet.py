@@ -27,7 +27,9 @@ class Task(_base.Task):
     trained = ("unet", "controlnet")
     conditioning_dropout = 0.5  # of the captions
 
-    def example(self, index: int, photo: Photograph, image: Tensor, prompt: str | None) -> Example:
+    def example(
+        self, index: int, photo: Photograph, image: Tensor, prompt: str | None, target: Tensor | None = None
+    ) -> Example:
         """The condition is the crop's canny map, thrice; without a prompt its measured facts are the caption."""
         return Example(
             index=index,

@@ -26,8 +26,13 @@ class Task(_base.Task):
     pipeline_class = "StableDiffusionInstructPix2PixPipeline"
     conditioning_dropout = 0.05  # of each of the three cases
 
-    def example(self, index: int, photo: Photograph, image: Tensor, prompt: str | None) -> Example:
+    def example(
+        self, index: int, photo: Photograph, image: Tensor, prompt: str | None, target: Tensor | None = None
+    ) -> Example:
         """Without a prompt the computable edits take turns; then the true result comes along."""
+        if prompt is not None and target is not None:
+            name = f"{index:04d}_{photo.name}"
+            return Example(index, name, photo.digest, image, prompt, target, captions=photo.captions)
         if prompt is None:
             edits = list(EDITS.values())
             prompt = edits[index % len(edits)].phrasings[0]

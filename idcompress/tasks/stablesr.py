@@ -50,7 +50,9 @@ class Task(_base.Task):
         self.fidelity_weight = float(fidelity_weight)
         self.color_fix = None if color_fix == "none" else color_fix
 
-    def example(self, index: int, photo: "Photograph", image: Tensor, prompt: str | None) -> Example:
+    def example(
+        self, index: int, photo: "Photograph", image: Tensor, prompt: str | None, target: Tensor | None = None
+    ) -> Example:
         """The crop is the target; its degraded quarter, enlarged bicubically, is the image. Prompts play no part."""
         low = degrade(image[None], [image_generator(0, index)])
         enlarged = F.interpolate(low, size=image.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)

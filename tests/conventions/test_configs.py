@@ -21,7 +21,8 @@ from idcompress import cli, config, registry
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "idcompress"
 CONF = config.conf_dir()
-KINDS = {"task": "task", "prune": "prune", "timesteps": "timesteps"}  # registered kind -> configuration group
+# Registered kind -> configuration group.
+KINDS = {"task": "task", "prune": "prune", "timesteps": "timesteps", "data": "data"}
 COMMANDS = registry.names("command")
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
@@ -118,6 +119,15 @@ def test_methods_compose_and_their_parameters_fit(strategy, prune):
     assert {name: ast.literal_eval(default) for name, default in keyword_only.items()} == parameters
 
 
+@pytest.mark.parametrize("name", stems("data"))
+def test_options_of_data_sets_fit(name):
+    options = composed(f"data={name}").data.options
+    load = registry.load("data", name).load
+    assert registry.bind(load, options, "data.options") == options
+    arguments, defaults = signature(load)
+    assert {a.arg: ast.literal_eval(d) for a, d in zip(arguments, defaults, strict=True)} == options
+
+
 def signature(function):
     """A function's keyword-only parameters and their defaults, from its source."""
     import inspect
@@ -168,7 +178,7 @@ def schema_keys(cls=config.Config, prefix=""):
 
 def test_the_tree_and_its_schema_have_the_same_keys():
     chosen = ("task", "model", "prune", "timesteps")  # come from files of their own
-    schema = {key for key in schema_keys() if key.partition(".")[0] not in chosen}
+    schema = {key for key in schema_keys() if key.partition(".")[0] not in chosen} - {"data.name", "data.options"}
     free = {field.name for field in dataclasses.fields(config.Config) if str(field.type).startswith("Dict")}
     leaves = {key for key, _, section in own_keys() if not section and key.partition(".")[0] not in free}
     assert leaves == schema - free
@@ -197,6 +207,8 @@ def test_the_defaults_of_tree_and_schema_agree():
             assert written[field.name] == field.default, field.name
         if dataclasses.is_dataclass(field.default_factory):
             for name, value in dataclasses.asdict(field.default_factory()).items():
+                if f"{field.name}.{name}" in ("data.name", "data.options"):  # come from a file of their own
+                    continue
                 if "${" not in str(written[field.name][name]):
                     assert written[field.name][name] == value, f"{field.name}.{name}"
 

@@ -18,6 +18,7 @@ LAYERS = (
     {"config"},
     {"stages"},
     {"loading"},
+    {"datasets"},
     {"tasks", "pruning", "timesteps", "metrics", "data"},
     {"adapters", "models"},
     {"schedulers"},
@@ -27,7 +28,7 @@ LEAVES = {"types", "errors", "registry", "artifacts", "console"}
 # Reads run folders and nothing else; stages.report calls it.
 REPORT = "report"
 # Folders whose files are looked up by name: each may be changed without a look at the others.
-REGISTRY_FOLDERS = {"stages", "tasks", "pruning", "timesteps", "metrics"}
+REGISTRY_FOLDERS = {"stages", "tasks", "pruning", "timesteps", "metrics", "datasets"}
 
 HYDRA = {"hydra", "omegaconf"}
 HYDRA_MODULES = {"idcompress.cli", "idcompress.config"}
