@@ -62,8 +62,7 @@ class Task(_base.Task):
     def encode(self, pipeline: Any, examples: Sequence[Example], seed: int = 0) -> _base.Conditioning:
         _check_prompt(pipeline)
         image = torch.stack([example.image for example in examples]).to(pipeline.vae.device) * 2 - 1
-        # Generators of their own: with those of the start, posterior noise and start would be one and the same.
-        generators = [image_generator(seed, -1 - example.index) for example in examples]
+        generators = [_posterior_generator(seed, example.index) for example in examples]
         image_latents, _ = pipeline.encode_image(image, generators)
         return {"image": image, "image_latents": image_latents, "text": pipeline.encode_prompt(len(examples))}
 
@@ -127,11 +126,17 @@ class Task(_base.Task):
         seed: int,
         sampler: str,
     ) -> tuple[str, Tensor]:
-        """Restore a picture of any size at four times its size, as the pipeline itself does: padded, in tiles."""
+        """Restore a picture of any size at four times its size, as the pipeline itself does: padded, in tiles.
+
+        Start and posterior noise have the generators that they have in a search.
+        """
         _refuse_guidance(guidance)
         _check_prompt(pipeline)
         if sampler != "ddim":
             raise IdcError(f"task=stablesr translates by sampler=ddim, got sampler={sampler}")
+        tiles, channels = _tiles(pipeline), int(pipeline.vae.config.latent_channels)
+        _, _, canvas = pipeline.working_sizes(picture.height, picture.width, UPSCALE, tiles["tile_size"])
+        noisy = (1, channels, *(side // int(pipeline.vae_scale_factor) for side in canvas))
         images: Tensor = pipeline(
             picture,
             timesteps=list(timesteps),
@@ -139,11 +144,17 @@ class Task(_base.Task):
             fidelity_weight=self.fidelity_weight,
             color_fix=self.color_fix,
             eta=0,
-            generator=image_generator(seed, index),
+            latents=torch.randn(noisy, generator=image_generator(seed, index)),
+            generator=_posterior_generator(seed, index),
             output_type="pt",
-            **_tiles(pipeline),
+            **tiles,
         ).images
         return "", images[0].float().cpu()
+
+
+def _posterior_generator(seed: int, index: int) -> torch.Generator:
+    """One of its own: with that of the start, posterior noise and start would be one and the same."""
+    return image_generator(seed, -1 - index)
 
 
 def _tiles(pipeline: Any) -> dict[str, int]:

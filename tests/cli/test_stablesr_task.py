@@ -11,11 +11,13 @@ from PIL import Image
 from idcompress import load_pipeline
 from idcompress.adapters.pipeline import load_model
 from idcompress.adapters.unet import depth_skip
+from idcompress.data.images import to_tensor
 from idcompress.data.photographs import packaged
 from idcompress.errors import IdcError
 from idcompress.models.stablesr import num_structure_levels
 from idcompress.tasks import _base
 from idcompress.tasks.stablesr import Task
+from idcompress.types import Example
 
 SMOKE = ("experiment=smoke", "task=stablesr")
 
@@ -208,6 +210,18 @@ def test_translate_repeats_itself_and_follows_options(idc, random_model):
         assert idc("translate", *common, *options, f"output.path={place}").code == 0
     one, two, other = (Path(f"{place}/a.png").read_bytes() for place in ("one", "two", "other"))
     assert one == two != other
+
+
+def test_a_translated_picture_is_the_one_that_an_evaluation_sees(model):
+    picture, timesteps = Image.effect_noise((16, 16), 80).convert("RGB"), [999, 500, 0]
+    photo, low = packaged("search")[0], to_tensor(picture)
+    enlarged = torch.nn.functional.interpolate(low[None], scale_factor=4, mode="bicubic").clamp(0, 1)[0]
+    example = Example(index=3, name="low", photo=photo.digest, image=enlarged)
+    evaluated = _base.translate(Task(), model.pipeline, [example], timesteps, {}, seed=1)[0]
+    _, translated = Task().translate_picture(
+        model.pipeline, 3, photo, picture, None, timesteps, {}, seed=1, sampler="ddim"
+    )
+    assert torch.allclose(evaluated, translated, atol=1e-5)
 
 
 # the conversion

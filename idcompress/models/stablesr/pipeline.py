@@ -148,13 +148,8 @@ class StableSRPipeline(DiffusionPipeline):
 
         # 1. the image at working size: upscaled, at least as large as the model knows, padded to whole latents
         image = self.image_processor.preprocess(image).to(self._execution_device, torch.float32)
-        target = [max(round(side * upscale), 1) for side in image.shape[-2:]]
-        least = (self.unet.config.sample_size or 0) * factor
-        enlarge = max(least / min(target), 1.0)
-        working = [round(side * enlarge) for side in target]
-        image = _resize(image, working).clamp(-1, 1)
-        padded = [self._padded_side(side, tile_size, multiple) for side in working]
-        image = _reflect_pad(image, padded)
+        target, working, padded = self.working_sizes(image.shape[-2], image.shape[-1], upscale, tile_size)
+        image = _reflect_pad(_resize(image, working).clamp(-1, 1), padded)
         canvas = (image.shape[0], self.vae.config.latent_channels, *(side // factor for side in padded))
         if latents is not None and tuple(latents.shape) != canvas:
             raise ValueError(f"latents must be {canvas} for this image, got {tuple(latents.shape)}")
@@ -209,6 +204,17 @@ class StableSRPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         images = _convert(result, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def working_sizes(
+        self, height: int, width: int, upscale: float = 4, tile_size: int = 64
+    ) -> tuple[list[int], list[int], list[int]]:
+        """[height, width] in pixels of the result, of the image that is worked on, and of its padded canvas."""
+        target = [max(round(side * upscale), 1) for side in (height, width)]
+        least = (self.unet.config.sample_size or 0) * self.vae_scale_factor
+        enlarge = max(least / min(target), 1.0)
+        working = [round(side * enlarge) for side in target]
+        multiple = 2 ** (len(self.unet.config.block_out_channels) - 1)
+        return target, working, [self._padded_side(side, tile_size, multiple) for side in working]
 
     def _padded_side(self, side: int, tile_size: int, multiple: int) -> int:
         """Round a side in pixels up to what one tile, or several tiles, can cover."""
