@@ -114,6 +114,15 @@ class FinetuneConfig:
 
 
 @dataclass
+class ProfileConfig:
+    latency: bool = True
+    batch_size: int = 1
+    resolution_px: Optional[int] = None
+    compile: bool = False
+    repeats: int = 10
+
+
+@dataclass
 class CompressConfig:
     stages: List[str] = field(default_factory=lambda: ["depth_search", "tsopt", "evaluate", "report"])
 
@@ -178,6 +187,7 @@ class Config:
     def prompts(self) -> list[str]:
         """Prompts to use in turn; empty for the data set's or the task's own."""
         return [self.prompt] if self.prompt is not None else self.task.prompts or []
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
     def step_counts(self) -> list[int]:
         """tsopt.num_inference_steps as a list without repetitions."""
@@ -217,6 +227,8 @@ def conf_dir() -> Path:
     package = Path(__file__).resolve().parent
     for folder in (package.parent / "conf", package / "conf"):
         if (folder / "config.yaml").is_file():
+    "profile.batch_size",
+    "profile.repeats",
             return folder
     raise RuntimeError(f"the installation is damaged: no conf/config.yaml beside or in {package}")
 

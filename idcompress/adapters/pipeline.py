@@ -121,8 +121,8 @@ def load_model(
     Raises:
         IdcError: an incomplete or damaged folder, a pipeline of another kind, a device that is not there.
     """
-    where = _device(device)
-    pipeline = _load_pipeline(pipeline_class, folders, _dtype(dtype, where))
+    where = choose_device(device)
+    pipeline = _load_pipeline(pipeline_class, folders, choose_dtype(dtype, where))
     digest = hub.folder_digest(list(folders.values()))
     return Model(pipeline.to(where), {**source, "digest": digest}, prune)
 
@@ -161,7 +161,8 @@ def _own_pipeline(name: str) -> Any:
     return getattr(stablesr, name)
 
 
-def _device(name: str) -> str:
+def choose_device(name: str) -> str:
+    """torch's name of a configured device; "auto" takes CUDA, then MPS, then the CPU."""
     if name != "auto":
         if name.startswith("cuda") and not torch.cuda.is_available():
             raise IdcError(f"device={name}: torch finds no CUDA device here; use device=cpu or device=auto")
@@ -171,7 +172,8 @@ def _device(name: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _dtype(name: str, device: str) -> torch.dtype:
+def choose_dtype(name: str, device: str) -> torch.dtype:
+    """A configured dtype; "auto" is float16 on CUDA and float32 elsewhere."""
     if name == "auto":
         return torch.float16 if device.startswith("cuda") else torch.float32
     return DTYPES[name]

@@ -82,3 +82,32 @@ def inputs_on_meta(inputs: Mapping[str, Any]) -> dict[str, Any]:
         return type(value)(moved(item) for item in value) if isinstance(value, (list, tuple)) else value
 
     return {key: moved(value) for key, value in inputs.items()}
+
+
+class Call(nn.Module):
+    """One method of a network as a network of its own, to be counted and timed like any other."""
+
+    def __init__(self, network: nn.Module, method: str) -> None:
+        super().__init__()
+        self.network = network
+        self.method = method
+
+    def forward(self, **inputs: Any) -> Any:
+        return getattr(self.network, self.method)(**inputs)
+
+
+def autoencoder_inputs(vae: nn.Module, image_px: int, *, batch_size: int = 1) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keyword arguments of `encode` and of `decode` for images of one size, on the autoencoder's own device.
+
+    One that wraps features of the encoder into the decoder gets them.
+    """
+    config: Any = vae.config
+    like = next(vae.parameters())
+    side = image_px // 2 ** (len(config.block_out_channels) - 1)
+    encode: dict[str, Any] = {"x": like.new_zeros(batch_size, 3, image_px, image_px)}
+    decode: dict[str, Any] = {"z": like.new_zeros(batch_size, config.latent_channels, side, side)}
+    if "fusion_levels" in config:
+        encode["return_features"] = True
+        with torch.inference_mode():
+            decode["features"] = Call(vae, "encode")(**encode)[1]
+    return encode, decode

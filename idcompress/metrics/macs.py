@@ -23,12 +23,21 @@ _ATTENTION = ("bmm", "baddbmm", "attention")
 
 def count_gmacs(network: nn.Module, inputs: Mapping[str, Any]) -> tuple[float, float]:
     """Billions of multiply-accumulates of `network(**inputs)`: convolution and linear, and with attention."""
+    return gmacs_by_module(network, inputs)[""]
+
+
+def gmacs_by_module(network: nn.Module, inputs: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """The same of every submodule that multiplies anything, by its name; "" is the whole network."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         on_meta(network)(**inputs_on_meta(inputs))
-    flops = {str(operation): number for operation, number in counter.get_flop_counts()["Global"].items()}
-    attention = sum(number for name, number in flops.items() if any(part in name for part in _ATTENTION))
-    total = sum(flops.values())
-    return (total - attention) / 2e9, total / 2e9
+    counted = {}
+    for path, flops in counter.get_flop_counts().items():
+        attention = sum(n for operation, n in flops.items() if any(part in str(operation) for part in _ATTENTION))
+        total = sum(flops.values())
+        name = "" if path == "Global" else path.partition(".")[2]  # paths begin with the network's class
+        if path == "Global" or name:
+            counted[name] = ((total - attention) / 2e9, total / 2e9)
+    return counted
 
 
 def unet_macs(

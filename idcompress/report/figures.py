@@ -204,6 +204,33 @@ def timestep_rugs(compression: Compression) -> Picture:
 
 
 def _gamma_ticks(low: float, high: float) -> list[float]:
+def level_shares(levels: Sequence[dict[str, Any]], times: Sequence[dict[str, Any]] | None) -> Picture:
+    """Share of each level of a U-Net in parameters, MACs and, where it was measured, time.
+
+    Args:
+        levels, times: rows of profile.json.
+    """
+    series = [
+        ("parameters", [row["params_pct"] for row in levels], OPTIMISED),
+        ("MACs, convolutions and linear layers", [row["gmacs_pct"] for row in levels], UNIFORM),
+    ]
+    if times:
+        series.append(("time", [row["latency_pct"] for row in times], FAILED))
+    width = 0.8 / len(series)
+    with _figure(2.9) as figure:
+        axes = figure.add_subplot(1, 1, 1)
+        for place, (label, values, colour) in enumerate(series):
+            offset = (place - (len(series) - 1) / 2) * width
+            axes.bar([row["level"] + offset for row in levels], values, width * 0.92, color=colour, label=label)
+        axes.set_xticks([row["level"] for row in levels])
+        axes.grid(axis="x", visible=False)
+        axes.set_xlabel("level: outermost first, the last is the middle block")
+        axes.set_ylabel("share of the U-Net (%)")
+        axes.legend(loc="best", fontsize=8.5)
+        alt = f"share of each of {len(levels)} levels in {', '.join(label for label, _, _ in series)}"
+        return Picture(_png(figure), alt, 840)
+
+
     few, many = ([t for t in ticks if low <= t <= high] for ticks in (_FEW_GAMMAS, _MANY_GAMMAS))
     return few if len(few) >= 4 else many
 

@@ -69,7 +69,9 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
         registry.check("metric", metric, "evaluate.metrics")
     set_threads(config.threads)
     paths = recipe_paths(stage, config)
-    recipes = [Recipe.load(path) for path in paths] or ([] if stage == "convert" else [full_recipe(config)])
+    recipes = [Recipe.load(path) for path in paths]
+    if not recipes and stage != "convert":
+        recipes = [full_recipe(config, needs_weights=stage != "profile")]
     if recipes:
         config = follow_guidance(config, recipes[0], list(hydra_config.overrides.task))
     if recipes and stage != "report":
@@ -124,13 +126,13 @@ def recipe_paths(stage: str, config: Config) -> list[Path]:
     return [path]
 
 
-def full_recipe(config: Config) -> Recipe:
-    """The uncompressed model as a recipe."""
+def full_recipe(config: Config, *, needs_weights: bool = True) -> Recipe:
+    """The model as it is, as a recipe; that of an exported folder brings its timesteps and guidance along."""
     model = config.model
     repositories = None
     if model.path is None and model.repositories:
         repositories = model.repositories.get(config.task.name)
-        if repositories is None:
+        if repositories is None and needs_weights:
             advice = registry.load("task", config.task.name, "task").Task.getting_weights
             raise IdcError(f"model={model.name} has no weights for task={config.task.name}; {advice}")
     source = {

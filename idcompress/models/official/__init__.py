@@ -12,6 +12,8 @@ import transformers
 from torch import nn
 
 from ...errors import IdcError
+from .. import stablesr
+from ..stablesr import convert
 
 _FOLDER = Path(__file__).resolve().parent
 
@@ -22,14 +24,32 @@ def meta_components(task: str) -> dict[str, nn.Module]:
     Raises:
         IdcError: no architecture is stored for the task.
     """
-    path = _FOLDER / f"{task}.json"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in _FOLDER.glob("*.json")))
-        raise IdcError(f"no published architecture is stored for task={task}; there are: {known}")
-    components: dict[str, nn.Module] = {}
-    with torch.device("meta"):
-        for name, config in json.loads(path.read_text(encoding="utf-8")).items():
-            components[name] = _build(dict(config))
+    return random_components(task, "meta")
+
+
+def random_components(task: str, device: str) -> dict[str, nn.Module]:
+    """The same on a device, with random weights: for costs, which do not depend on them.
+
+    StableSR's come without a text tower: its prompt is always empty, and its embedding is stored.
+    """
+    with torch.device(device):
+        if task == "stablesr":
+            components: dict[str, nn.Module] = {
+                "unet": stablesr.StableSRUNet2DConditionModel(**convert.unet_config(stablesr.PUBLISHED_CONFIG)),
+                "structure_encoder": stablesr.StableSRStructureEncoder(
+                    **convert.structure_encoder_config(stablesr.PUBLISHED_CONFIG)
+                ),
+                "vae": stablesr.StableSRAutoencoderKL(**convert.autoencoder_config(stablesr.PUBLISHED_CONFIG)),
+            }
+        else:
+            path = _FOLDER / f"{task}.json"
+            if not path.is_file():
+                known = ", ".join(sorted(["stablesr", *(p.stem for p in _FOLDER.glob("*.json"))]))
+                raise IdcError(f"no published architecture is stored for task={task}; there are: {known}")
+            configs = json.loads(path.read_text(encoding="utf-8"))
+            components = {name: _build(dict(config)) for name, config in configs.items()}
+    for component in components.values():
+        component.eval().requires_grad_(False)
     return components
 
 
