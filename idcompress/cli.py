@@ -175,7 +175,7 @@ def run_job(
             command,
             *flags,
             *(o for o in hydra_config.overrides.task if not o.startswith("recipe=")),
-            *([] if run.recipe_argument is None else [f"recipe={run.recipe_argument}"]),
+            f"recipe={run.recipe_argument}",
             f"hydra.run.dir={run.run_dir.path.resolve()}",
         ]
         __main__.__spec__ = importlib.util.find_spec(main_module) if main_module else None
@@ -221,15 +221,23 @@ def _all_keys() -> list[str]:
 
 
 def _follow_recipe(arguments: list[str]) -> list[str]:
-    """`recipe=FILE` brings its task and model along: they become overrides, before Hydra composes."""
+    """`recipe=FILE` brings its task and model along: they become overrides, before Hydra composes.
+
+    So does `model.path=FOLDER` of an exported folder, with its task and its model's name where none are given.
+    """
+    from .artifacts.recipe import Recipe
+
     given = dict(a.split("=", 1) for a in arguments if "=" in a and not a.startswith(("-", "hydra")))
     path = given.get("recipe", "latest")
     if path in ("latest", "none", ""):
-        return arguments
+        folder = given.get("model.path", "").strip("'\"")
+        exported = Recipe.of_folder(folder) if folder else None
+        if exported is None:
+            return arguments
+        kept = {"task": exported.task, "model": exported.model["name"]}
+        return [*arguments, *(f"{key}={value}" for key, value in kept.items() if key not in given)]
     if "," in path and ("-m" in arguments or "--multirun" in arguments):
         return arguments
-    from .artifacts.recipe import Recipe
-
     recipe = Recipe.load(path.strip("'\""))
     brought = {"task": recipe.task, "model": recipe.model["name"]}
     if recipe.model.get("given_path"):

@@ -124,7 +124,7 @@ class ProfileConfig:
 
 @dataclass
 class CompressConfig:
-    stages: List[str] = field(default_factory=lambda: ["depth_search", "tsopt", "evaluate", "report"])
+    stages: Optional[List[str]] = None
 
 
 @dataclass
@@ -143,6 +143,18 @@ class ConvertConfig:
     main_ckpt: Optional[str] = None
     cfw_ckpt: Optional[str] = None
     config: Optional[str] = None
+
+
+@dataclass
+class TranslateConfig:
+    compare: bool = False
+
+
+@dataclass
+class ExportConfig:
+    format: str = "diffusers"
+    path: Optional[str] = None
+    host: bool = False
 
 
 @dataclass
@@ -175,9 +187,12 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     trainer: Dict[str, Any] = field(default_factory=dict)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     compress: CompressConfig = field(default_factory=CompressConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     convert: ConvertConfig = field(default_factory=ConvertConfig)
+    translate: TranslateConfig = field(default_factory=TranslateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
 
     def guidance(self) -> dict[str, float]:
         """The guidance scales by their diffusers names."""
@@ -187,7 +202,6 @@ class Config:
     def prompts(self) -> list[str]:
         """Prompts to use in turn; empty for the data set's or the task's own."""
         return [self.prompt] if self.prompt is not None else self.task.prompts or []
-    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
     def step_counts(self) -> list[int]:
         """tsopt.num_inference_steps as a list without repetitions."""
@@ -204,6 +218,7 @@ CHOICES = {
     "sampler": ("ddim", "dpm_solver"),
     "data.split": ("auto", "train", "search", "evaluate", "all"),
     "tsopt.reference": ("self", "full"),
+    "export.format": ("diffusers",),
     "finetune.timesteps": ("all", "inference"),
 }
 POSITIVE = (
@@ -212,6 +227,8 @@ POSITIVE = (
     "depth_search.min_depth",
     "tsopt.num_samples",
     "evaluate.num_samples",
+    "profile.batch_size",
+    "profile.repeats",
     "finetune.batch_size",
     "finetune.checkpoint_every_n_steps",
     "finetune.num_samples",
@@ -227,8 +244,6 @@ def conf_dir() -> Path:
     package = Path(__file__).resolve().parent
     for folder in (package.parent / "conf", package / "conf"):
         if (folder / "config.yaml").is_file():
-    "profile.batch_size",
-    "profile.repeats",
             return folder
     raise RuntimeError(f"the installation is damaged: no conf/config.yaml beside or in {package}")
 

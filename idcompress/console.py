@@ -14,15 +14,15 @@ T = TypeVar("T")
 log = logging.getLogger("idcompress")
 
 
-def start_logging(path: Path | None) -> None:
-    """Send our lines to stdout, and with everything else that is logged to a file."""
+def start_logging(path: Path | None, *, quiet: bool = False) -> None:
+    """Send our lines to stdout, and with everything else that is logged to a file; quiet: warnings only."""
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()
     terminal = logging.StreamHandler(sys.stdout)
     terminal.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(terminal)
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
     log.propagate = False
     if path is not None:
         file = logging.FileHandler(path, encoding="utf-8")

@@ -50,15 +50,17 @@ class TrainingBatch:
 
 @dataclass(frozen=True)
 class Frozen:
-    """Networks that do not train, out of Lightning's sight: not saved, averaged, copied or synchronised.
+    """What does not train, out of Lightning's sight: not saved, averaged, copied or synchronised.
 
     Attributes:
         student: the pruned pipeline, whose trained components the LightningModule registers.
         teacher: the full pipeline, None where nothing is distilled.
+        preview: samples images and returns numbers, given the step.
     """
 
     student: Any
     teacher: Any
+    preview: Callable[[int], dict[str, float]]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Frozen:
         return self
@@ -107,7 +109,7 @@ class Finetuning(pl.LightningModule):
         self.save_hyperparameters({"identity": identity})
         self.components = nn.ModuleDict({name: getattr(student, name) for name in trained})
         self.components.requires_grad_(True).train()
-        self.frozen = Frozen(student, teacher)
+        self.frozen = Frozen(student, teacher, preview)
         self.task, self.weights, self.seed = task, weights, seed
         self.conditioning_dropout = conditioning_dropout
         self.timesteps = torch.tensor(timesteps)
@@ -115,7 +117,6 @@ class Finetuning(pl.LightningModule):
         self.prediction_type = str(student.scheduler.config.prediction_type)
         self.blocks = matched_blocks(student.unet, teacher.unet) if weights["features"] else []
         self._optimizer, self._schedule, self._warmup_steps = optimizer, schedule, warmup_steps
-        self._preview = preview
 
     def on_fit_start(self) -> None:
         self.frozen.to(self.device, list(self.components))
@@ -165,11 +166,11 @@ class Finetuning(pl.LightningModule):
     def on_train_start(self) -> None:
         if self.global_step == 0:  # recovery has a start
             self.components.eval()
-            self._preview(0)
+            self.frozen.preview(0)
             self.components.train()
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
-        self.log_dict(self._preview(self.global_step), sync_dist=True, batch_size=1)
+        self.log_dict(self.frozen.preview(self.global_step), sync_dist=True, batch_size=1)
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer([p for p in self.components.parameters() if p.requires_grad])
@@ -300,6 +301,10 @@ class TrainingData(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Examples stay on the CPU until the task encodes them."""
+        return batch
 
     def val_dataloader(self) -> list[int]:
         return [0]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,26 @@ def write_bytes(path: Path, data: bytes) -> Path:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    return path
+
+
+def link(source: Path, path: Path) -> Path:
+    """The same file under another name, without its bytes a second time where the disk allows; never written again.
+
+    Raises:
+        IdcError: there is no such file.
+    """
+    if not source.is_file():
+        raise IdcError(f"the file {source} is missing; copy the weights together with recipe.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    Path(temporary).unlink()
+    try:
+        os.link(source, temporary)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(source, temporary)
+    Path(temporary).replace(path)
     return path
 
 

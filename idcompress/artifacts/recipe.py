@@ -69,13 +69,13 @@ class Recipe:
         return str(self.provenance[-1]["stage"]) if self.provenance else ""
 
     def derive(self, provenance: dict[str, Any], **changes: Any) -> Recipe:
-        """A new recipe made from this one by a stage."""
+        """A new recipe made from this one by a stage; weights that it keeps are still found in this one's folder."""
         if changes.get("timesteps") is not None:
             changes["timesteps"] = tuple(changes["timesteps"])
             changes.setdefault("num_inference_steps", len(changes["timesteps"]))
-        return dataclasses.replace(
-            self, parent=self.digest, provenance=(*self.provenance, provenance), folder=None, **changes
-        )
+        if "weights" in changes:
+            changes.setdefault("folder", None)
+        return dataclasses.replace(self, parent=self.digest, provenance=(*self.provenance, provenance), **changes)
 
     def derive_model(self, model: dict[str, Any]) -> Recipe:
         """This recipe with its model's digest filled in, once the model has been loaded."""
@@ -86,8 +86,12 @@ class Recipe:
         return {d for entry in self.provenance for d in entry.get("photographs", {}).values()}
 
     def save(self, path: str | Path) -> Path:
-        """Write recipe.json, whole or not at all."""
-        return files.write_json(Path(path), self.to_json())
+        """Write recipe.json, whole or not at all, with the weights beside it."""
+        path = Path(path)
+        for entry in self.weights.values():
+            if self.folder is not None and self.folder.resolve() != path.parent.resolve():
+                files.link(self.folder / entry["file"], path.parent / entry["file"])
+        return files.write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
@@ -114,6 +118,12 @@ class Recipe:
         value["timesteps"] = None if value["timesteps"] is None else tuple(value["timesteps"])
         value["provenance"] = tuple(value["provenance"])
         return cls(**value, folder=path.parent)
+
+    @classmethod
+    def of_folder(cls, folder: str | Path) -> Recipe | None:
+        """The recipe that `idc export` left in a pipeline folder; None where there is none."""
+        path = Path(folder) / "recipe.json"
+        return cls.load(path) if path.is_file() else None
 
 
 def _plain(value: Any) -> Any:

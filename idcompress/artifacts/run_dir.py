@@ -52,7 +52,8 @@ class RunDir:
             raise IdcError(f"{path} belongs to another configuration; remove {self.path} to start again")
         fresh = {**self.info, "stage": stage, "digest": digest, "finished": False}
         run = RunDir(path, info is not None, info or fresh)
-        run._write_info()
+        if is_main_process():
+            run._write_info()
         return run
 
     @property

@@ -31,13 +31,13 @@ class Run:
     """A stage about to run.
 
     Attributes:
-        recipe_argument: value of `recipe=` that names what was resolved, for child processes; None if none did.
+        recipe_argument: value of `recipe=` that names what was resolved, for child processes.
     """
 
     config: Config
     recipes: list[Recipe]
     run_dir: RunDir
-    recipe_argument: str | None
+    recipe_argument: str
 
     def execute(self, stage: ModuleType) -> None:
         try:
@@ -59,7 +59,7 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
     Raises:
         IdcError: anything of it is wrong; nothing has been written then.
     """
-    console.start_logging(None)
+    console.start_logging(None, quiet=not is_main_process())
     config = configuration.to_config(composed)
     registry.check("task", config.task.name, "task")
     registry.check("prune", config.prune["name"], "prune")
@@ -84,13 +84,15 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
     }
     run_dir = open_run(stage, config.task.name, model_label(config), files.digest(identity), explicit(hydra_config))
     if not is_main_process():
-        return Run(config, recipes, run_dir, None)
+        return Run(config, recipes, run_dir, config.recipe)
     if run_dir.resumed:
         say(f"continuing the interrupted run {show(run_dir.path)}")
     files.write_text(run_dir / "config.yaml", configuration.to_yaml(composed))
     files.write_json(run_dir / "environment.json", environment())
     console.start_logging(run_dir / "log.txt")
-    return Run(config, recipes, run_dir, str(paths[0].resolve()) if len(paths) == 1 else None)
+    several = len(paths) > 1  # a folder of steps_*/recipe.json
+    resolved = str((paths[0].parents[1] if several else paths[0]).resolve()) if paths else "none"
+    return Run(config, recipes, run_dir, resolved)
 
 
 def explicit(hydra_config: Any) -> Path | None:
@@ -129,6 +131,11 @@ def recipe_paths(stage: str, config: Config) -> list[Path]:
 def full_recipe(config: Config, *, needs_weights: bool = True) -> Recipe:
     """The model as it is, as a recipe; that of an exported folder brings its timesteps and guidance along."""
     model = config.model
+    exported = None if model.path is None else Recipe.of_folder(model.path)
+    if exported is not None:
+        if exported.task != config.task.name:
+            raise IdcError(f"model.path={model.path} was exported for task={exported.task}, not {config.task.name}")
+        return dataclasses.replace(exported, model={**exported.model, "path": model.path}, folder=None)
     repositories = None
     if model.path is None and model.repositories:
         repositories = model.repositories.get(config.task.name)
@@ -164,6 +171,8 @@ def describe(config: Config, recipes: list[Recipe], paths: list[Path], stage: st
         depth = f"depth {recipes[0].depth}" if recipes[0].depth else "full depth"
         steps = "/".join(str(recipe.num_inference_steps) for recipe in recipes)
         return f"recipe: {names} (made by {recipes[0].stage or 'hand'}: {depth}, {steps} steps)"
+    if recipes[0].stage == "export":
+        return f"model: {config.model.path}, exported, {recipes[0].num_inference_steps} steps"
     why = ""
     if config.recipe == "latest" and stage not in ("depth_search", "compress"):
         why = f" (no finished recipe under {show(OUTPUTS / config.task.name / model_label(config))})"

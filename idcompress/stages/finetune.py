@@ -1,0 +1,295 @@
+"""Train the pruned model back to quality, on one device or many"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from safetensors.torch import save
+from torch import Tensor
+
+from ..adapters import training
+from ..adapters.pipeline import Model, native_size, with_components
+from ..artifacts import files
+from ..artifacts.recipe import Recipe
+from ..artifacts.run_dir import RunDir, is_main_process
+from ..config import Config, instantiate
+from ..console import progress_bar, say, warn
+from ..errors import IdcError
+from ..report.figures import recovery_curve
+from ._bench import Bench, choose_photographs, open_bench
+from ._run import provenance, show, with_depth
+from ._samples import LISTED, TrainingSamples, held_out
+
+
+def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
+    """Fine-tune the pruned networks of a recipe and hand on one with their weights.
+
+    Writes checkpoints/last.ckpt, logs/, previews/, trace.jsonl (a row per validation), recovery.png, metrics.json and
+    a .safetensors file per trained component.
+
+    Raises:
+        IdcError: a setting cannot be, images cannot be read, the loss is no number, the disk is full.
+    """
+    training.quiet_lightning()
+    recipe = with_depth(recipes[0], config)
+    settings = config.finetune
+
+    # 1. The full model and its pruned copy, in float32; Lightning moves them to their device.
+    where = dataclasses.replace(config, device="cpu", dtype="float32")
+    photos = choose_photographs(where, recipe, "train")
+    shown = held_out(photos, settings.num_samples)
+    bench = open_bench(where, recipe, photos=shown, num_samples=settings.num_samples)
+    trained = settings.components or list(bench.task.trained)
+    student = _student(bench.model, recipe, trained)
+    distils = config.loss.output > 0 or config.loss.features > 0
+
+    # 2. What is trained, on what, and how it is watched.
+    preview = Preview(bench, student, run_dir, config, distils)
+    samples = TrainingSamples(
+        bench.task,
+        photos,
+        size=native_size(bench.model.pipeline),
+        count=len(photos) - len(shown),
+        seed=config.seed,
+        prompts=config.prompts(),
+        flip=settings.flip,
+    )
+    identity = {
+        "task": recipe.task,
+        "depth": recipe.depth or bench.model.full_depth,
+        "model": bench.model.digest,
+        "components": trained,
+    }
+    dropout = settings.conditioning_dropout
+    module = training.Finetuning(
+        bench.task,
+        student,
+        bench.model.pipeline if distils else None,
+        trained=trained,
+        identity=identity,
+        weights={"task": config.loss.task, "output": config.loss.output, "features": config.loss.features},
+        timesteps=bench.uniform(config.num_inference_steps) if settings.timesteps == "inference" else range(1000),
+        conditioning_dropout=bench.task.conditioning_dropout if dropout is None else dropout,
+        seed=config.seed,
+        optimizer=partial(instantiate, settings.optimizer, "finetune.optimizer"),
+        schedule=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        preview=preview,
+    )
+    for component in module.components.values():
+        if settings.gradient_checkpointing:
+            component.enable_gradient_checkpointing()
+        if settings.compile:
+            component.compile()
+    checkpoint = _checkpoint(config, run_dir, identity)
+    callbacks: list[Callback] = [
+        training.UnreadableImages(len(photos), warn),
+        training.Progress(say, progress_bar),
+        training.checkpoints(run_dir / "checkpoints", settings.checkpoint_every_n_steps),
+        training.FinalCheckpoint(run_dir / "checkpoints" / training.CHECKPOINT),
+    ]
+    if settings.ema_decay is not None:
+        callbacks.append(training.average_weights(settings.ema_decay))
+
+    # 3. Train; the last checkpoint holds the result.
+    data = training.TrainingData(samples, settings.batch_size, settings.num_workers)
+    say(
+        f"fine-tuning {', '.join(trained)} at depth {identity['depth']} of {bench.model.full_depth}: "
+        f"{sum(p.numel() for p in module.parameters() if p.requires_grad):,} parameters, {samples.count} photographs, "
+        f"{settings.batch_size} images per update"
+    )
+    trainer = _trainer(config, run_dir, callbacks)
+    _fit(trainer, module, data, checkpoint)
+    if not is_main_process():
+        return []
+
+    # 4. The recipe.
+    state = torch.load(run_dir / "checkpoints" / training.CHECKPOINT, weights_only=True, map_location="cpu")[
+        "state_dict"
+    ]
+    weights = {name: _save(state, name, run_dir) for name in trained}
+    _write_metrics(config, recipe, bench, run_dir, trainer.global_step, identity["depth"])
+    entry = provenance(
+        "finetune",
+        config,
+        run_dir,
+        {photo.name: photo.digest for photo in photos} if len(photos) <= LISTED else {},
+        depth=identity["depth"],
+        components=trained,
+        loss=config.loss.name,
+        data={"name": config.data.name, "photographs": len(photos), "digest": photos.digest},
+        steps=trainer.global_step,
+        batch_size=settings.batch_size,
+    )
+    depth = None if identity["depth"] == bench.model.full_depth else identity["depth"]
+    return [recipe.derive(entry, model=bench.model.source, depth=depth, guidance=config.guidance(), weights=weights)]
+
+
+class Preview:
+    """The stage's own sampler on a few fixed photographs that are not trained on: numbers, pictures, a curve."""
+
+    def __init__(self, bench: Bench, student: Any, run_dir: RunDir, config: Config, keep_full: bool) -> None:
+        self.bench, self.student, self.run_dir, self.config, self.keep_full = bench, student, run_dir, config, keep_full
+        self.trace = run_dir.trace()
+        self.references: Tensor | None = None
+        self.before: Tensor | None = None
+
+    def __call__(self, step: int) -> dict[str, float]:
+        bench, settings = self.bench, self.config.finetune
+        device = self.student.vae.device
+        if self.references is None:
+            bench.model.pipeline.to(device)
+            self.references = bench.references(None, settings.num_inference_steps, "full model")
+            if not self.keep_full:
+                for name in settings.components or bench.task.trained:
+                    getattr(bench.model.pipeline, name).to("cpu")
+        outputs = bench.images(self.student, bench.uniform(settings.num_inference_steps), f"step {step}")
+        values = {
+            name: value.value for name, value in bench.measure(settings.metrics, outputs, self.references).items()
+        }
+        if is_main_process():
+            if self.trace.find(step=step) is None:
+                self.trace.append({"step": step, "metrics": values})
+            numbers = "  ".join(f"{name} {'equal' if v is None else f'{v:.3f}'}" for name, v in values.items())
+            say(f"  step {step:>5}  {numbers}  (validation images)")
+            self._draw(step, outputs)
+        return {name: float("inf") if value is None else value for name, value in values.items()}
+
+    def _draw(self, step: int, outputs: Tensor) -> None:
+        """A row per image: input, full model, pruned model before training, now."""
+        from torchvision.utils import make_grid
+
+        from ..data.images import save_png
+
+        assert self.references is not None
+        before = self.run_dir / "previews" / "before.safetensors"
+        if step == 0:
+            files.write_bytes(before, save({"images": outputs}))
+        if self.before is None and before.is_file():
+            from safetensors.torch import load_file
+
+            self.before = load_file(before)["images"]
+        inputs = torch.stack([example.image for example in self.bench.examples])
+        columns = [inputs, self.references, outputs if self.before is None else self.before, outputs]
+        rows = torch.stack(columns, dim=1).flatten(0, 1)
+        save_png(make_grid(rows, nrow=len(columns)), self.run_dir / "previews" / f"step_{step:06d}.png")
+        units = {name: self.bench.metric(name).unit for name in self.config.finetune.metrics}
+        files.write_bytes(self.run_dir / "recovery.png", recovery_curve(self.trace.rows, units).data)
+
+
+def _student(model: Model, recipe: Recipe, trained: list[str]) -> Any:
+    """The pruned pipeline with trained components of its own: the full model stays as it is."""
+    unknown = [name for name in trained if not isinstance(getattr(model.pipeline, name, None), torch.nn.Module)]
+    if unknown:
+        networks = [name for name, part in model.pipeline.components.items() if isinstance(part, torch.nn.Module)]
+        raise IdcError(f"finetune.components: the pipeline has no network {unknown[0]!r}; it has {', '.join(networks)}")
+    pipeline = model.for_recipe(recipe)
+    shared = [name for name in trained if getattr(pipeline, name) is getattr(model.pipeline, name)]
+    return with_components(pipeline, {name: copy.deepcopy(getattr(pipeline, name)) for name in shared})
+
+
+def _checkpoint(config: Config, run_dir: RunDir, identity: dict[str, Any]) -> Path | None:
+    """Where to go on: this run's own checkpoint, else finetune.checkpoint."""
+    own = run_dir / "checkpoints" / training.CHECKPOINT
+    given = config.finetune.checkpoint
+    path = own if own.is_file() else Path(given) if given else None
+    if path is None:
+        return None
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except FileNotFoundError:
+        raise IdcError(f"finetune.checkpoint={given}: no such file") from None
+    except Exception as error:  # torch raises many kinds for a file that is cut short or holds code
+        raise IdcError(f"{show(path)} is not a whole checkpoint ({str(error).splitlines()[0][:100]})") from None
+    training.check_identity(checkpoint, identity, show(path))
+    say(f"continuing at step {checkpoint['global_step']} of {show(path)}")
+    return path
+
+
+def _trainer(config: Config, run_dir: RunDir, callbacks: list[Callback]) -> pl.Trainer:
+    arguments = dict(config.trainer)
+    if arguments.get("accelerator") is None:
+        arguments["accelerator"] = {"cuda": "gpu"}.get(config.device.partition(":")[0], config.device)
+    gpu = arguments["accelerator"] in ("gpu", "cuda") or (
+        arguments["accelerator"] == "auto" and torch.cuda.is_available()
+    )
+    if arguments.get("precision") is None:
+        arguments["precision"] = "bf16-mixed" if gpu else "32-true"
+    if "fsdp" in str(arguments.get("strategy")) and config.finetune.ema_decay is not None:
+        raise IdcError(
+            "weights that are sharded cannot be averaged; set finetune.ema_decay=null with trainer.strategy=fsdp"
+        )
+    # Lightning counts batches here, we count updates.
+    arguments["val_check_interval"] *= arguments["accumulate_grad_batches"]
+    logger = [pl.loggers.CSVLogger(run_dir.path, name="logs", flush_logs_every_n_steps=10)]
+    logger += [instantiate(node, f"finetune.logger.{name}") for name, node in config.finetune.logger.items()]
+    try:
+        return pl.Trainer(
+            **arguments,
+            callbacks=callbacks,
+            logger=logger,
+            default_root_dir=run_dir / "checkpoints",
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
+        raise IdcError(f"trainer: {error}") from None
+
+
+def _fit(trainer: pl.Trainer, module: Any, data: Any, checkpoint: Path | None) -> None:
+    """Train; Lightning ends the process on signals, which here end the run as any command ends."""
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if trainer.received_sigterm:
+            say("terminated; the same command continues at the last checkpoint")
+            sys.exit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt from None
+    except OSError as error:
+        raise IdcError(
+            f"writing failed ({error.strerror or error}); make room and repeat the command, which continues at the "
+            "last whole checkpoint"
+        ) from None
+
+
+def _save(state: dict[str, Tensor], component: str, run_dir: RunDir) -> dict[str, str]:
+    """Write a component's trained weights, names as in the full model."""
+    prefix = f"components.{component}."
+    ours = {key.removeprefix(prefix): value.contiguous() for key, value in state.items() if key.startswith(prefix)}
+    path = files.write_bytes(run_dir / f"{component}.safetensors", save(ours))
+    return {"file": path.name, "sha256": files.file_digest(path)}
+
+
+def _write_metrics(config: Config, recipe: Recipe, bench: Bench, run_dir: RunDir, steps: int, depth: int) -> None:
+    rows = run_dir.trace().rows
+    files.write_json(
+        run_dir / "metrics.json",
+        {
+            "version": 1,
+            "stage": "finetune",
+            "task": recipe.task,
+            "model": recipe.model["name"],
+            "depth": depth,
+            "full_depth": bench.model.full_depth,
+            "steps": steps,
+            "batch_size": config.finetune.batch_size,
+            "loss": config.loss.name,
+            "num_images": len(bench.examples),
+            "num_inference_steps": config.finetune.num_inference_steps,
+            "before": rows[0]["metrics"] if rows else {},
+            "after": rows[-1]["metrics"] if rows else {},
+        },
+    )
