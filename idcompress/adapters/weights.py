@@ -17,7 +17,14 @@ from ..errors import IdcError
 
 
 def find_weights(
-    names: tuple[str, ...], *, path: str = "", repository: str = "", folder_file: str = "", source: str, metric: str
+    names: tuple[str, ...],
+    *,
+    path: str = "",
+    repository: str = "",
+    folder_file: str = "",
+    source: str,
+    metric: str,
+    key: str = "weights",
 ) -> Path:
     """Look for a weight file where it may be, in this order: `path`, IDC_WEIGHTS, torch hub's cache, the hub's cache.
 
@@ -29,17 +36,18 @@ def find_weights(
         folder_file: its name in that repository.
         source: where to get it.
         metric: whose weights these are.
+        key: of its configuration that gives `path`.
 
     Raises:
         IdcError: it is nowhere; at once.
     """
-    ways = f"give it by IDC_WEIGHTS=FOLDER or by metrics.{metric}.weights=FILE"
+    ways = f"give it by IDC_WEIGHTS=FOLDER or by metrics.{metric}.{key}=FILE"
     if path:
         given = Path(path).expanduser()
         found = next((given / name for name in names if (given / name).is_file()), given)
         if not found.is_file():
             what = f"holds no {' or '.join(names)}" if given.is_dir() else "does not exist"
-            raise IdcError(f"{metric}: weights={path} {what}; want {names[0]} from {source}")
+            raise IdcError(f"{metric}: {key}={path} {what}; want {names[0]} from {source}")
         return found
     places: list[Path] = []
     if os.environ.get("IDC_WEIGHTS"):

@@ -25,6 +25,7 @@ _TOTAL_LABELS = {
     "gmacs_with_attention": "network calls \N{MULTIPLICATION SIGN} MACs, with attention products (GMAC)",
 }
 _KINDS = {"image": "input", "condition": "condition", "target": "true edit"}
+_BASELINE = "_mean_colour"  # ends the name of what a flat picture scores by a metric
 _WORST = 5  # images that are shown
 _GRID_PX = 830  # of the page, for the images of a row
 
@@ -108,7 +109,7 @@ def summary(compression: Compression) -> Table:
     rows.append([f"Quality, mean over {original.metrics['num_images']} images [95 % bootstrap interval]"])
     for name in quality_names(original):
         rows.append([metric_label(name, original.values[name]), *_quality_cells(evaluations, name)])
-        notes += _metric_notes(evaluations, name)
+        notes += [*_metric_notes(evaluations, name), *_baseline_notes(evaluations, name)]
     if any(compression.is_uniform(e) for e in evaluations):
         notes.append("Where the recipe's own timesteps are uniform, both columns show the same images.")
     notes.append(
@@ -179,18 +180,21 @@ def by_instruction(compression: Compression) -> Table | None:
     if not any(row["tags"] for row in first.rows):
         return None
     rates = [name for name in quality_names(first) if name.endswith("success_rate")]
+    baselines = [f"{name}{_BASELINE}" for name in rates if f"{name}{_BASELINE}" in first.values]
     names = rates or [n for n in quality_names(first) if any(row.get(f"{n}.compressed") for row in first.rows)][:1]
     if not names:
         return None
-    columns = [(f"original\n{first.original_steps} steps", first, "original")]
+    columns = [(f"original\n{first.original_steps} steps", first, "original", names)]
     for evaluation in evaluations:
-        columns += [(f"{system}\n{evaluation.steps} steps", evaluation, system) for system in SYSTEMS[1:]]
+        columns += [(f"{system}\n{evaluation.steps} steps", evaluation, system, names) for system in SYSTEMS[1:]]
+    if baselines:
+        columns.append(("mean colour\nof the input", first, "original", baselines))
 
     def row(label: str, tags: tuple[str, ...]) -> list[Cell]:
         """Means over the images whose tags begin with these."""
         cells: list[Cell] = [label, str(len(_tagged(first, tags)))]
-        for _, evaluation, system in columns:
-            keys = [f"{name}.{system}" for name in names]
+        for _, evaluation, system, measured in columns:
+            keys = [f"{name}.{system}" for name in measured]
             values = [float(r[key]) for r in _tagged(evaluation, tags) for key in keys if r.get(key)]
             cells.append(
                 _group_cell(values, names[0], first.values[names[0]], counts=bool(rates), all_of=len(tags) == 1)
@@ -205,7 +209,9 @@ def by_instruction(compression: Compression) -> Table | None:
         rows += [row(f"{group[0]}: {' '.join(words[1:]).replace('_', ' ')}", words) for words in members]
     what = "Share of images that succeed" if rates else f"Mean {metric_label(names[0], first.values[names[0]])}"
     notes = [f"{what}, by instruction ({', '.join(names)})."]
-    return Table(["instruction", "images", *(label for label, _, _ in columns)], rows, notes=notes)
+    if baselines:
+        notes.append("Mean colour: what a flat picture scores by the same criterion; success means what lies above it.")
+    return Table(["instruction", "images", *(label for label, *_ in columns)], rows, notes=notes)
 
 
 def _tagged(evaluation: Evaluation, tags: tuple[str, ...]) -> list[dict[str, str]]:
@@ -234,7 +240,7 @@ def _format(name: str, row: dict[str, Any], value: float | str | None) -> str:
     if value is None or value == "":
         return MISSING
     value = float(value)
-    if name.endswith("_rate"):
+    if name.removesuffix(_BASELINE).endswith("_rate"):
         return f"{100 * value:.0f}{SPACE}%"
     return f"{value:.2f}" if row["unit"] == "dB" or abs(value) >= 100 else f"{value:.4f}"
 
@@ -315,6 +321,22 @@ def _metric_notes(evaluations: list[Evaluation], name: str) -> list[str]:
             perfect = _is_exact(evaluation.values[name], system)
             steps = evaluation.original_steps if system == "original" else evaluation.steps
             notes.append(f"{name}, {system} at {steps} steps: {note}{': perfect by definition' if perfect else ''}.")
+    return notes
+
+
+def _baseline_notes(evaluations: list[Evaluation], name: str) -> list[str]:
+    """Where a value is no better than a flat picture's."""
+    notes = []
+    for evaluation in evaluations:
+        flat = evaluation.values.get(f"{name}{_BASELINE}", {}).get("original")
+        for system in SYSTEMS[:2]:
+            value = evaluation.values[name][system]
+            if flat is not None and value is not None and value <= flat:
+                steps = evaluation.original_steps if system == "original" else evaluation.steps
+                notes.append(
+                    f"{name}, {system} at {steps} steps: not above what the input's mean colour, painted everywhere, "
+                    "scores; it shows no skill."
+                )
     return notes
 
 

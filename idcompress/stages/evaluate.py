@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,9 +147,21 @@ def _row(metric: ImageMetric, values: Sequence[MetricValue], seed: int) -> dict[
         "higher_is_better": metric.higher_is_better,
         "compares": metric.compares,
         "interval": list(bootstrap_interval(per_image, seed=seed)) if per_image else None,
+        **_paired(values, seed),
         **({"notes": notes} if notes else {}),
         **({"weights": metric.weight_digests} if metric.weight_digests else {}),
     }
+
+
+def _paired(values: Sequence[MetricValue], seed: int) -> dict[str, Any]:
+    """Compressed minus uniform, image by image, where both have a value: the mean and its bootstrap interval."""
+    compressed, uniform = (values[SYSTEMS.index(system)].per_image for system in SYSTEMS[1:])
+    differences = [compressed[index] - uniform[index] for index in compressed if index in uniform]
+    if not any(differences):
+        return {}
+    mean = math.fsum(differences) / len(differences)
+    interval = bootstrap_interval(differences, seed=seed)
+    return {"compressed_minus_uniform": {"mean": mean, "interval": list(interval), "num_images": len(differences)}}
 
 
 def costs(bench: Bench, pipeline: Any, timesteps: list[int]) -> dict[str, Any]:

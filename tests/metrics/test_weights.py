@@ -1,7 +1,6 @@
 """Metrics with weights: the real ones with their pinned values, or one line at once; never a stand-in."""
 
 import importlib
-import json
 import time
 from dataclasses import dataclass
 
@@ -13,21 +12,6 @@ from idcompress.errors import IdcError
 from idcompress.types import Batch, Example
 
 WORD_PAIR = ("a photo of a cat", "a photo of a dog")
-
-
-@pytest.fixture
-def no_weights(monkeypatch, tmp_path):
-    monkeypatch.delenv("IDC_WEIGHTS", raising=False)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-
-
-@pytest.fixture(scope="session")
-def lpips_folder(shared):
-    folder = shared / "weights" / "lpips"
-    if not folder.is_dir():
-        pytest.skip("the LPIPS trunks are absent")
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +80,7 @@ def test_lpips_without_weights_names_the_file(no_weights):
         lpips.Metric(net="alexx")
 
 
-@pytest.mark.parametrize("name", ["lpips", "target_lpips"])
+@pytest.mark.parametrize("name", ["lpips", "target_lpips", "lpips_bicubic"])
 def test_a_refusal_names_the_metrics_own_key(no_weights, name):
     module = importlib.import_module(f"idcompress.metrics.{name}")
     with pytest.raises(IdcError, match=rf"^{name} needs .* by metrics\.{name}\.weights=FILE"):
@@ -163,25 +147,6 @@ def test_a_digest_knows_the_content_and_not_the_file():
 @dataclass(frozen=True)
 class CaptionedExample(Example):
     captions: tuple[str, str] | None = None
-
-
-@pytest.fixture(scope="session")
-def clip_folder(tmp_path_factory):
-    import open_clip
-    from safetensors.torch import save_file
-
-    config = {
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-    }
-    folder = tmp_path_factory.mktemp("clip")
-    preprocess = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
-    torch.manual_seed(0)
-    model = open_clip.CLIP(**json.loads(json.dumps(config)))
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
-    return folder
 
 
 @pytest.fixture

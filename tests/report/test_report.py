@@ -193,6 +193,29 @@ def test_instructions_and_worst_images(report: Report) -> None:
     assert worst.rows[0][2:4] == ["20.00", "21.00"]
 
 
+def test_a_flat_pictures_score_stands_beside_the_models(folder: Path) -> None:
+    evaluation = run_folders.compress_run(folder, [3]) / "evaluate"
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    rate = metrics["metrics"]["edit_success_rate"]
+    flat = dict.fromkeys(("original", "compressed", "uniform"), 0.75)
+    metrics["metrics"]["edit_success_rate_mean_colour"] = {**rate, **flat, "higher_is_better": False}
+    run_folders.write_json(evaluation / "metrics.json", metrics)
+    lines = (evaluation / "per_image.csv").read_text().splitlines()
+    lines[0] += ",edit_success_rate_mean_colour.original"
+    lines[1:] = [f"{line},{float(number > 0)}" for number, line in enumerate(lines[1:])]
+    run_folders.write(evaluation / "per_image.csv", "\n".join(lines) + "\n")
+    compression = collect(evaluation, 2)
+    table = tables.by_instruction(compression)
+    assert table is not None
+    assert table.header[-1] == "mean colour\nof the input"
+    assert [str(row[-1]) for row in table.rows if str(row[0]) == "hard: flip"] == ["1 of 1"]
+    summary = tables.summary(compression)
+    rows = {str(row[0]): [str(c).replace(tables.SPACE, " ") for c in row[1:]] for row in summary.rows}
+    assert rows["edit_success_rate_mean_colour ↓"][0] == "75 %"
+    notes = [note for note in summary.notes if "shows no skill" in note]
+    assert len(notes) == 1 and notes[0].startswith("edit_success_rate, compressed at 3 steps")
+
+
 def test_worst_follows_the_direction_of_the_metric(folder: Path) -> None:
     evaluation = run_folders.compress_run(folder, [3]) / "evaluate"
     metrics = json.loads((evaluation / "metrics.json").read_text())
