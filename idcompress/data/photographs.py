@@ -118,6 +118,10 @@ class PhotographSet(Sequence[Photograph]):
         bounds = [(self._starts[i], self._starts[i + 1]) for i in rng.permutation(len(self._starts) - 1)]
         return np.concatenate([start + rng.permutation(end - start) for start, end in bounds]).astype(np.int64)
 
+    def shard(self, index: int) -> int:
+        """Position of the shard that holds a photograph."""
+        return int(np.searchsorted(self._starts, index, side="right")) - 1
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 

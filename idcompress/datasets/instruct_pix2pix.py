@@ -1,0 +1,145 @@
+"""InstructPix2Pix's edited pairs, in the authors' folders or as Hugging Face parquet files"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from ..data.photographs import Photograph, PhotographSet, cut, folders, found_in
+from ..errors import IdcError
+
+_LAYOUTS = (
+    "seeds.json beside folders with prompt.json, <seed>_0.jpg and <seed>_1.jpg (clip-filtered-dataset), or *.parquet "
+    "files (timbrooks/instructpix2pix-clip-filtered)"
+)
+_COLUMNS = ("original_image", "original_prompt", "edit_prompt", "edited_prompt", "edited_image")
+_CAPTIONS = ("original_prompt", "edited_prompt")
+
+
+def load(path: str | list[str] | None, split: str) -> PhotographSet:
+    """List the pairs; splits are by position, 90 % / 5 % / 5 % of the instructions (of the rows in parquet files).
+
+    Every pair is visited once an epoch, unlike the original's one pair of each instruction. Neighbours share an
+    instruction.
+
+    Raises:
+        IdcError: the folder has neither layout, or a split holds no pair.
+    """
+    roots = [] if path is None else folders(path)
+    if len(roots) != 1:
+        raise IdcError(f"data=instruct_pix2pix wants data.path=FOLDER, one that holds {_LAYOUTS}; got {path}")
+    root = roots[0]
+    tables = sorted(root.rglob("*.parquet"))
+    found: PhotographSet
+    if (root / "seeds.json").is_file():
+        found = _Folders(root, split)
+    elif tables:
+        found = _Tables(root, tables, split)
+    else:
+        raise IdcError(f"data.path={root}: want {_LAYOUTS}; found {found_in(root)}")
+    if not found:
+        raise IdcError(f"{root} is so small that its {split} split is empty; data.split=all takes every pair")
+    return found
+
+
+class _Folders(PhotographSet):
+    """<root>/<prompt>/<seed>_0.jpg and _1.jpg, as seeds.json lists them: [[prompt, [seed, ...]], ...]."""
+
+    def __init__(self, root: Path, split: str) -> None:
+        self._root = root
+        try:
+            listed: list[tuple[str, list[str]]] = json.loads((root / "seeds.json").read_text(encoding="utf-8"))
+            chosen = [listed[i] for i in cut(len(listed), split)]
+            self._pairs = [f"{prompt}/{seed}" for prompt, seeds in chosen for seed in seeds]
+        except (ValueError, TypeError, KeyError):
+            raise IdcError(f"{root / 'seeds.json'} is damaged; want a list of [folder, [seed, ...]]") from None
+        super().__init__(self._pairs, [len(self._pairs)], own_splits=True)
+
+    def photograph(self, index: int) -> Photograph:
+        name = self._pairs[index]
+        place = self._root / name.partition("/")[0] / "prompt.json"
+        try:
+            texts = json.loads(place.read_text(encoding="utf-8"))
+            prompt = texts["edit"]
+        except FileNotFoundError:
+            raise IdcError(f"there is no {place}, though seeds.json lists it") from None
+        except (ValueError, KeyError, TypeError):
+            raise IdcError(f'{place} is damaged; want {{"edit": "...", "input": "...", "output": "..."}}') from None
+        captions = (texts["input"], texts["output"]) if "input" in texts and "output" in texts else None
+        before, after = (self._root / f"{name}_{number}.jpg" for number in (0, 1))
+        return Photograph(name, before, prompt, Photograph(f"{name}_1", after), captions)
+
+
+class _Tables(PhotographSet):
+    """Parquet files of one row per pair; a row group is read at a time and kept until another one is wanted."""
+
+    def __init__(self, root: Path, tables: list[Path], split: str) -> None:
+        groups = []
+        for table in tables:
+            metadata = _open(table).metadata
+            groups += [(table, group, metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)]
+        wanted = cut(sum(rows for _, _, rows in groups), split)
+        # What the split has of each row group: (file, group, first row, number of rows).
+        self._parts: list[tuple[Path, int, int, int]] = []
+        end = 0
+        for table, group, rows in groups:
+            begin, end = end, end + rows
+            first, last = max(begin, wanted.start), min(end, wanted.stop)
+            if first < last:
+                self._parts.append((table, group, first - begin, last - first))
+        self._kept: tuple[tuple[Path, int], Any] | None = None
+        listing = [[str(table.relative_to(root)), group, first, rows] for table, group, first, rows in self._parts]
+        super().__init__(listing, [rows for *_, rows in self._parts], own_splits=True)
+
+    def photograph(self, index: int) -> Photograph:
+        part = self.shard(index)
+        table, group, first, _ = self._parts[part]
+        row = first + index - int(self._starts[part])
+        texts = {name: str(self._cell(table, group, row, name) or "") for name in ("edit_prompt", *_CAPTIONS)}
+        name = f"{table.stem}/{group}_{row}"
+        before, after = (
+            functools.partial(self._image, table, group, row, column) for column in ("original_image", "edited_image")
+        )
+        target = Photograph(f"{name}_1", table, read=after)
+        captions = (texts["original_prompt"], texts["edited_prompt"])
+        return Photograph(name, table, texts["edit_prompt"], target, captions, before)
+
+    def _image(self, table: Path, group: int, row: int, column: str) -> bytes:
+        cell = self._cell(table, group, row, column)
+        data = cell.get("bytes") if isinstance(cell, dict) else cell
+        if not isinstance(data, bytes):
+            raise IdcError(f"{table}, row group {group}, row {row}: {column} holds no image bytes")
+        return data
+
+    def _cell(self, table: Path, group: int, row: int, column: str) -> Any:
+        if self._kept is None or self._kept[0] != (table, group):
+            self._kept = None  # the old one goes before the new one comes
+            self._kept = (table, group), _read_group(table, group)
+        return self._kept[1].column(column)[row].as_py()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
+
+
+def _open(table: Path) -> Any:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise IdcError("parquet files want pyarrow; pip install 'idcompress[data]'") from None
+    try:
+        file = parquet.ParquetFile(table)
+    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        raise IdcError(f"{table} is a damaged parquet file ({error}); copy or fetch it again") from None
+    missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]
+    if missing:
+        raise IdcError(f"{table} lacks the columns {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)}")
+    return file
+
+
+def _read_group(table: Path, group: int) -> Any:
+    try:
+        return _open(table).read_row_group(group, columns=list(_COLUMNS))
+    except (OSError, ValueError) as error:
+        raise IdcError(f"{table}, row group {group}, is damaged ({error}); copy or fetch the file again") from None
