@@ -43,11 +43,11 @@ def unet(in_channels: int = 8, seed: int = 0) -> UNet2DConditionModel:
     return UNet2DConditionModel(in_channels=in_channels, out_channels=4, up_block_types=up, **UNET).eval()
 
 
-def stablesr_pipeline() -> StableSRPipeline:
-    """A random 64-pixel StableSR: latents of 8 px, autoencoder factor 8."""
+def stablesr_pipeline(sample_size: int | None = 8, prediction_type: str = "epsilon") -> StableSRPipeline:
+    """A random StableSR with an autoencoder of factor 8; `sample_size` is the least latent side it is used at."""
     torch.manual_seed(0)
     unet_ = StableSRUNet2DConditionModel(
-        sample_size=8,
+        sample_size=sample_size,
         block_out_channels=(16, 16, 32, 32),
         norm_num_groups=8,
         attention_head_dim=2,
@@ -66,9 +66,11 @@ def stablesr_pipeline() -> StableSRPipeline:
         up_block_types=("UpDecoderBlock2D",) * 4,
         norm_num_groups=2,
     )
-    scheduler = DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear", clip_sample=False)
+    scheduler = DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear", clip_sample=False, prediction_type=prediction_type)
     embedding = EmptyPromptEmbedding.from_tensor(torch.randn(5, 8))
-    return StableSRPipeline(vae.eval(), unet_.eval(), structure_encoder.eval(), scheduler, embedding)
+    pipeline = StableSRPipeline(vae.eval(), unet_.eval(), structure_encoder.eval(), scheduler, embedding)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def write_pipeline(task: str, folder: Path) -> Path:

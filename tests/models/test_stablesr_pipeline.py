@@ -4,15 +4,12 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from tiny_random import stablesr_pipeline
 
 import idcompress
 from idcompress.models.stablesr import (
-    EmptyPromptEmbedding,
-    StableSRAutoencoderKL,
     StableSRPipeline,
     StableSRStructureEncoder,
-    StableSRUNet2DConditionModel,
     num_structure_levels,
     prune_structure_encoder,
     respaced_timesteps,
@@ -21,38 +18,9 @@ from idcompress.models.stablesr import (
 from idcompress.schedulers import FixedTimestepsScheduler
 
 
-def tiny_pipeline(sample_size=None, prediction_type="epsilon") -> StableSRPipeline:
-    torch.manual_seed(0)
-    unet = StableSRUNet2DConditionModel(
-        sample_size=sample_size,
-        block_out_channels=(16, 16, 32, 32),
-        norm_num_groups=8,
-        attention_head_dim=2,
-        cross_attention_dim=8,
-        structure_channels=8,
-        spade_hidden_channels=8,
-    )
-    structure_encoder = StableSRStructureEncoder(
-        out_channels=8, block_out_channels=(16, 16, 16, 16), attention_head_dim=(8, 8, 8, 8), norm_num_groups=4
-    )
-    vae = StableSRAutoencoderKL(
-        fusion_growth_channels=4,
-        block_out_channels=(4, 4, 4, 4),
-        layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=2,
-    )
-    scheduler = DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear", clip_sample=False, prediction_type=prediction_type)
-    embedding = EmptyPromptEmbedding.from_tensor(torch.randn(5, 8))
-    pipe = StableSRPipeline(vae.eval(), unet.eval(), structure_encoder.eval(), scheduler, embedding)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 @pytest.fixture(scope="module")
 def pipe() -> StableSRPipeline:
-    return tiny_pipeline()
+    return stablesr_pipeline(sample_size=None)
 
 
 def seeded(seed=0):
@@ -96,7 +64,7 @@ def test_one_side_above_the_default_patch(pipe):
 
 
 def test_small_images_are_enlarged_to_the_size_the_model_knows():
-    pipe, seen = tiny_pipeline(sample_size=16), []
+    pipe, seen = stablesr_pipeline(sample_size=16), []
     pipe.unet.register_forward_pre_hook(lambda _module, args: seen.append(tuple(args[0].shape[-2:])))
     assert restore(pipe, photo(16, 20), upscale=4, num_inference_steps=1).shape == (1, 3, 64, 80)
     assert seen == [(16, 24)]  # 128 x 160 pixels, padded to whole latents of the U-Net
@@ -213,7 +181,7 @@ def test_starts_and_weights_change_the_image(pipe):
 
 
 def test_v_prediction_runs_by_its_own_formula(pipe):
-    other = tiny_pipeline(prediction_type="v_prediction")
+    other = stablesr_pipeline(sample_size=None, prediction_type="v_prediction")
     assert not torch.equal(restore(pipe, photo(64, 64)), restore(other, photo(64, 64)))
 
 
@@ -265,7 +233,7 @@ def test_callback_sees_every_step(pipe):
 
 
 def test_half_precision_runs(pipe):
-    half = tiny_pipeline().to(torch.bfloat16)
+    half = stablesr_pipeline(sample_size=None).to(torch.bfloat16)
     images = restore(half, photo(64, 64))
     assert images.dtype == torch.float32
     assert images.isfinite().all()
@@ -362,7 +330,7 @@ def test_checkpointed_blocks_recompute_with_their_features():
         (outputs[0] - outputs[1]).square().mean().backward()
         return {name: parameter.grad.clone() for name, parameter in unet.named_parameters()}
 
-    pipe = tiny_pipeline()
+    pipe = stablesr_pipeline(sample_size=None)
     unet = pipe.unet.train()
     plain = gradients(unet)
     unet.enable_gradient_checkpointing()
