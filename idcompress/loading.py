@@ -7,7 +7,8 @@ from typing import Any
 
 from . import registry
 from .adapters import hub
-from .adapters.pipeline import Model, fixed_scheduler, load_model, with_components
+from .adapters.export import own_pipeline
+from .adapters.pipeline import Model, load_model
 from .artifacts.recipe import Recipe
 from .errors import IdcError
 
@@ -16,34 +17,51 @@ def load_source(task: str, source: dict[str, Any], *, device: str, dtype: str, p
     """Load what a recipe's `model` field names.
 
     Args:
-        source: {"name", "path", "repositories", "revision"}; where several are given the path wins.
+        source: {"name", "path", "repositories", "revision", "digest"}; where several places are given the path wins.
 
     Raises:
-        IdcError: nothing there, an incomplete folder, an unreachable hub, a pipeline of another kind.
+        IdcError: nothing there, an incomplete folder, an unreachable hub, a pipeline of another kind, other weights
+            than the digest's.
     """
     entry = registry.load("task", task, "task").Task
+    folders = model_folders(task, source)
+    model = load_model(entry.pipeline_class, folders, source, device=device, dtype=dtype, prune=prune)
+    check_digest(source, model)
+    return model
+
+
+def check_digest(source: dict[str, Any], model: Model) -> None:
+    """Raise IdcError unless a loaded model is the one that a recipe's `model` field names."""
+    if source.get("digest") not in (None, model.digest):
+        raise IdcError(
+            f"the weights of model {source['name']} are not those that the recipe was made for; "
+            "an exported folder is used by model.path=FOLDER, not by the recipe in it"
+        )
+
+
+def model_folders(task: str, source: dict[str, Any]) -> dict[str, Path]:
+    """Where a recipe's `model` lies: {"pipeline": its folder, and what comes from elsewhere, say "controlnet"}."""
     name, revision = source["name"], source.get("revision")
     if source.get("path") is not None:
-        folders = {"pipeline": Path(source["path"])}
-    elif source.get("repositories"):
-        folders = {k: hub.resolve(v, revision or "main") for k, v in source["repositories"].items()}
-    elif name == "tiny":
-        from .models.tiny import tiny_folder
+        return {"pipeline": Path(source["path"])}
+    if source.get("repositories"):
+        return {k: hub.resolve(v, revision or "main") for k, v in source["repositories"].items()}
+    if name != "tiny":
+        advice = registry.load("task", task, "task").Task.getting_weights
+        raise IdcError(f"model={name} has no weights for task={task}; {advice}")
+    from .models.tiny import tiny_folder
 
-        try:
-            folders = {"pipeline": tiny_folder(task)}
-        except LookupError as error:
-            raise IdcError(str(error)) from None
-    else:
-        raise IdcError(f"model={name} has no weights for task={task}; {entry.getting_weights}")
-    return load_model(entry.pipeline_class, folders, source, device=device, dtype=dtype, prune=prune)
+    try:
+        return {"pipeline": tiny_folder(task)}
+    except LookupError as error:
+        raise IdcError(str(error)) from None
 
 
 def load_pipeline(path_or_recipe: str | Path | Recipe, *, device: str = "auto", dtype: str = "auto") -> Any:
-    """A diffusers pipeline from a recipe, a run folder with one, or a diffusers folder.
+    """A diffusers pipeline from a recipe, a run folder with one, or a diffusers folder, exported ones included.
 
     The U-Net is cut to the recipe's depth and the scheduler follows its timesteps, so the pipeline is called as ever:
-    its `num_inference_steps` is overruled by the list.
+    its `num_inference_steps` is overruled by the list. `save_pretrained` writes a folder that loads here again.
 
     Args:
         path_or_recipe: a Recipe, a recipe.json, a folder that holds one, or a diffusers pipeline folder.
@@ -59,12 +77,7 @@ def load_pipeline(path_or_recipe: str | Path | Recipe, *, device: str = "auto", 
         path_or_recipe = Recipe.load(path)
     recipe = path_or_recipe
     model = load_source(recipe.task, recipe.model, device=device, dtype=dtype, prune=recipe.prune)
-    if recipe.model.get("digest") not in (None, model.digest):
-        raise IdcError(f"the weights of model {recipe.model['name']} are not those that this recipe was made for")
-    pipeline = model.for_recipe(recipe)
-    if recipe.timesteps is not None:
-        pipeline = with_components(pipeline, {"scheduler": fixed_scheduler(pipeline, list(recipe.timesteps))})
-    return pipeline
+    return own_pipeline(model.for_recipe(recipe), None if recipe.timesteps is None else list(recipe.timesteps))
 
 
 def _load_folder(folder: Path, device: str, dtype: str) -> Any:
@@ -72,5 +85,6 @@ def _load_folder(folder: Path, device: str, dtype: str) -> Any:
     for task in registry.names("task"):
         if registry.load("task", task).Task.pipeline_class == pipeline_class:
             source = {"name": folder.name, "path": str(folder)}
-            return load_source(task, source, device=device, dtype=dtype, prune="none").pipeline
+            pipeline = load_source(task, source, device=device, dtype=dtype, prune="none").pipeline
+            return own_pipeline(pipeline, pipeline.scheduler.config.get("timesteps"))
     raise IdcError(f"{folder} is a {pipeline_class}, which no task of idcompress uses")

@@ -186,6 +186,10 @@ def readme(card: dict[str, Any]) -> str:
     title = {"ip2p": "instruction edits", "controlnet": "images from canny edges and a caption"}[task]
     scales = ", ".join(f"`{key}={value}`" for key, value in card["guidance"].items())
     lines = [
+        "---",
+        "license: apache-2.0",
+        "---",
+        "",
         f"# tiny {task}: {title}",
         "",
         "A small trained diffusion model with Stable Diffusion 1.5's topology (four levels of two layers, 13 depths),",

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from ..artifacts import files
+from ..artifacts.recipe import Recipe
 from ..errors import IdcError
 
 
@@ -22,7 +23,7 @@ def resolve(repository: str, revision: str) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.txt", "**/*.json", "**/*.txt", "**/*.safetensors"]
+    patterns = ["*.json", "*.txt", "README.md", "**/*.json", "**/*.txt", "**/*.safetensors"]
     try:
         return Path(snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=patterns))
     except LocalEntryNotFoundError:
@@ -68,7 +69,29 @@ def check_folder(folder: Path) -> dict[str, Any]:
             raise IdcError(f"{folder} is incomplete: the folder {name}/ that model_index.json names is missing")
         if name in ("unet", "vae", "text_encoder", "controlnet", "structure_encoder"):
             _check_component(component)
+    exported = Recipe.of_folder(folder)
+    if exported is not None:
+        _check_digests(folder, exported.provenance[-1]["files"])
     return index
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of all that decides what a pipeline folder loads as: weights, configurations, tokenizers."""
+    return {
+        str(path.relative_to(folder)): files.file_digest(path)
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in (".safetensors", ".json", ".txt") and path.is_file() and path != folder / "recipe.json"
+    }
+
+
+def _check_digests(folder: Path, wanted: dict[str, str]) -> None:
+    found = file_digests(folder)
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            what = "was not exported" if name not in wanted else "is missing" if name not in found else "was changed"
+            raise IdcError(
+                f"{folder / name} {what}: it is not as {folder / 'recipe.json'} says; copy or export the folder again"
+            )
 
 
 def _check_component(component: Path) -> None:

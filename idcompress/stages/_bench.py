@@ -21,7 +21,7 @@ from ..console import progress, say
 from ..core.timestep_search import gamma_timesteps
 from ..data import photographs
 from ..errors import IdcError
-from ..loading import load_source
+from ..loading import check_digest, load_source
 from ..metrics._base import ImageMetric, MetricValue
 from ..tasks import _base
 from ..types import Batch, Example
@@ -173,9 +173,6 @@ def open_bench(
     """
     task = make_task(config, recipe.task)
     model = _load(config, recipe)
-    known = recipe.model.get("digest")
-    if known not in (None, model.digest):
-        raise IdcError(f"the weights of model {recipe.model['name']} are not those that the recipe was made for")
     photos = choose_photographs(config, recipe, split, num_samples) if photos is None else photos
     examples = task.examples(photos, num_samples, native_size(model.pipeline), config.prompts())
     return Bench(config, task, model, examples, {photo.name: photo.digest for photo in photos[:num_samples]})
@@ -191,7 +188,10 @@ def _load(config: Config, recipe: Recipe) -> Model:
     if key not in _loaded:
         say(f"loading {recipe.model.get('path') or recipe.model['name']} for {recipe.task}")
         _loaded.clear()
-        _loaded[key] = load_source(recipe.task, source, device=config.device, dtype=config.dtype, prune=recipe.prune)
+        _loaded[key] = load_source(
+            recipe.task, recipe.model, device=config.device, dtype=config.dtype, prune=recipe.prune
+        )
+    check_digest(recipe.model, _loaded[key])
     return _loaded[key]
 
 

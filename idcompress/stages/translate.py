@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+from ..adapters.pipeline import Model
 from ..artifacts import files
 from ..artifacts.recipe import Recipe
 from ..artifacts.run_dir import RunDir
 from ..config import Config
 from ..console import progress, say
 from ..core.timestep_search import gamma_timesteps
-from ..data.images import list_images, load_image, save_png
+from ..data.images import list_images, load_image, save_png, to_pil
 from ..data.photographs import Photograph
 from ..errors import IdcError
 from ..loading import load_source
@@ -20,7 +25,10 @@ from ._run import make_task, show, with_depth
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
-    """Write a PNG per input image and translate.json; the first of several recipes is used."""
+    """Write a PNG per input image and translate.json; the first of several recipes is used.
+
+    With translate.compare also <name>_compare.png: the original's result and the compressed model's, with both times.
+    """
     recipe = with_depth(recipes[0], config)
     if len(recipes) > 1:
         say(f"of {len(recipes)} recipes the one with {recipe.num_inference_steps} steps is used; others by recipe=FILE")
@@ -30,28 +38,45 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     model = load_source(recipe.task, recipe.model, device=config.device, dtype=config.dtype, prune=recipe.prune)
     pipeline = model.for_recipe(recipe)
     timesteps = list(recipe.timesteps or gamma_timesteps(1.0, recipe.num_inference_steps))
+    original = original_model(config, recipe, model).pipeline if config.translate.compare else None
+    uniform = gamma_timesteps(1.0, config.num_inference_steps)
 
-    folder = Path(config.output.path) if config.output.path else run_dir.path
-    rows: list[dict[str, Any]] = []
-    for index, (path, picture) in enumerate(progress(zip(paths, pictures, strict=True), "translate", len(paths))):
+    def timed(pipeline: Any, timesteps: list[int], index: int) -> tuple[str, Tensor, float]:
+        photo = Photograph(paths[index].stem, paths[index])
         began = time.perf_counter()
         prompt, output = task.translate_picture(
             pipeline,
             index,
-            Photograph(path.stem, path),
-            picture,
+            photo,
+            pictures[index],
             config.prompt,
             timesteps,
             config.guidance(),
             seed=config.seed,
             sampler=config.sampler,
         )
-        took = time.perf_counter() - began
+        return prompt, output, time.perf_counter() - began
+
+    folder = Path(config.output.path) if config.output.path else run_dir.path
+    rows: list[dict[str, Any]] = []
+    if original is not None:  # the first call of a network takes longer than the rest
+        timed(pipeline, timesteps[-1:], 0), timed(original, timesteps[-1:], 0)
+    for index, path in enumerate(progress(paths, "translate", len(paths))):
+        prompt, output, took = timed(pipeline, timesteps, index)
         target = folder / output_name(path, paths)
         if target.resolve() == path.resolve():
             raise IdcError(f"{target} would overwrite its input; choose another output.path")
         save_png(output, target)
-        rows.append({"image": str(path), "output": target.name, "prompt": prompt, "seconds": round(took, 3)})
+        row: dict[str, Any] = {"image": str(path), "output": target.name, "prompt": prompt, "seconds": round(took, 3)}
+        if original is not None:
+            _, reference, original_took = timed(original, uniform, index)
+            titles = [f"original, {len(uniform)} steps", f"{describe_depth(recipe)}, {len(timesteps)} steps"]
+            panels = zip(titles, (reference, output), (original_took, took), strict=True)
+            picture = side_by_side([(f"{title}: {seconds:.2f} s", to_pil(image)) for title, image, seconds in panels])
+            row["compare"] = f"{target.stem}_compare.png"
+            row["original_seconds"] = round(original_took, 3)
+            picture.save(folder / row["compare"])
+        rows.append(row)
     settings = {
         "version": 1,
         "task": recipe.task,
@@ -68,6 +93,47 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     files.write_json(folder / "translate.json", settings)
     say(f"{len(rows)} image{'s' if len(rows) > 1 else ''} in {show(folder)}")
     return []
+
+
+def original_model(config: Config, recipe: Recipe, model: Model) -> Model:
+    """The uncompressed model of a recipe; of an exported folder that which it was exported from.
+
+    Raises:
+        IdcError: it was exported from a local folder, whose place the export does not tell.
+    """
+    row = next((row for row in recipe.provenance if row["stage"] == "export"), None)
+    if row is None:
+        return model
+    if "folder" in row["base"]:
+        raise IdcError(
+            f"translate.compare: {config.model.path} was exported from the local folder {row['base']['folder']}, whose "
+            "place it does not tell; give the recipe that it was made with, recipe=FILE, in place of model.path"
+        )
+    return load_source(recipe.task, row["base"], device=config.device, dtype=config.dtype, prune=recipe.prune)
+
+
+def describe_depth(recipe: Recipe) -> str:
+    """The compressed model in a word or two."""
+    row = next((row for row in recipe.provenance if row["stage"] == "export"), {"depth": recipe.depth})
+    return "full depth" if row["depth"] is None else f"depth {row['depth']}"
+
+
+def side_by_side(panels: list[tuple[str, Image.Image]]) -> Image.Image:
+    """Pictures in a row, on white, each below its title; small ones are enlarged until the titles fit."""
+    margin, line_px = 8, 20
+    font = ImageFont.load_default(size=14)
+    widest = max(font.getlength(title) for title, _ in panels)
+    factor = max(1, math.ceil(widest / min(image.width for _, image in panels)))
+    enlarged = [(title, ImageOps.scale(image, factor, Image.Resampling.NEAREST)) for title, image in panels]
+    width = sum(image.width + margin for _, image in enlarged) + margin
+    height = max(image.height for _, image in enlarged) + line_px + 2 * margin
+    canvas, left = Image.new("RGB", (width, height), "white"), margin
+    draw = ImageDraw.Draw(canvas)
+    for title, image in enlarged:
+        draw.text((left, margin // 2), title, fill="black", font=font)
+        canvas.paste(image, (left, line_px + margin))
+        left += image.width + margin
+    return canvas
 
 
 def input_images(value: Any) -> list[Path]:

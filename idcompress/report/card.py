@@ -1,0 +1,189 @@
+"""The README.md of an exported folder: what the model is, what it scored, how to run it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import files
+from ..artifacts.recipe import Recipe
+
+# Rows of metrics.json that depend on the machine or are no scores; sizes have a line of their own.
+_NOT_SCORES = ("params", "params_paper", "gmacs_with_attention", "num_inference_steps")
+_FOLLOWING = """\
+The scheduler takes the steps of DDIM over that list: DPM-Solver++ of order 1 is DDIM and, unlike diffusers'
+DDIMScheduler, accepts a list. diffusers warns that it ignores `timesteps` in the scheduler's configuration; the code
+above brings them in. Of the stock schedulers DDPM, Euler, Heun, LCM, TCD and both DPM-Solvers take `timesteps=`; DDIM,
+PNDM, DEIS and UniPC do not. Never assign to `scheduler.timesteps`: the steps go astray then.
+`idcompress.load_pipeline` on this folder follows the list by itself."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the page says.
+
+    Attributes:
+        recipe: that was exported, not the folder's own.
+        pipeline_class: to load it by.
+        stock: whether diffusers alone loads it.
+        host: the depth whose stock form holds a smaller one; None where nothing is padded.
+        parameters: network -> (parameters of the base model's, parameters in the folder).
+        dtype: of the weights, as torch spells it without the prefix.
+        licence: of the base model; None where it is not known.
+        metrics: rows of the evaluation's metrics.json; empty where this recipe was not evaluated.
+    """
+
+    recipe: Recipe
+    pipeline_class: str
+    stock: bool
+    host: int | None
+    parameters: dict[str, tuple[int, int]]
+    dtype: str
+    licence: str | None
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """The page, with the header that the hub reads."""
+        return "\n".join([*self._header(), *self._facts(), *self._scores(), *self._use(), *self._origin()]) + "\n"
+
+    @property
+    def base(self) -> str:
+        """The base model's repository, its folder's name, or the embedded model."""
+        model = self.recipe.model
+        if model.get("path"):
+            return Path(model["path"]).resolve().name
+        return str(
+            (model.get("repositories") or {}).get("pipeline") or f"idcompress's embedded {self.recipe.task} model"
+        )
+
+    @property
+    def depth(self) -> str:
+        if self.recipe.depth is None:
+            return "full"
+        return f"{self.recipe.depth}" + (f", inside the stock form of depth {self.host}" if self.host else "")
+
+    def _header(self) -> list[str]:
+        repository = not self.recipe.model.get("path") and (self.recipe.model.get("repositories") or {}).get("pipeline")
+        return [
+            "---",
+            f"library_name: {'diffusers' if self.stock else 'idcompress'}",
+            *([f"license: {self.licence}"] if self.licence else []),
+            *([f"base_model: {repository}"] if repository else []),
+            "pipeline_tag: image-to-image",
+            "tags: [idcompress]",
+            "---",
+            "",
+            f"# {self.base}, compressed",
+            "",
+        ]
+
+    def _facts(self) -> list[str]:
+        timesteps = "not fixed" if self.recipe.timesteps is None else ", ".join(map(str, self.recipe.timesteps))
+        rows = [
+            ("task", self.recipe.task),
+            ("depth", self.depth),
+            ("timesteps", timesteps),
+            *((name, str(scale)) for name, scale in self.recipe.guidance.items()),
+            *(
+                (f"parameters of {name}", f"{ours:,} of {base:,} ({ours / base:.1%})")
+                for name, (base, ours) in self.parameters.items()
+            ),
+            ("weights", self.dtype),
+            ("base model", self.base),
+            ("licence", self.licence or "unknown, see the base model"),
+        ]
+        return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
+
+    def _scores(self) -> list[str]:
+        rows = {name: row for name, row in self.metrics.items() if name not in _NOT_SCORES}
+        if not rows:
+            return ["No evaluation of this recipe was found when it was exported.", ""]
+        table = [
+            f"| {n} | {_number(r['original'])} | {_number(r['compressed'])} | {r['unit']} |" for n, r in rows.items()
+        ]
+        return ["| | original | this model | unit |", "|---|---|---|---|", *table, ""]
+
+    def _use(self) -> list[str]:
+        lines = ["## Use", "", *self._needs(), "", "```python", *self.code(), "```", ""]
+        if self.recipe.timesteps is None or not self.stock:
+            return lines
+        return [
+            *lines,
+            _FOLLOWING,
+            *(
+                ["", "Guess mode of the shortened control branch weighs its residuals differently than the full one's."]
+                if "controlnet" in self.parameters and self.recipe.depth is not None
+                else []
+            ),
+            "",
+        ]
+
+    def _needs(self) -> list[str]:
+        if self.stock:
+            return ["Plain diffusers; run it in this folder or put the folder's path or repository for `.`:"]
+        return ["Needs `idcompress` (`pip install idcompress`); put the folder's path for `.`:"]
+
+    def code(self) -> list[str]:
+        """Python that makes output.png from input.png, executable as it stands."""
+        arguments = {"ip2p": "'make it warmer', image=", "controlnet": "'a bright photograph', image="}
+        call = arguments.get(self.recipe.task, "")
+        scales = "".join(f", {name}={scale}" for name, scale in self.recipe.guidance.items())
+        steps = f", num_inference_steps={len(self.recipe.timesteps)}" if self.recipe.timesteps else ""
+        follow: list[str] = []
+        if self.stock and self.recipe.timesteps and self.recipe.task == "controlnet":
+            steps = ", timesteps=pipe.scheduler.config['timesteps']"
+        elif self.stock and self.recipe.timesteps:
+            follow = [
+                "set_timesteps, listed = pipe.scheduler.set_timesteps, pipe.scheduler.config['timesteps']",
+                "pipe.scheduler.set_timesteps = lambda *_, device=None: set_timesteps(timesteps=listed, device=device)",
+            ]
+        if self.stock:
+            load = [
+                f"from diffusers import {self.pipeline_class}",
+                f"pipe = {self.pipeline_class}.from_pretrained('.', dtype=torch.{self.dtype})",
+            ]
+        else:
+            load = ["import idcompress", f"pipe = idcompress.load_pipeline('.', dtype='{self.dtype}')"]
+        image = f"image = pipe({call}Image.open('input.png').convert('RGB'){steps}{scales}).images[0]"
+        return ["import torch", "from PIL import Image", *load, *follow, image, "image.save('output.png')"]
+
+    def _origin(self) -> list[str]:
+        lines = ["## How it was made", "", "By [idcompress](https://arxiv.org/abs/2401.17547), depth-skip pruning and"]
+        lines += ["timestep optimisation (Kim et al., ACCV 2024); `recipe.json` beside this file has the details.", ""]
+        lines += [
+            f"- {row['stage']}: seed {row.get('seed')}, {len(row.get('photographs', {}))} photographs, "
+            f"code {row.get('code')}"
+            for row in self.recipe.provenance
+        ]
+        if self.recipe.weights:
+            lines.append(f"- fine-tuned: {', '.join(self.recipe.weights)}")
+        return lines
+
+
+def licence_of(folder: Path) -> str | None:
+    """What a model folder's README.md declares to the hub (`license: ...`); None where it declares nothing."""
+    readme = folder / "README.md"
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+    header = text.split("\n---", 1)[0] if text.startswith("---\n") else ""
+    found = re.search(r"^license:\s*([\w.-]+)", header, re.MULTILINE)
+    return found[1] if found else None
+
+
+def evaluation_of(digest: str, places: list[Path]) -> dict[str, Any]:
+    """Rows of the newest metrics.json below some folders that evaluated the recipe with this digest; {} for none."""
+    paths = {path for place in places for path in place.rglob("metrics.json")}
+    for path in sorted(paths, key=lambda p: p.stat().st_mtime, reverse=True):
+        value = files.read_json(path, "evaluation")
+        recipe = value.get("recipe")
+        if isinstance(recipe, dict) and recipe.get("digest") == digest:
+            rows: dict[str, Any] = value["metrics"]
+            return rows
+    return {}
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "exact"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
