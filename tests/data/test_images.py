@@ -263,3 +263,47 @@ def test_resizing_does_not_alias():
 )
 def test_sides_become_multiples(size, longest, wanted):
     assert images.fit_to_multiple(Image.new("RGB", size), 64, longest).size == wanted
+
+
+def gradient(width, height):
+    """Red grows to the right, green downwards: a crop's colours tell where it is from."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, np.zeros_like(x)], -1).round().astype(np.uint8))
+
+
+def test_random_crops_repeat_and_differ():
+    picture = gradient(90, 60)
+    made = [images.random_crop([picture], 16, np.random.default_rng(seed))[0] for seed in (0, 0, 1)]
+    assert made[0].shape == (3, 16, 16)
+    assert made[0].dtype == torch.float32
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])
+
+
+@pytest.mark.parametrize("scales", [(0.5, 1.0), (1.0, 1.0), (0.0, 0.0)])
+def test_pairs_are_cropped_alike_whatever_their_size(scales):
+    for seed in range(20):
+        one, other = images.random_crop(
+            [gradient(90, 60), gradient(180, 120)], 16, np.random.default_rng(seed), scales=scales
+        )
+        assert (one - other).abs().max() < 0.03
+
+
+def test_random_crops_have_the_scales_that_are_asked_for():
+    picture = gradient(400, 200)
+    for scales, low, high in (((0.5, 0.75), 0.25, 0.375), ((1.0, 1.0), 0.5, 0.5), ((0.0, 0.0), 0.08, 0.08)):
+        for seed in range(20):
+            crop = images.random_crop([picture], 32, np.random.default_rng(seed), scales=scales, flip=False)[0]
+            width = float(crop[0].max() - crop[0].min()) * 32 / 31  # in units of the picture's width
+            assert low - 0.02 < width < high + 0.02
+
+
+def test_flips_happen_to_half_of_the_crops_or_none():
+    picture = gradient(40, 40)
+    for flip, low, high in ((True, 70, 130), (False, 0, 0)):
+        crops = [images.random_crop([picture], 8, np.random.default_rng(i), flip=flip)[0] for i in range(200)]
+        assert low <= sum(bool(crop[0, 0, 0] > crop[0, 0, -1]) for crop in crops) <= high
+
+
+def test_a_small_picture_is_enlarged():
+    assert images.random_crop([gradient(5, 9)], 16, np.random.default_rng(0))[0].shape == (3, 16, 16)
