@@ -2,6 +2,7 @@
 
     python -m scripts.eval_tiny --task ip2p         # figures into model_card.json, README.md from it
     python -m scripts.eval_tiny --task controlnet
+    python -m scripts.eval_tiny --task stablesr --lpips ALEXNET
     python -m scripts.eval_tiny --task ip2p --guidance 1,1 2,1 3,1.2   # compare guidance on crops of the training pool
 
 Guidance is chosen on crops of the training photographs that were kept out of training, never on the public ones.
@@ -22,19 +23,24 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from idcompress.adapters.unet import depth_skip, full_depth
+from idcompress.core.timestep_search import gamma_timesteps
 from idcompress.data.canny import canny
 from idcompress.data.captions import caption, caption_facts, facts_in_prompt
+from idcompress.data.degrade import degrade
 from idcompress.data.edits import EDITS
 from idcompress.data.photographs import packaged
+from idcompress.metrics import lpips
 from idcompress.metrics.canny_f1 import edge_f1
+from idcompress.models.stablesr import StableSRPipeline
+from idcompress.models.tiny.build import STABLESR_PX
 from scripts.tiny_common import CROP_PX, as_image, psnr, read_json, write_json
 
 # Crops of each photograph: share of the shorter side, and the position of the crop in what is left, both from 0 to 1.
 PLACES = ((1.0, 0.5, 0.5), (0.6, 0.2, 0.3), (0.6, 0.8, 0.7), (0.4, 0.5, 0.45))
 
 
-def public_crops(places: int = len(PLACES)) -> tuple[Tensor, list[str]]:
-    """Crops of the nine public photographs, (9 * places, 3, 64, 64) in [0, 1], place by place, and their names."""
+def public_crops(places: int = len(PLACES), size: int = CROP_PX) -> tuple[Tensor, list[str]]:
+    """Crops of the nine public photographs, (9 * places, 3, size, size) in [0, 1], place by place, and their names."""
     from PIL import Image
 
     crops, names = [], []
@@ -44,7 +50,7 @@ def public_crops(places: int = len(PLACES)) -> tuple[Tensor, list[str]]:
             side = share * min(image.size)
             left, top = across * (image.width - side), down * (image.height - side)
             box = (left, top, left + side, top + side)
-            crop = image.resize((CROP_PX, CROP_PX), Image.Resampling.BICUBIC, box, reducing_gap=3.0)
+            crop = image.resize((size, size), Image.Resampling.BICUBIC, box, reducing_gap=3.0)
             crops.append(np.asarray(crop))
             names.append(photo.name)
     return as_image(np.stack(crops)), names
@@ -177,14 +183,90 @@ def controlnet_depths(
     return curve
 
 
+# --- stablesr -------------------------------------------------------------------------------------------------------
+
+
+def restore(pipe: Any, low: Tensor, steps: int, eta: float | None) -> Tensor:
+    """Run the pipeline at its own tile size: one generator per image; (B, 3, 128, 128) in [0, 1]."""
+    outputs = []
+    for start in range(0, len(low), 9):
+        part = low[start : start + 9]
+        generators = [torch.Generator().manual_seed(start + row) for row in range(len(part))]
+        arguments = {"timesteps": gamma_timesteps(1.0, steps), "eta": eta, "generator": generators}
+        outputs.append(pipe(part, tile_size=32, tile_overlap=16, output_type="pt", **arguments).images)
+    return torch.cat(outputs)
+
+
+def restoration_figures(pipe: Any, images: Tensor, low: Tensor, steps: int, distance: lpips.Metric) -> dict[str, Any]:
+    """PSNR and LPIPS to the true photographs: of both samplers, of the enlarged input, of the autoencoder alone."""
+    with torch.no_grad():
+        latents = pipe.vae.encode(images * 2 - 1).latent_dist.mode()
+        autoencoded = pipe.vae.decode(latents).sample / 2 + 0.5
+    enlarged = torch.nn.functional.interpolate(low, scale_factor=4, mode="bicubic", align_corners=False)
+    outputs = {
+        "deterministic (eta 0)": restore(pipe, low, steps, eta=0),
+        "ancestral (eta 1)": restore(pipe, low, steps, eta=None),
+        "input, enlarged bicubically": enlarged,
+        "autoencoder of the target, without wrapping": autoencoded,
+    }
+    rows = {}
+    for name, output in outputs.items():
+        distances = [distance.compare(one.clamp(0, 1), other) for one, other in zip(output, images, strict=True)]
+        rows[name] = {
+            "psnr_db": round(psnr(output, images).mean().item(), 2),
+            "lpips_alex": round(float(np.mean(distances)), 3),
+        }
+    result, bicubic = rows["deterministic (eta 0)"], rows["input, enlarged bicubically"]
+    return {
+        "target_psnr_db": result["psnr_db"],
+        "psnr_bicubic_db": bicubic["psnr_db"],
+        "target_lpips": result["lpips_alex"],
+        "lpips_bicubic": bicubic["lpips_alex"],
+        "lpips_below_bicubic": round(1 - result["lpips_alex"] / bicubic["lpips_alex"], 3),
+        "rows": rows,
+    }
+
+
+def stablesr_depths(pipe: Any, images: Tensor, low: Tensor, steps: int, depths: list[int]) -> dict[str, Any]:
+    """Depth curve: PSNR to the full model's output and to the true photographs."""
+    full = restore(pipe, low, steps, eta=0)
+    curve: dict[str, Any] = {}
+    for depth in depths:
+        with at_depth(pipe, depth):
+            outputs = restore(pipe, low, steps, eta=0)
+        curve[str(depth)] = {
+            "psnr_to_full_db": round(psnr(outputs, full).clamp_max(60).mean().item(), 2),
+            "target_psnr_db": round(psnr(outputs, images).mean().item(), 2),
+        }
+        print(depth, curve[str(depth)], flush=True)
+    return curve
+
+
 # --- model card -----------------------------------------------------------------------------------------------------
 
 
 def readme(card: dict[str, Any]) -> str:
     """Model card in Markdown from the machine-readable one."""
     data, task = card["data"], card["task"]
-    title = {"ip2p": "instruction edits", "controlnet": "images from canny edges and a caption"}[task]
-    scales = ", ".join(f"`{key}={value}`" for key, value in card["guidance"].items())
+    title = {
+        "ip2p": "instruction edits",
+        "controlnet": "images from canny edges and a caption",
+        "stablesr": "photographs restored and enlarged four times",
+    }[task]
+    if task == "stablesr":
+        use = [
+            "`idcompress.models.stablesr.StableSRPipeline.from_pretrained` on this folder, called with `tile_size=32`.",
+            "Results are four times the input; v-prediction on Stable Diffusion's noise schedule, autoencoder of",
+            "factor 4, float16 weights. For the figures, 128x128 crops are degraded to 32x32 as the published model's",
+            "training data are (`idcompress.data.degrade`); fidelity weight 0.5, colour fix adain.",
+        ]
+    else:
+        scales = ", ".join(f"`{key}={value}`" for key, value in card["guidance"].items())
+        use = [
+            f"Stock diffusers `from_pretrained` on this folder; recommended guidance: {scales}.",
+            "Images are 64x64, prompts at most 14 words; v-prediction on Stable Diffusion's noise schedule,",
+            "autoencoder of factor 4, float16 weights.",
+        ]
     lines = [
         "---",
         "license: apache-2.0",
@@ -193,14 +275,12 @@ def readme(card: dict[str, Any]) -> str:
         f"# tiny {task}: {title}",
         "",
         "A small trained diffusion model with Stable Diffusion 1.5's topology (four levels of two layers, 13 depths),",
-        "for tests and demonstrations on a CPU. It edits or draws 64x64 pictures of modest quality and is of no use",
-        "beside a real model.",
+        "for tests and demonstrations on a CPU. It makes small pictures of modest quality and is of no use beside a",
+        "real model.",
         "",
         "## Use",
         "",
-        f"Stock diffusers `from_pretrained` on this folder; recommended guidance: {scales}.",
-        "Images are 64x64, prompts at most 14 words; v-prediction on Stable Diffusion's noise schedule, autoencoder of",
-        "factor 4, float16 weights.",
+        *use,
         "",
         "## Figures",
         "",
@@ -215,8 +295,9 @@ def readme(card: dict[str, Any]) -> str:
     ]
     rows = card["metrics"]["rows"]
     columns = list(next(iter(rows.values())))
+    first = {"ip2p": "instruction", "controlnet": "caption fact", "stablesr": "image"}[task]
     lines += [
-        f"| {'instruction' if task == 'ip2p' else 'caption fact'} | {' | '.join(columns)} |",
+        f"| {first} | {' | '.join(columns)} |",
         "| --- |" + " --- |" * len(columns),
         *(f"| {name} | {' | '.join(str(value) for value in row.values())} |" for name, row in rows.items()),
         "",
@@ -234,8 +315,8 @@ def readme(card: dict[str, Any]) -> str:
         "",
         "## Training",
         "",
-        f"{data['crops']} crops of 64x64 at many scales, half of them with changed colours, cut from",
-        f"{data['photographs']} photographs. Data digest (SHA-256 over the photographs' SHA-256):",
+        f"{data['crops']} crops of {data.get('crop_px', CROP_PX)} px at many scales, half of them with changed",
+        f"colours, cut from {data['photographs']} photographs. Data digest (SHA-256 over the photographs' SHA-256):",
         f"`{data['data_digest']}`.",
         "",
         "| stage | samples | batch | learning rate | seed | minutes | processes | hardware |",
@@ -244,9 +325,10 @@ def readme(card: dict[str, Any]) -> str:
     for stage, note in card["training"].items():
         cells = (note["samples"], note["batch"], note["learning_rate"], note["seed"], round(note["seconds"] / 60, 1))
         lines.append(f"| {stage} | {' | '.join(map(str, cells))} | {note['processes']} | {note['hardware']} |")
+    script = "train_tiny_stablesr" if task == "stablesr" else "train_tiny"
     lines += [
         "",
-        "Commands: `scripts/train_tiny.py`; figures: `scripts/eval_tiny.py`.",
+        f"Commands: `scripts/{script}.py`; figures: `scripts/eval_tiny.py`.",
         "",
         "## License",
         "",
@@ -259,9 +341,35 @@ def readme(card: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write_card(
+    args: argparse.Namespace,
+    folder: Path,
+    card: dict[str, Any],
+    metrics: dict[str, Any],
+    depths: dict[str, Any],
+    guidance: dict[str, float],
+    num_images: int,
+) -> None:
+    """Add what was measured to the card of a packed model, and write it in both forms."""
+    card |= {
+        "guidance": guidance,
+        "evaluation": {
+            "images": num_images,
+            "num_inference_steps": args.steps,
+            "depth_steps": args.depth_steps,
+        },
+        "metrics": metrics,
+        "depths": depths,
+        "notes": args.note or card.get("notes", []),
+    }
+    if not args.dry:
+        write_json(folder / "model_card.json", card)
+        (folder / "README.md").write_text(readme(card), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", required=True, choices=("ip2p", "controlnet"))
+    parser.add_argument("--task", required=True, choices=("ip2p", "controlnet", "stablesr"))
     parser.add_argument("--folder", default="idcompress/models/tiny", help="folder of packed pipelines")
     parser.add_argument("--work", default=".work/tiny", help="folder of the training crops, for --guidance")
     parser.add_argument("--steps", type=int, default=20)
@@ -270,12 +378,16 @@ def main() -> None:
     parser.add_argument("--depths", type=int, nargs="*", default=[3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13])
     parser.add_argument("--guidance", nargs="*", default=[], help="compare text[,image] guidance scales and stop")
     parser.add_argument("--use", default="", help="recommended text[,image] guidance, written into the card")
+    parser.add_argument(
+        "--lpips", default="", help="stablesr: AlexNet weights of torchvision; default: see IDC_WEIGHTS"
+    )
     parser.add_argument("--note", action="append", default=[], help="a line for the card, under the depth curve")
     parser.add_argument("--dry", action="store_true", help="print, write nothing")
     args = parser.parse_args()
     torch.set_num_threads(1)
     folder = Path(args.folder) / args.task
-    pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline_class = StableSRPipeline if args.task == "stablesr" else DiffusionPipeline
+    pipe = pipeline_class.from_pretrained(folder, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
 
     def scales_of(text: str) -> dict[str, float]:
@@ -301,8 +413,18 @@ def main() -> None:
             print(text, figures, f"{time.perf_counter() - began:.0f} s", flush=True)
         return
 
-    images, photos = public_crops(args.places)
     card = read_json(folder / "model_card.json")
+    if args.task == "stablesr":
+        images, _ = public_crops(args.places, STABLESR_PX)
+        low = degrade(images, [torch.Generator().manual_seed(row) for row in range(len(images))])
+        metrics = restoration_figures(pipe, images, low, args.steps, lpips.Metric(weights=args.lpips))
+        print(metrics, flush=True)
+        nine = len(images) // args.places
+        depths = stablesr_depths(pipe, images[:nine], low[:nine], args.depth_steps, args.depths)
+        write_card(args, folder, card, metrics, depths, {}, len(images))
+        return
+
+    images, photos = public_crops(args.places)
     scales = scales_of(args.use) if args.use else card["guidance"]
     with torch.no_grad():
         latents = pipe.vae.encode(images * 2 - 1).latent_dist.mode()
@@ -319,20 +441,8 @@ def main() -> None:
         metrics = control_figures(sample(pipe, prompts, condition, scales, args.steps), prompts, condition, kept)
         print(metrics, flush=True)
         depths = controlnet_depths(pipe, images, photos, scales, args.depth_steps, args.depths)
-    card |= {
-        "guidance": scales,
-        "evaluation": {
-            "images": len(images),
-            "num_inference_steps": args.steps,
-            "depth_steps": args.depth_steps,
-        },
-        "metrics": {"autoencoder_psnr_db": autoencoder_psnr_db, **metrics},
-        "depths": depths,
-        "notes": args.note or card.get("notes", []),
-    }
-    if not args.dry:
-        write_json(folder / "model_card.json", card)
-        (folder / "README.md").write_text(readme(card), encoding="utf-8")
+    metrics = {"autoencoder_psnr_db": autoencoder_psnr_db, **metrics}
+    write_card(args, folder, card, metrics, depths, scales, len(images))
 
 
 if __name__ == "__main__":

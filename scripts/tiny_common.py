@@ -83,21 +83,24 @@ def _jitter(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(pixels, 0, 1) ** np.float32(np.exp(rng.normal(0, 0.3)))
 
 
-def cut_crops(photos: list[Photo], count: int, seed: int, min_share: float = 0.12) -> tuple[np.ndarray, np.ndarray]:
+def cut_crops(
+    photos: list[Photo], count: int, seed: int, size: int = CROP_PX, min_share: float = 0.12
+) -> tuple[np.ndarray, np.ndarray]:
     """Cut square crops at many scales, half of them with changed colours, mirrored at random.
 
     Args:
         photos: where to cut.
         count: crops in all, spread evenly over the photographs.
         seed: of the crop positions and the augmentation.
-        min_share: smallest crop side as a share of the photograph's shorter side; never below CROP_PX pixels.
+        size: side of the crops in px.
+        min_share: smallest side in the photograph as a share of its shorter side; never below `size` pixels.
 
     Returns:
-        crops: (count, CROP_PX, CROP_PX, 3) uint8.
+        crops: (count, size, size, 3) uint8.
         photo_index: (count,) int32, the photograph of each crop.
     """
     rng = np.random.default_rng(seed)
-    crops = np.empty((count, CROP_PX, CROP_PX, 3), dtype=np.uint8)
+    crops = np.empty((count, size, size, 3), dtype=np.uint8)
     photo_index = (np.arange(count, dtype=np.int64) * len(photos) // count).astype(np.int32)
     opened, image = -1, Image.new("RGB", (1, 1))
     for position, number in enumerate(photo_index):
@@ -109,10 +112,10 @@ def cut_crops(photos: list[Photo], count: int, seed: int, min_share: float = 0.1
                 image = image.crop((4, 4, image.width - 4, image.height - 4))
             opened = number
         short = min(image.size)
-        side = math.exp(rng.uniform(math.log(min(short, max(CROP_PX, min_share * short))), math.log(short)))
+        side = math.exp(rng.uniform(math.log(min(short, max(size, min_share * short))), math.log(short)))
         left, top = rng.uniform(0, image.width - side), rng.uniform(0, image.height - side)
         crop = image.resize(
-            (CROP_PX, CROP_PX), Image.Resampling.BICUBIC, (left, top, left + side, top + side), reducing_gap=3.0
+            (size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side), reducing_gap=3.0
         )
         pixels = np.asarray(crop, dtype=np.float32) / 255
         if rng.random() < 0.5:

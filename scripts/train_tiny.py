@@ -96,12 +96,12 @@ def fit(args: argparse.Namespace, model: nn.Module, loss_of: Loss, report: Calla
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
     ema = Ema(model, 0.998)
-    step, seconds = 0, 0.0
+    step, samples, seconds = 0, 0, 0.0
     if state := load_checkpoint(folder / f"{args.command}.pt"):
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         ema.load_state_dict(state["ema"])
-        step, seconds = state["step"], state["seconds"]
+        step, samples, seconds = state["step"], state["samples"], state["seconds"]
     rng = np.random.default_rng([args.seed, rank, step])
     generator = torch.Generator(device).manual_seed(args.seed + 1000 * rank + step)
     last = saved = time.perf_counter()
@@ -124,9 +124,10 @@ def fit(args: argparse.Namespace, model: nn.Module, loss_of: Loss, report: Calla
         optimizer.zero_grad()
         ema.update(model)
         step += 1
+        samples += args.batch * world
         losses.append(loss.item())
         if rank == 0 and step % 100 == 0:
-            log(f"{args.command} step {step} samples {step * args.batch * world} loss {np.mean(losses[-100:]):.4f}")
+            log(f"{args.command} step {step} samples {samples} loss {np.mean(losses[-100:]):.4f}")
         # 3. Time, checkpoint, report.
         now = time.perf_counter()
         seconds, last = seconds + now - last, now
@@ -142,13 +143,14 @@ def fit(args: argparse.Namespace, model: nn.Module, loss_of: Loss, report: Calla
                 "optimizer": optimizer.state_dict(),
                 "ema": ema.state_dict(),
                 "step": step,
+                "samples": samples,
                 "seconds": seconds,
             }
             save_checkpoint(folder / f"{args.command}.pt", state)
             note = {
                 "seed": args.seed,
                 "steps": step,
-                "samples": step * args.batch * world,
+                "samples": samples,
                 "batch": args.batch * world,
                 "learning_rate": args.lr,
                 "seconds": round(seconds),
@@ -207,7 +209,7 @@ def _vae_batch(crops: np.ndarray, rows: np.ndarray, size: int, rng: np.random.Ge
     return image
 
 
-def _gradient_loss(output: Tensor, target: Tensor) -> Tensor:
+def gradient_loss(output: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference of neighbouring-pixel differences: keeps edges where MSE alone blurs."""
     rows = (output.diff(dim=-1) - target.diff(dim=-1)).abs().mean()
     columns = (output.diff(dim=-2) - target.diff(dim=-2)).abs().mean()
@@ -226,7 +228,7 @@ def run_vae(args: argparse.Namespace) -> None:
     if args.init:
         vae.load_state_dict(type(vae).from_pretrained(args.init, subfolder="vae").state_dict())
     if args.decoder_only:
-        _averaged(vae, folder / "vae.pt")
+        averaged(vae, folder / "vae.pt")
         args.command = "vae_decoder"
         vae.decoder.requires_grad_(True)
         vae.post_quant_conv.requires_grad_(True)
@@ -239,7 +241,7 @@ def run_vae(args: argparse.Namespace) -> None:
         return (
             functional.mse_loss(output, image)
             + 0.1 * functional.l1_loss(output, image)
-            + 0.05 * _gradient_loss(output, image)
+            + 0.05 * gradient_loss(output, image)
             + args.kl * kl
         )
 
@@ -261,7 +263,7 @@ def run_latents(args: argparse.Namespace) -> None:
 
     folder, device, log = Path(args.work), device_of(args.device), Log()
     crops = np.load(folder / "crops.npy", mmap_mode="r")
-    vae = _averaged(build_vae(), folder / "vae.pt").to(device)
+    vae = averaged(build_vae(), folder / "vae.pt").to(device)
     names = list(EDITS)
     hard = np.array([EDITS[name].hard for name in names])
     weights = np.where(hard, HARD_SHARE / hard.sum(), (1 - HARD_SHARE) / (~hard).sum())
@@ -297,7 +299,7 @@ def run_latents(args: argparse.Namespace) -> None:
     log(f"{len(captions)} crops, {args.edits} edits each")
 
 
-def _averaged(model: nn.Module, path: Path) -> nn.Module:
+def averaged(model: nn.Module, path: Path) -> nn.Module:
     """Load the averaged weights of a checkpoint, frozen."""
     state = load_checkpoint(path)
     if state is None:
@@ -448,7 +450,7 @@ def run_branch(args: argparse.Namespace) -> None:
     args.init, init = "", args.init
     tokenizer, base = _text_and_unet(args, 4, device)
     args.init = init
-    _averaged(base, folder / "base.pt")
+    averaged(base, folder / "base.pt")
     controlnet = (
         ControlNetModel.from_pretrained(init, subfolder="controlnet") if init else build_controlnet(base["unet"])
     )
@@ -485,12 +487,12 @@ def build_pipeline(task: str, folder: Path) -> DiffusionPipeline:
     """Assemble the stock pipeline of a task from the averaged weights of its checkpoints."""
     tokenizer = build_tokenizer(vocabulary())
     decoder = folder / "vae_decoder.pt"
-    vae = _averaged(build_vae(), decoder if decoder.exists() else folder / "vae.pt")
+    vae = averaged(build_vae(), decoder if decoder.exists() else folder / "vae.pt")
     vae.register_to_config(scaling_factor=read_json(folder / "scaling.json")["scaling_factor"])
     model = nn.ModuleDict(
         {"text_encoder": build_text_encoder(tokenizer), "unet": build_unet(8 if task == "ip2p" else 4)}
     )
-    _averaged(model, folder / f"{'ip2p' if task == 'ip2p' else 'base'}.pt")
+    averaged(model, folder / f"{'ip2p' if task == 'ip2p' else 'base'}.pt")
     parts: dict[str, Any] = {
         "vae": vae,
         "text_encoder": model["text_encoder"],
@@ -504,7 +506,7 @@ def build_pipeline(task: str, folder: Path) -> DiffusionPipeline:
     if task == "ip2p":
         return StableDiffusionInstructPix2PixPipeline(**parts)
     branch = nn.ModuleDict({"controlnet": build_controlnet(model["unet"])})
-    parts["controlnet"] = _averaged(branch, folder / "branch.pt")["controlnet"]
+    parts["controlnet"] = averaged(branch, folder / "branch.pt")["controlnet"]
     return StableDiffusionControlNetPipeline(**parts)
 
 

@@ -17,47 +17,77 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ..stablesr import StableSRAutoencoderKL, StableSRStructureEncoder, StableSRUNet2DConditionModel
+
 IMAGE_PX = 64
+STABLESR_PX = 128
 VAE_FACTOR = 4
 TEXT_WIDTH = 64
 TEXT_TOKENS = 16  # every phrasing and caption fits; SD's 77 would make cross-attention the largest cost here
 _CHANNELS = (24, 48, 96, 96)
+_STRUCTURE_CHANNELS = 16
 _DOWN_BLOCKS = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
 _UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
+_UNET: dict[str, Any] = {
+    "out_channels": 4,
+    "layers_per_block": 2,
+    "block_out_channels": _CHANNELS,
+    "down_block_types": _DOWN_BLOCKS,
+    "up_block_types": _UP_BLOCKS,
+    "cross_attention_dim": TEXT_WIDTH,
+    "attention_head_dim": 4,  # diffusers' name for the number of heads in SD 1.x configurations
+    "norm_num_groups": 8,
+}
+_VAE: dict[str, Any] = {
+    "latent_channels": 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "block_out_channels": (16, 32, 64),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "mid_block_add_attention": False,
+}
 
 
 def build_vae() -> AutoencoderKL:
     """Autoencoder from 64x64 pixels to (4, 16, 16) latents, without attention so that any size works."""
-    return AutoencoderKL(
-        latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 64),
-        layers_per_block=1,
-        norm_num_groups=8,
-        sample_size=IMAGE_PX,
-        mid_block_add_attention=False,
-    )
+    return AutoencoderKL(sample_size=IMAGE_PX, **_VAE)
 
 
 def build_unet(in_channels: int) -> UNet2DConditionModel:
     """U-Net with 12 skips and a middle block: 8 input channels for ip2p, 4 for text-conditional."""
-    unet = UNet2DConditionModel(
-        sample_size=IMAGE_PX // VAE_FACTOR,
-        in_channels=in_channels,
-        out_channels=4,
-        layers_per_block=2,
-        block_out_channels=_CHANNELS,
-        down_block_types=_DOWN_BLOCKS,
-        up_block_types=_UP_BLOCKS,
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=4,  # diffusers' name for the number of heads in SD 1.x configurations
-        norm_num_groups=8,
-    )
+    unet = UNet2DConditionModel(sample_size=IMAGE_PX // VAE_FACTOR, in_channels=in_channels, **_UNET)
     for attention in silent_attentions(unet):
         nn.init.zeros_(attention.to_out[0].weight)
         nn.init.zeros_(attention.to_out[0].bias)
     return unet
+
+
+def build_stablesr_vae() -> StableSRAutoencoderKL:
+    """The same autoencoder with feature wrapping at its coarsest level, whose pixels are the input's own."""
+    return StableSRAutoencoderKL(fusion_levels=(2,), fusion_growth_channels=8, sample_size=STABLESR_PX, **_VAE)
+
+
+def build_stablesr_unet() -> StableSRUNet2DConditionModel:
+    """The text-conditional U-Net with narrow SPADE layers."""
+    return StableSRUNet2DConditionModel(
+        sample_size=STABLESR_PX // VAE_FACTOR,
+        in_channels=4,
+        structure_channels=_STRUCTURE_CHANNELS,
+        spade_hidden_channels=8,
+        **_UNET,
+    )
+
+
+def build_structure_encoder() -> StableSRStructureEncoder:
+    """Structure encoder without attention but in its middle block."""
+    return StableSRStructureEncoder(
+        out_channels=_STRUCTURE_CHANNELS,
+        block_out_channels=(24, 24, 48, 48),
+        down_block_types=("DownBlock2D",) * 4,
+        attention_head_dim=(12, 12, 12, 12),
+        norm_num_groups=8,
+    )
 
 
 def silent_attentions(model: nn.Module) -> list[Any]:
