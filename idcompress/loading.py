@@ -8,8 +8,10 @@ from typing import Any
 from . import registry
 from .adapters import hub
 from .adapters.export import own_pipeline
+from .adapters.fold import fold_pipeline
 from .adapters.pipeline import Model, load_model
 from .artifacts.recipe import Recipe
+from .console import say
 from .errors import IdcError
 
 
@@ -57,7 +59,9 @@ def model_folders(task: str, source: dict[str, Any]) -> dict[str, Path]:
         raise IdcError(str(error)) from None
 
 
-def load_pipeline(path_or_recipe: str | Path | Recipe, *, device: str = "auto", dtype: str = "auto") -> Any:
+def load_pipeline(
+    path_or_recipe: str | Path | Recipe, *, device: str = "auto", dtype: str = "auto", fold: bool = False
+) -> Any:
     """A diffusers pipeline from a recipe, a run folder with one, or a diffusers folder, exported ones included.
 
     The U-Net is cut to the recipe's depth and the scheduler follows its timesteps, so the pipeline is called as ever:
@@ -66,10 +70,21 @@ def load_pipeline(path_or_recipe: str | Path | Recipe, *, device: str = "auto", 
     Args:
         path_or_recipe: a Recipe, a recipe.json, a folder that holds one, or a diffusers pipeline folder.
         device, dtype: "auto", or as in the configuration.
+        fold: compute constants once and drop the weights behind them (a message says how many): zeros at the cut, the
+            listed timesteps, a fixed prompt. Results stay the same but for rounding; other timesteps give NaN, and the
+            pipeline cannot be saved.
 
     Raises:
         IdcError: nothing there, or a damaged or changed file, named.
     """
+    pipeline = _load(path_or_recipe, device, dtype)
+    if fold:
+        for what, saved in fold_pipeline(pipeline).items():
+            say(f"folded: {what}, {saved:,} parameters less")
+    return pipeline
+
+
+def _load(path_or_recipe: str | Path | Recipe, device: str, dtype: str) -> Any:
     if not isinstance(path_or_recipe, Recipe):
         path = Path(path_or_recipe)
         if path.is_dir() and (path / "model_index.json").is_file():
