@@ -79,6 +79,7 @@ class EvaluateConfig:
     num_samples: int = 32
     metrics: Any = None
     latency: bool = True
+    alternatives: bool = True
 
 
 @dataclass
@@ -155,6 +156,7 @@ class ExportConfig:
     format: str = "diffusers"
     path: Optional[str] = None
     host: bool = False
+    push_to: Optional[str] = None
 
 
 @dataclass
@@ -220,6 +222,7 @@ CHOICES = {
     "tsopt.reference": ("self", "full"),
     "export.format": ("diffusers",),
     "finetune.timesteps": ("all", "inference"),
+    "finetune.schedule": ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"),
 }
 POSITIVE = (
     "batch_size",

@@ -175,6 +175,8 @@ class Finetuning(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer([p for p in self.components.parameters() if p.requires_grad])
         total = self.trainer.max_steps if self.trainer.max_steps > 0 else None
+        if total is None and not self._schedule.startswith("constant"):
+            raise IdcError(f"finetune.schedule={self._schedule} wants to know its end; set trainer.max_steps")
         schedule = get_scheduler(
             self._schedule, optimizer, num_warmup_steps=self._warmup_steps, num_training_steps=total
         )

@@ -65,6 +65,10 @@ class RunDir:
         self.info["finished"] = True
         self.info["finished_seconds"] = time.time()
         self._write_info()
+        self.release()
+
+    def release(self) -> None:
+        """Let other processes have the folder; the end of this one does it too."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -78,9 +82,7 @@ class RunDir:
         ours = [path for path in files_here if path.name in BOOKKEEPING]
         if self.resumed or (len(ours) < len(files_here) and not self.explicit):
             return
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self.release()
         if self.explicit:
             for name in BOOKKEEPING:
                 (self.path / name).unlink(missing_ok=True)

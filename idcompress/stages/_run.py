@@ -45,6 +45,9 @@ class Run:
         except IdcError:
             self.run_dir.discard_if_empty()
             raise
+        except BaseException:  # interrupted, say: the same command in this process may go on
+            self.run_dir.release()
+            raise
         if not is_main_process():
             return
         if made:
