@@ -237,7 +237,12 @@ POSITIVE = (
     "finetune.num_samples",
     "report.num_images",
 )
-STEPS = ("num_inference_steps", "depth_search.num_inference_steps", "tsopt.reference_steps", "finetune.num_inference_steps")
+STEPS = (
+    "num_inference_steps",
+    "depth_search.num_inference_steps",
+    "tsopt.reference_steps",
+    "finetune.num_inference_steps",
+)
 # Keys that change how fast a result comes, not what it is: not part of a run's identity.
 NOT_IDENTITY = ("batch_size", "threads")
 
