@@ -44,6 +44,12 @@ class Evaluation:
         return values
 
     @property
+    def alternatives(self) -> list[dict[str, Any]]:
+        """Plain ways to spend as much, as far as they were run."""
+        rows: list[dict[str, Any]] = self.metrics.get("alternatives", [])
+        return rows
+
+    @property
     def steps(self) -> int:
         return len(self.timesteps)
 

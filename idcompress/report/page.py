@@ -55,6 +55,7 @@ def compose(compression: Compression) -> list[Block]:
         Text(tables.result_sentence(compression), lead=True),
         Heading("Original against compressed"),
         tables.summary(compression),
+        *_alternatives(compression),
         Heading("Images"),
         tables.image_grid(compression),
         *_depth(compression),
@@ -77,6 +78,13 @@ def compose(compression: Compression) -> list[Block]:
     sampler = str(compression.config.get("sampler", "ddim"))
     blocks += [Heading("Citations"), Listing("\n\n".join(citations(compression.task, sampler)))]
     return blocks
+
+
+def _alternatives(compression: Compression) -> list[Block]:
+    table = tables.alternatives(compression)
+    if table is None:
+        return []
+    return [Heading("Against plain ways to spend as much"), Text(tables.gain_sentence(compression)), table]
 
 
 def task_words(task: str) -> str:

@@ -26,6 +26,8 @@ _TOTAL_LABELS = {
 }
 _KINDS = {"image": "input", "condition": "condition", "target": "true edit"}
 _BASELINE = "_mean_colour"  # ends the name of what a flat picture scores by a metric
+_MODELS = {"original": "full model", "compressed": "compressed model"}
+_SAMPLERS = {"ddim": "DDIM", "dpm_solver": "DPM-Solver++ 2M"}
 _WORST = 5  # images that are shown
 _GRID_PX = 830  # of the page, for the images of a row
 
@@ -117,6 +119,56 @@ def summary(compression: Compression) -> Table:
         "so its costs are the same. ↑ higher is better, ↓ lower is better."
     )
     return Table(header, rows, notes=list(dict.fromkeys(notes)))
+
+
+def alternatives(compression: Compression) -> Table | None:
+    """Every compressed plan beside the plain ways to spend as much; None where none was run."""
+    evaluations = [e for e in compression.evaluations if e.metrics.get("alternatives")]
+    if not evaluations:
+        return None
+    first = evaluations[0]
+    names = [n for n in quality_names(first) if any(_difference(r, n) for e in evaluations for r in e.alternatives)]
+    rows: list[list[Cell]] = []
+    for evaluation in evaluations:
+        rows.append([f"{evaluation.steps} steps"])
+        values = [number(n, evaluation.values[n], "compressed") for n in names]
+        rows.append(["compressed", str(evaluation.steps), _share(1.0), *values])
+        for row in evaluation.alternatives:
+            label = f"{_MODELS[row['model']]}, uniform steps\n{_SAMPLERS[row['sampler']]}"
+            rows.append([label, str(row["num_inference_steps"]), _share(row["gmacs_ratio"])])
+            for name in names:
+                metric, difference = evaluation.values[name], _difference(row, name)
+                cell = _format(name, metric, row["metrics"][name]["value"])
+                rows[-1].append(f"{cell}\n{_verdict(name, metric, difference)}" if difference else cell)
+    notes = [
+        "Below a value: what the compressed plan is against it, with its mean difference and 95 % paired bootstrap "
+        "interval over the images; no gain where the interval holds zero. The full model gets as many steps as the "
+        "compressed plan's multiply-accumulates pay for.",
+        "Metrics that compare with the original's result favour plans that share its sampler.",
+    ]
+    return Table(["plan", "steps", "MACs", *(metric_label(n, first.values[n]) for n in names)], rows, notes=notes)
+
+
+def gain_sentence(compression: Compression) -> str:
+    """How many of the plain alternatives the compressed plans beat, by metric."""
+    rows = [row for evaluation in compression.evaluations for row in evaluation.alternatives]
+    parts = []
+    for name in quality_names(compression.evaluations[0]):
+        verdicts = [difference["verdict"] for row in rows if (difference := _difference(row, name))]
+        if verdicts:
+            beaten = verdicts.count("better")
+            parts.append(f"{name} {beaten} of {len(rows)}" + ("" if beaten else ", no gain"))
+    return f"Plain plans of the same cost that the compressed one beats: {'; '.join(parts) or 'none, no gain'}."
+
+
+def _difference(row: dict[str, Any], name: str) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = row["metrics"].get(name, {}).get("compressed_minus_this")
+    return found
+
+
+def _verdict(name: str, metric: dict[str, Any], difference: dict[str, Any]) -> str:
+    mean, low, high = (_format(name, metric, value) for value in (difference["mean"], *difference["interval"]))
+    return f"{difference['verdict']}: {mean} [{low}, {high}]"
 
 
 def metric_meanings(compression: Compression) -> list[str]:

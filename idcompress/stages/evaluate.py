@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ from ..data.images import save_png
 from ..metrics._base import ImageMetric, MetricValue
 from ..metrics.latency import measure_ratio, synchroniser
 from ..tasks import _base
+from . import _alternatives
+from ._alternatives import paired
 from ._bench import Bench, data_label, open_bench
 from ._run import with_depth
 
@@ -89,6 +90,10 @@ def _evaluate(bench: Bench, recipe: Recipe, folder: Path) -> None:
     values = {system: bench.measure(names, images, outputs["original"]) for system, images in outputs.items()}
     metrics = {name: _row(bench.metric(name), [values[s][name] for s in SYSTEMS], config.seed) for name in names}
     metrics |= costs(bench, pipeline, timesteps)
+    plain = []
+    if config.evaluate.alternatives and not same_as_original:
+        compressed = values["compressed"]
+        plain = _alternatives.measure(bench, recipe, pipeline, names, compressed, outputs["original"], metrics["gmacs"])
 
     # 3. files
     for system, images in outputs.items():
@@ -116,9 +121,12 @@ def _evaluate(bench: Bench, recipe: Recipe, folder: Path) -> None:
             "guidance": config.guidance(),
             "device": device_name(pipeline.unet.device),
             "metrics": metrics,
+            **({"alternatives": plain} if plain else {}),
         },
     )
     _print_table(metrics, recipe)
+    for row in plain:
+        say(_alternative_line(row, names))
 
 
 def device_name(device: torch.device) -> str:
@@ -147,21 +155,10 @@ def _row(metric: ImageMetric, values: Sequence[MetricValue], seed: int) -> dict[
         "higher_is_better": metric.higher_is_better,
         "compares": metric.compares,
         "interval": list(bootstrap_interval(per_image, seed=seed)) if per_image else None,
-        **_paired(values, seed),
+        **paired(values[1], values[2], "compressed_minus_uniform", higher_is_better=metric.higher_is_better, seed=seed),
         **({"notes": notes} if notes else {}),
         **({"weights": metric.weight_digests} if metric.weight_digests else {}),
     }
-
-
-def _paired(values: Sequence[MetricValue], seed: int) -> dict[str, Any]:
-    """Compressed minus uniform, image by image, where both have a value: the mean and its bootstrap interval."""
-    compressed, uniform = (values[SYSTEMS.index(system)].per_image for system in SYSTEMS[1:])
-    differences = [compressed[index] - uniform[index] for index in compressed if index in uniform]
-    if not any(differences):
-        return {}
-    mean = math.fsum(differences) / len(differences)
-    interval = bootstrap_interval(differences, seed=seed)
-    return {"compressed_minus_uniform": {"mean": mean, "interval": list(interval), "num_images": len(differences)}}
 
 
 def costs(bench: Bench, pipeline: Any, timesteps: list[int]) -> dict[str, Any]:
@@ -234,6 +231,18 @@ def _print_table(metrics: dict[str, Any], recipe: Recipe) -> None:
     for name, row in metrics.items():
         cells = "".join(f"{_number(row[system]):>16}" for system in SYSTEMS)
         say(f"  {name:<26}{cells}  {row['unit']}".rstrip())
+
+
+def _alternative_line(row: dict[str, Any], names: Sequence[str]) -> str:
+    """One alternative, by the first metric that compares image by image."""
+    text = f"  plain: {row['model']} model, {row['num_inference_steps']} uniform steps by {row['sampler']}"
+    for name in names:
+        difference = row["metrics"][name].get("compressed_minus_this")
+        if difference:
+            low, high = (_number(bound) for bound in difference["interval"])
+            text += f": {name} {_number(row['metrics'][name]['value'])}; "
+            return text + f"compressed is {difference['verdict']} ({_number(difference['mean'])} [{low}, {high}])"
+    return f"{text}: the same images"
 
 
 def _number(value: float | None) -> str:

@@ -216,6 +216,32 @@ def test_a_flat_pictures_score_stands_beside_the_models(folder: Path) -> None:
     assert len(notes) == 1 and notes[0].startswith("edit_success_rate, compressed at 3 steps")
 
 
+def test_plain_alternatives_and_no_gain_are_said(folder: Path) -> None:
+    evaluation = run_folders.compress_run(folder, [3]) / "evaluate"
+    assert tables.alternatives(collect(evaluation, 2)) is None
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    difference = {"mean": 1.5, "interval": [0.5, 2.5], "num_images": 4, "verdict": "better"}
+    row = {"model": "original", "sampler": "ddim", "num_inference_steps": 2, "gmacs_ratio": 4 / 3}
+    metrics["alternatives"] = [
+        {**row, "metrics": {"psnr": {"value": 27.25, "compressed_minus_this": difference}}},
+    ]
+    metrics["alternatives"][0]["metrics"]["edit_success_rate"] = {"value": 0.75}
+    run_folders.write_json(evaluation / "metrics.json", metrics)
+    compression = collect(evaluation, 2)
+    assert (
+        tables.gain_sentence(compression) == "Plain plans of the same cost that the compressed one beats: psnr 1 of 1."
+    )
+    table = tables.alternatives(compression)
+    assert table is not None
+    cells = [[str(c).replace(tables.SPACE, " ") for c in line] for line in table.rows]
+    assert cells[1] == ["compressed", "3", "100 %", "28.75"]
+    assert cells[2] == ["full model, uniform steps\nDDIM", "2", "133 %", "27.25\nbetter: 1.50 [0.50, 2.50]"]
+    difference |= {"interval": [-0.5, 2.5], "verdict": "no gain"}
+    run_folders.write_json(evaluation / "metrics.json", metrics)
+    sentence = tables.gain_sentence(collect(evaluation, 2))
+    assert sentence.endswith("beats: psnr 0 of 1, no gain.")
+
+
 def test_worst_follows_the_direction_of_the_metric(folder: Path) -> None:
     evaluation = run_folders.compress_run(folder, [3]) / "evaluate"
     metrics = json.loads((evaluation / "metrics.json").read_text())
