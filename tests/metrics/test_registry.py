@@ -1,5 +1,6 @@
 """Properties of every registered metric of images: blind to batches and order, and perfect where nothing differs."""
 
+import dataclasses
 import inspect
 import itertools
 import random
@@ -48,6 +49,8 @@ def make(request, monkeypatch, tmp_path):
         if "lpips" in name:
             folder = request.getfixturevalue("lpips_folder")
             arguments["weights"] = str(folder / "alexnet_features.pth")
+        if name == "niqe":
+            arguments["weights"] = str(request.getfixturevalue("shared") / "weights" / "niqe")
         return entry(**arguments)
 
     return metric
@@ -104,6 +107,9 @@ def value_of(metric, *batches):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_any_split_and_order_gives_the_same_value(name, make, batch):
+    if name == "niqe":  # wants larger images, and looks at no other
+        large = torch.nn.functional.interpolate(batch.outputs, size=(96, 192), mode="bicubic").clamp(0, 1)
+        batch = dataclasses.replace(batch, outputs=large)
     whole = value_of(make(name), batch)
     assert whole.value is not None
     generator = random.Random(name)
@@ -182,3 +188,47 @@ def test_the_aesthetic_score_refuses_without_its_head(no_weights, clip_folder, t
     torch.save({"layers.0.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")
     with pytest.raises(IdcError, match="no head of five linear layers"):
         clip_aesthetic.Metric(weights=str(clip_folder), head=str(tmp_path / "other.pth"))
+
+
+# NIQE
+
+
+def photograph(name, noise=0.0):
+    from skimage import data
+
+    image = torch.from_numpy(getattr(data, name)()).permute(2, 0, 1).float()
+    noise = noise * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    return (image + noise).clamp(0, 255).round() / 255
+
+
+# values of pyiqa 0.1.16 on its MATLAB luma, with the same parameters
+@pytest.mark.parametrize(
+    ("name", "noise", "published"),
+    [("chelsea", 0, 2.6255178), ("chelsea", 20, 9.0134293), ("coffee", 20, 10.5549305), ("astronaut", 20, 9.4487244)],
+)
+def test_niqe_equals_the_reference_package(name, noise, published, make):
+    image = photograph(name, noise)
+    value = value_of(make("niqe"), Batch([Example(0, name, name, image)], image[None]))
+    assert value.value == pytest.approx(published, rel=1e-5)
+
+
+def test_niqe_refuses_other_parameters_small_and_flat_images(make, no_weights, shared, tmp_path):
+    import numpy as np
+
+    from idcompress.metrics import niqe
+
+    with pytest.raises(IdcError, match=r"niqe_pris_params\.npz.*IDC_WEIGHTS"):
+        niqe.Metric()
+    with np.load(shared / "weights" / "niqe" / "niqe_pris_params.npz") as file:
+        changed = {name: file[name] + 1e-3 for name in file.files}
+    np.savez(tmp_path / "niqe_pris_params.npz", **changed)
+    with pytest.raises(IdcError, match="not the published"):
+        niqe.Metric(weights=str(tmp_path))
+    (tmp_path / "niqe_pris_params.npz").write_text("no archive")
+    with pytest.raises(IdcError, match="not readable"):
+        niqe.Metric(weights=str(tmp_path))
+    small = torch.zeros(1, 3, 96, 96)
+    with pytest.raises(IdcError, match="at least 96x192 px, got 96x96"):
+        value_of(make("niqe"), Batch([Example(0, "a", "a", small[0])], small))
+    flat = torch.full((1, 3, 96, 192), 0.5)
+    assert value_of(make("niqe"), Batch([Example(0, "a", "a", flat[0])], flat)).value is None
