@@ -22,28 +22,35 @@ from .parameters import count_parameters
 
 
 def level_modules(unet: Any) -> list[tuple[str, ...]]:
-    """Names of the modules of each level of an uncut U-Net, outermost level first."""
+    """Names of the modules of each level that a U-Net has, outermost level first."""
     encoder: list[tuple[str, ...]] = [("conv_in",)]
-    for number, block in enumerate(unet.down_blocks):
+    for number, block in unet.down_blocks.named_children():
         encoder += _layers(block, f"down_blocks.{number}")
-        encoder += [(f"down_blocks.{number}.downsamplers.{i}",) for i in range(len(block.downsamplers or ()))]
+        encoder += [(name,) for name in _samplers(block, "downsamplers", f"down_blocks.{number}")]
     decoder: list[tuple[str, ...]] = []
-    for number, block in enumerate(unet.up_blocks):
+    for number, block in unet.up_blocks.named_children():
         decoder += _layers(block, f"up_blocks.{number}")
-        decoder[-1] += tuple(f"up_blocks.{number}.upsamplers.{i}" for i in range(len(block.upsamplers or ())))
-    return [e + d for e, d in zip(encoder, reversed(decoder), strict=True)] + [("mid_block",)]
+        decoder[-1] += tuple(_samplers(block, "upsamplers", f"up_blocks.{number}"))
+    levels = [e + d for e, d in zip(encoder, reversed(decoder), strict=True)]
+    has_middle = unet.mid_block is not None and any(True for _ in unet.mid_block.parameters())
+    return [*levels, ("mid_block",)] if has_middle else levels
 
 
 def _layers(block: Any, prefix: str) -> list[tuple[str, ...]]:
     kinds = ("resnets", "attentions") if getattr(block, "attentions", None) else ("resnets",)
-    return [tuple(f"{prefix}.{kind}.{i}" for kind in kinds) for i in range(len(block.resnets))]
+    return [tuple(f"{prefix}.{kind}.{name}" for kind in kinds) for name, _ in block.resnets.named_children()]
+
+
+def _samplers(block: Any, kind: str, prefix: str) -> list[str]:
+    samplers = getattr(block, kind, None)
+    return [f"{prefix}.{kind}.{name}" for name, _ in samplers.named_children()] if samplers else []
 
 
 def level_costs(unet: Any, sample_size: int, *, encoder_tokens: int = 77) -> list[dict[str, float]]:
     """Parameters and MACs of one call for one image, level by level.
 
     Args:
-        unet: uncut, on any device.
+        unet: on any device; of one that is cut, the levels that it still has.
         sample_size: side of the latents.
         encoder_tokens: length of the text embedding.
 

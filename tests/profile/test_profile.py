@@ -129,8 +129,19 @@ def test_rows_are_the_cut_networks_own_counts(kind):
     assert rows[0]["cumulative_params"] - rows[0]["params"] == head
 
 
-def test_every_weight_lies_in_one_level_or_outside():
+def test_a_cut_network_has_the_levels_that_it_kept():
     unet = tiny_random.unet()
+    full = level_costs(unet, 8, encoder_tokens=12)
+    for depth in (4, 8):
+        kept = level_costs(depth_skip(unet, depth), 8, encoder_tokens=12)
+        for name in ("params", "cumulative_params", "file_params", "gmacs", "gmacs_with_attention"):
+            assert [row[name] for row in kept] == pytest.approx([row[name] for row in full[:depth]])
+        assert kept[-1]["cumulative_pct"] == kept[-1]["cumulative_gmacs_pct"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("depth", [13, 8])
+def test_every_weight_lies_in_one_level_or_outside(depth):
+    unet = depth_skip(tiny_random.unet(), depth)
     names = [name for level in level_modules(unet) for name in level]
     assert len(names) == len(set(names))
     for parameter, _ in unet.named_parameters():
