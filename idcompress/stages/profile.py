@@ -350,7 +350,7 @@ def _step_table(result: dict[str, Any]) -> tuple[str, Any]:
     names = {"original": "original", "compressed": "cut"}
     table = _table(
         "steps",
-        "network calls",
+        "calls",
         *(f"GMAC, {names[system]}" for system in systems),
         *(f"time, {names[system]}" for system in systems if latency),
     )
@@ -367,8 +367,9 @@ def _step_table(result: dict[str, Any]) -> tuple[str, Any]:
 
 
 def _time(row: Row) -> str:
-    text = f"{row['networks_ratio']:.3f} / {row['total_ratio']:.3f}"
-    return f"{text} ({row['networks_ms'] / 1000:.3g} / {row['total_ms'] / 1000:.3g} s)" if "total_ms" in row else text
+    if "total_ms" in row:
+        return f"{row['networks_ms'] / 1000:.3g} / {row['total_ms'] / 1000:.3g} s"
+    return f"{row['networks_ratio']:.3f} / {row['total_ratio']:.3f}"
 
 
 def _pct(value: float) -> str:
