@@ -7,7 +7,7 @@ import os
 import random
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -103,16 +103,24 @@ def list_files(folder: Path) -> list[str]:
         raise IdcError(f"there is no folder {folder}; want one with images ({_kinds()})")
     if not folder.is_dir():
         raise IdcError(f"{folder} is a file; want a folder with images ({_kinds()})")
-    files = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        prefix = Path(parent).relative_to(folder).as_posix() + "/"
-        files += [prefix.removeprefix("./") + name for name in names if not name.startswith(".")]
+    files = list(_walk(str(folder), ""))
     if not any(map(is_image, files)):
         suffixes = Counter(Path(name).suffix.lower() or "no suffix" for name in files).most_common(3)
         found = ", ".join(f"{number} x {suffix}" for suffix, number in suffixes) or "no file at all"
         raise IdcError(f"{folder} holds no image ({_kinds()}); found {found}")
     return files
+
+
+def _walk(folder: str, prefix: str) -> Iterator[str]:
+    # Faster than Path.rglob by far: folders of 100,000 files are common.
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(entry.path, f"{prefix}{entry.name}/")
+            elif entry.is_file():
+                yield prefix + entry.name
 
 
 def is_image(name: str) -> bool:

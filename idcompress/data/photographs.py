@@ -75,8 +75,13 @@ class Photograph:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the image file's bytes."""
-        return files.file_digest(self.path) if self.read is None else hashlib.sha256(self.read()).hexdigest()
+        """SHA-256 of the image file's bytes; raises IdcError where they cannot be read."""
+        if self.read is not None:
+            return hashlib.sha256(self.read()).hexdigest()
+        try:
+            return files.file_digest(self.path)
+        except OSError as error:
+            raise IdcError(f"the image file {self.path} cannot be read ({error.strerror})") from None
 
     def open(self) -> Image.Image:
         """The photograph as 8-bit RGB; raises IdcError for a bad file."""
