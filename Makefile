@@ -5,9 +5,11 @@ VENV := .venv
 UV := $(TOOLS)/bin/uv
 LOCK := requirements.lock
 TASK ?= ip2p
-DEMOS := ip2p controlnet
+DEMOS := ip2p controlnet stablesr
 DEMO_KEYS := 'tsopt.num_inference_steps=[10,5]'
 DEMO_KEYS_controlnet := depth_search.num_samples=8 tsopt.num_samples=8
+# Without fine-tuning, which at 128 px alone takes longer than a demo may.
+DEMO_KEYS_stablesr := depth_search.num_samples=4 tsopt.num_samples=4 evaluate.num_samples=16 'compress.stages=[depth_search,tsopt,evaluate,report]'
 TEST_PROCESSES ?= 2
 # uv reads neither pip.conf nor PIP_INDEX_URL: hand a mirror over when one is set.
 ifdef PIP_INDEX_URL
@@ -35,7 +37,7 @@ lock: $(UV) ## resolve the lock again; it names no host
 	  --no-emit-index-url --no-annotate --no-header --quiet --upgrade -o $(LOCK)
 	@! grep -n '://' $(LOCK)
 
-demo: setup ## the main job on photographs: TASK=ip2p (default), controlnet or all
+demo: setup ## the main job on photographs: TASK=ip2p (default), controlnet, stablesr or all
 	$(foreach task,$(if $(filter all,$(TASK)),$(DEMOS),$(TASK)),\
 	  $(VENV)/bin/idc compress task=$(task) $(DEMO_KEYS) $(DEMO_KEYS_$(task)) &&) true
 

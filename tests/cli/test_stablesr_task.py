@@ -295,7 +295,6 @@ def test_a_file_that_is_no_checkpoint(idc):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ("model=tiny", "no embedded model for task 'stablesr'"),
         ("model=official", "run `idc convert task=stablesr"),
         ("task.options.color_fix=adian model.path={model}", "must be one of adain, wavelet, none"),
         ("task.options.fidelity_weight=1.5 model.path={model}", "between 0 and 1"),
