@@ -19,7 +19,7 @@ def embedded(task: str) -> None:
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("task", ["ip2p", "controlnet"])
+@pytest.mark.parametrize("task", ["ip2p", "controlnet", "stablesr"])
 def test_golden_traces(idc, task, request):
     embedded(task)
     keys = (f"task={task}", *KEYS, "tsopt.num_inference_steps=4", "compress.stages=[depth_search,tsopt]")
@@ -56,7 +56,7 @@ def values(trace: dict) -> list:
     return [None if value is None else min(value, 60.0) for value in psnr]
 
 
-@pytest.mark.parametrize("task", ["ip2p", "controlnet"])
+@pytest.mark.parametrize("task", ["ip2p", "controlnet", "stablesr"])
 def test_smoke(idc, task):
     """The command of the README's smallest promise: every stage on the embedded model in seconds."""
     embedded(task)
