@@ -47,6 +47,28 @@ def resolve(repository: str, revision: str) -> Path:
         raise IdcError(wanted % f"the hub refused them ({type(error).__name__})") from None
 
 
+def push(folder: Path, repository: str) -> str:
+    """Upload a folder to a hub repository, which is made if need be, with the hub's own client and log-in.
+
+    Returns:
+        The address of the upload.
+
+    Raises:
+        IdcError: not logged in, no such name, no network.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repository, exist_ok=True)
+        return str(api.upload_folder(folder_path=folder, repo_id=repository))
+    except Exception as error:  # the client's errors of connections have no common name; the folder is safe in any case
+        raise IdcError(
+            f"export.push_to={repository}: the hub did not take it ({type(error).__name__}); {folder} is complete, "
+            f"`hf auth login` and `hf upload {repository} {folder}` upload it later"
+        ) from None
+
+
 def check_folder(folder: Path) -> dict[str, Any]:
     """Look a diffusers pipeline folder over before anything is loaded from it.
 

@@ -88,6 +88,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         advice = f"; export.host=true pads it, depths {', '.join(map(str, others))} have one" if others else ""
         say(f"depth {depth} has no stock form ({obstacle}): idcompress.load_pipeline loads it{advice}")
     say(f"exported: {show(folder)}; use it by model.path={show(folder)}")
+    if config.export.push_to:
+        say(f"pushed: {hub.push(folder, config.export.push_to)}")
     return []
 
 

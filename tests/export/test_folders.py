@@ -100,6 +100,32 @@ def test_mistakes(idc, random_model, tmp_path):
     assert not Path("out").exists()
 
 
+def test_push(random_model, tmp_path, monkeypatch):
+    """By the hub's own client; a refusal leaves the folder and says how to go on."""
+    import huggingface_hub
+
+    calls = []
+
+    class Hub:
+        def create_repo(self, name, exist_ok):
+            calls.append((name, exist_ok))
+
+        def upload_folder(self, folder_path, repo_id):
+            calls.append((sorted(p.name for p in folder_path.iterdir() if p.is_file()), repo_id))
+            return "address"
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    recipe = recipe_for("ip2p", random_model("ip2p"), 9)
+    export_to(tmp_path / "a", recipe, push_to="me/small")
+    assert calls == [("me/small", True), (["README.md", "model_index.json", "recipe.json"], "me/small")]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(IdcError, match="hf upload me/small"):  # the test suite is offline
+        export_to(tmp_path / "b", recipe, push_to="me/small")
+    assert (tmp_path / "b/recipe.json").is_file()
+
+
 @pytest.fixture(scope="module")
 def exported(random_model, tmp_path_factory):
     here = Path.cwd()
