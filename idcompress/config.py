@@ -102,6 +102,7 @@ class FinetuneConfig:
     ema_decay: Optional[float] = 0.999
     timesteps: str = "all"
     conditioning_dropout: Optional[float] = None
+    resolution: Optional[int] = None
     flip: bool = True
     gradient_checkpointing: bool = False
     compile: bool = False

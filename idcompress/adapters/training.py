@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from diffusers.optimization import get_scheduler
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -29,8 +31,6 @@ CHECKPOINT = "last.ckpt"
 
 class TrainableTask(Protocol):
     """What training wants of a task; see tasks._base.Task."""
-
-    name: str
 
     def encode_training(
         self, pipeline: Any, examples: Sequence[Example], generators: list[torch.Generator], dropout: float
@@ -411,6 +411,31 @@ class FinalCheckpoint(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         trainer.save_checkpoint(self.path)
+
+
+def make_trainer(arguments: dict[str, Any], folder: Path, callbacks: list[Any], loggers: list[Any]) -> pl.Trainer:
+    """Lightning's Trainer; the losses always go to logs/ in the folder, as CSV.
+
+    Args:
+        arguments: of the Trainer, as the configuration holds them.
+        loggers: beside the CSV one.
+
+    Raises:
+        IdcError: the Trainer does not take the arguments.
+    """
+    try:
+        return pl.Trainer(
+            **arguments,
+            callbacks=callbacks,
+            logger=[CSVLogger(folder, name="logs", flush_logs_every_n_steps=10), *loggers],
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise IdcError(f"trainer: {error}") from None
 
 
 def quiet_lightning() -> None:

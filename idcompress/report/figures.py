@@ -120,10 +120,11 @@ def recovery_curve(rows: Sequence[dict[str, Any]], units: dict[str, str]) -> Pic
         for place, name in enumerate(names):
             axes = figure.add_subplot(len(names), 1, place + 1)
             points = [(row["step"], row["metrics"][name]) for row in rows if row["metrics"].get(name) is not None]
-            axes.plot(*zip(*points, strict=True), color=OPTIMISED, linewidth=1.4, marker="o", markersize=4)
-            axes.axhline(points[0][1], color=UNIFORM, linestyle="--", linewidth=1.2, label="before fine-tuning")
+            if points:
+                axes.plot(*zip(*points, strict=True), color=OPTIMISED, linewidth=1.4, marker="o", markersize=4)
+                axes.axhline(points[0][1], color=UNIFORM, linestyle="--", linewidth=1.2, label="before fine-tuning")
+                axes.legend(loc="best", fontsize=8.5)
             axes.set_ylabel(_with_unit(name, units.get(name, "")))
-            axes.legend(loc="best", fontsize=8.5)
         axes.set_xlabel("updates")
         alt = f"{', '.join(names)} of the validation images over {rows[-1]['step']} updates of fine-tuning"
         return Picture(_png(figure), alt, 840)
@@ -203,7 +204,6 @@ def timestep_rugs(compression: Compression) -> Picture:
         return Picture(_png(figure), alt, 840)
 
 
-def _gamma_ticks(low: float, high: float) -> list[float]:
 def level_shares(levels: Sequence[dict[str, Any]], times: Sequence[dict[str, Any]] | None) -> Picture:
     """Share of each level of a U-Net in parameters, MACs and, where it was measured, time.
 
@@ -231,6 +231,7 @@ def level_shares(levels: Sequence[dict[str, Any]], times: Sequence[dict[str, Any
         return Picture(_png(figure), alt, 840)
 
 
+def _gamma_ticks(low: float, high: float) -> list[float]:
     few, many = ([t for t in ticks if low <= t <= high] for ticks in (_FEW_GAMMAS, _MANY_GAMMAS))
     return few if len(few) >= 4 else many
 

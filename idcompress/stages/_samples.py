@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from ..core.random import image_generator
@@ -67,8 +68,13 @@ class TrainingSamples:
         epoch, position = divmod(number, self.count)
         order = _order(self.photos, self.seed, epoch, self.count)
         unreadable: dict[str, str] = {}
-        for index in (*order[position:], *order[:position]):
-            photo = self.photos[index]
+        for turn in range(self.count):
+            index = int(order[(position + turn) % self.count])
+            try:
+                photo = self.photos[index]
+            except IdcError as error:
+                unreadable[f"photograph {index}"] = str(error)
+                continue
             try:
                 pictures = _pictures(photo)
             except IdcError as error:
@@ -84,17 +90,16 @@ class TrainingSamples:
         if prompt is None and target is None:
             # Another stream than the training step's, which draws its timestep first: one would decide the other.
             prompt = self.task.draw_prompt(image_generator(self.seed, -1 - number))
-        return self.task.example(number, photo, image, prompt)
+        return self.task.example(number, photo, image, prompt, target)
 
 
 @lru_cache(maxsize=2)
-def _order(photos: PhotographSet, seed: int, epoch: int, count: int) -> list[int]:
-    order = np.asarray(photos.order(seed, epoch))
-    kept: list[int] = order[order < count].tolist()
-    return kept
+def _order(photos: PhotographSet, seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    order = photos.order(seed, epoch)
+    return order[order < count]
 
 
 @lru_cache(maxsize=_OPEN)
 def _pictures(photo: Photograph) -> list[Image.Image]:
     """The photograph, and the wanted result where it brings one."""
-    return [photo.open()]
+    return [photo.open(), *([] if photo.target is None else [photo.target.open()])]

@@ -10,14 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from safetensors.torch import save
 from torch import Tensor
 
 from ..adapters import training
-from ..adapters.pipeline import Model, native_size, with_components
+from ..adapters.pipeline import Model, native_size, vae_scale_factor, with_components
 from ..artifacts import files
 from ..artifacts.recipe import Recipe
 from ..artifacts.run_dir import RunDir, is_main_process
@@ -57,13 +55,13 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     samples = TrainingSamples(
         bench.task,
         photos,
-        size=native_size(bench.model.pipeline),
+        size=_resolution(settings.resolution, bench.model.pipeline),
         count=len(photos) - len(shown),
         seed=config.seed,
         prompts=config.prompts(),
         flip=settings.flip,
     )
-    identity = {
+    identity: dict[str, Any] = {
         "task": recipe.task,
         "depth": recipe.depth or bench.model.full_depth,
         "model": bench.model.digest,
@@ -85,13 +83,14 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         warmup_steps=settings.warmup_steps,
         preview=preview,
     )
-    for component in module.components.values():
+    networks: list[Any] = list(module.components.values())
+    for component in networks:
         if settings.gradient_checkpointing:
             component.enable_gradient_checkpointing()
         if settings.compile:
             component.compile()
     checkpoint = _checkpoint(config, run_dir, identity)
-    callbacks: list[Callback] = [
+    callbacks: list[Any] = [
         training.UnreadableImages(len(photos), warn),
         training.Progress(say, progress_bar),
         training.checkpoints(run_dir / "checkpoints", settings.checkpoint_every_n_steps),
@@ -107,7 +106,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         f"{sum(p.numel() for p in module.parameters() if p.requires_grad):,} parameters, {samples.count} photographs, "
         f"{settings.batch_size} images per update"
     )
-    trainer = _trainer(config, run_dir, callbacks)
+    loggers = [instantiate(node, f"finetune.logger.{name}") for name, node in settings.logger.items()]
+    trainer = training.make_trainer(_trainer_arguments(config, run_dir), run_dir.path, callbacks, loggers)
     _fit(trainer, module, data, checkpoint)
     if not is_main_process():
         return []
@@ -186,6 +186,16 @@ class Preview:
         files.write_bytes(self.run_dir / "recovery.png", recovery_curve(self.trace.rows, units).data)
 
 
+def _resolution(wanted: int | None, pipeline: Any) -> int:
+    """Side of the training crops: the U-Net's own, or one that its halvings divide."""
+    if wanted is None:
+        return native_size(pipeline)
+    multiple = vae_scale_factor(pipeline) * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
+    if wanted < multiple or wanted % multiple:
+        raise IdcError(f"finetune.resolution must be a multiple of {multiple} px, got {wanted}")
+    return wanted
+
+
 def _student(model: Model, recipe: Recipe, trained: list[str]) -> Any:
     """The pruned pipeline with trained components of its own: the full model stays as it is."""
     unknown = [name for name in trained if not isinstance(getattr(model.pipeline, name, None), torch.nn.Module)]
@@ -215,40 +225,24 @@ def _checkpoint(config: Config, run_dir: RunDir, identity: dict[str, Any]) -> Pa
     return path
 
 
-def _trainer(config: Config, run_dir: RunDir, callbacks: list[Callback]) -> pl.Trainer:
+def _trainer_arguments(config: Config, run_dir: RunDir) -> dict[str, Any]:
+    """What `trainer` says, with our defaults filled in."""
     arguments = dict(config.trainer)
     if arguments.get("accelerator") is None:
         arguments["accelerator"] = {"cuda": "gpu"}.get(config.device.partition(":")[0], config.device)
-    gpu = arguments["accelerator"] in ("gpu", "cuda") or (
-        arguments["accelerator"] == "auto" and torch.cuda.is_available()
-    )
     if arguments.get("precision") is None:
+        gpu = arguments["accelerator"] in ("gpu", "cuda")
+        gpu = gpu or (arguments["accelerator"] == "auto" and torch.cuda.is_available())
         arguments["precision"] = "bf16-mixed" if gpu else "32-true"
     if "fsdp" in str(arguments.get("strategy")) and config.finetune.ema_decay is not None:
-        raise IdcError(
-            "weights that are sharded cannot be averaged; set finetune.ema_decay=null with trainer.strategy=fsdp"
-        )
+        raise IdcError("sharded weights cannot be averaged; set finetune.ema_decay=null with trainer.strategy=fsdp")
     # Lightning counts batches here, we count updates.
     arguments["val_check_interval"] *= arguments["accumulate_grad_batches"]
-    logger = [pl.loggers.CSVLogger(run_dir.path, name="logs", flush_logs_every_n_steps=10)]
-    logger += [instantiate(node, f"finetune.logger.{name}") for name, node in config.finetune.logger.items()]
-    try:
-        return pl.Trainer(
-            **arguments,
-            callbacks=callbacks,
-            logger=logger,
-            default_root_dir=run_dir / "checkpoints",
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-    except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
-        raise IdcError(f"trainer: {error}") from None
+    arguments["default_root_dir"] = run_dir / "checkpoints"
+    return arguments
 
 
-def _fit(trainer: pl.Trainer, module: Any, data: Any, checkpoint: Path | None) -> None:
+def _fit(trainer: Any, module: Any, data: Any, checkpoint: Path | None) -> None:
     """Train; Lightning ends the process on signals, which here end the run as any command ends."""
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)

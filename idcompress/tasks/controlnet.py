@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..adapters.pipeline import draw_latents, encode_prompts
 from ..core.guidance import classifier_free_guidance
+from ..core.random import image_generator
 from ..data.canny import canny
 from ..data.captions import caption
 from ..types import DenoiseFn, Example
@@ -27,17 +28,25 @@ class Task(_base.Task):
     trained = ("unet", "controlnet")
     conditioning_dropout = 0.5  # of the captions
 
+    def __init__(self, *, canny_thresholds: Literal["fixed", "random"] = "fixed") -> None:
+        """Edges by thresholds 100 and 200, or by random ones around them: to train a branch that takes either."""
+        self.random_thresholds = canny_thresholds == "random"
+
     def example(
         self, index: int, photo: Photograph, image: Tensor, prompt: str | None, target: Tensor | None = None
     ) -> Example:
         """The condition is the crop's canny map, thrice; without a prompt its measured facts are the caption."""
+        low, high = 100, 200
+        if self.random_thresholds:
+            draws = torch.randint(50, 150, (2,), generator=image_generator(0, index))
+            low, high = int(draws[0]), int(draws.sum())
         return Example(
             index=index,
             name=f"{index:04d}_{photo.name}",
             photo=photo.digest,
             image=image,
             prompt=caption(image) if prompt is None else prompt,
-            condition=canny(image[None])[0].expand(3, -1, -1).contiguous(),
+            condition=canny(image[None], low, high)[0].expand(3, -1, -1).contiguous(),
         )
 
     def encode(self, pipeline: Any, examples: Sequence[Example], seed: int = 0) -> _base.Conditioning:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,9 @@ def test_a_signal_loses_nothing(command, sent, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     arguments = [str(IDC), *command(), "trainer.max_steps=30", "trainer.val_check_interval=30"]
     subprocess.run([*arguments, "hydra.run.dir=whole"], check=True, cwd=tmp_path, env=environment)
-    process = subprocess.Popen([*arguments, "hydra.run.dir=broken"], cwd=tmp_path, env=environment)
+    # A shell's background job ignores Ctrl-C, and so would its children.
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen([*arguments, "hydra.run.dir=broken"], cwd=tmp_path, env=environment, preexec_fn=default)
     while not (tmp_path / "broken" / "checkpoints" / "last.ckpt").exists():
         assert process.poll() is None
         time.sleep(0.05)
@@ -157,7 +160,9 @@ def test_a_checkpoint_of_another_depth_or_none_at_all(idc, command, work):
         (["finetune.batch_size=3"], "finetune.batch_size=3 does not divide"),
         (["+trainer.nonsense=1"], "trainer: "),
         (["finetune.optimizer._target_=torch.optim.Adamm"], "finetune.optimizer: "),
-        (["finetune.schedule=cosin"], "finetune.schedule"),
+        (["finetune.schedule=cosin"], "did you mean 'cosine'"),
+        (["finetune.schedule=linear", "trainer.max_steps=-1"], "set trainer.max_steps"),
+        (["finetune.resolution=100"], "finetune.resolution must be a multiple of 32 px, got 100"),
         (["trainer.strategy=fsdp"], "finetune.ema_decay=null"),
         (["loss=distil"], "did you mean 'distill'"),
         (["prompt=paint it"], "true result of 'paint it'"),
