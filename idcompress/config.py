@@ -126,7 +126,7 @@ class ProfileConfig:
 
 @dataclass
 class CompressConfig:
-    stages: Optional[List[str]] = None
+    stages: List[str] = field(default_factory=lambda: ["depth_search", "tsopt", "evaluate", "report"])
 
 
 @dataclass

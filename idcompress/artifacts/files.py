@@ -32,13 +32,7 @@ def write_bytes(path: Path, data: bytes) -> Path:
 
 
 def link(source: Path, path: Path) -> Path:
-    """The same file under another name, without its bytes a second time where the disk allows; never written again.
-
-    Raises:
-        IdcError: there is no such file.
-    """
-    if not source.is_file():
-        raise IdcError(f"the file {source} is missing; copy the weights together with recipe.json")
+    """The same file under another name, without its bytes a second time where the disk allows; never written again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)

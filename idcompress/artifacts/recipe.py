@@ -73,9 +73,10 @@ class Recipe:
         if changes.get("timesteps") is not None:
             changes["timesteps"] = tuple(changes["timesteps"])
             changes.setdefault("num_inference_steps", len(changes["timesteps"]))
-        if "weights" in changes:
-            changes.setdefault("folder", None)
-        return dataclasses.replace(self, parent=self.digest, provenance=(*self.provenance, provenance), **changes)
+        folder = self.folder if self.weights and "weights" not in changes else None
+        return dataclasses.replace(
+            self, parent=self.digest, provenance=(*self.provenance, provenance), folder=folder, **changes
+        )
 
     def derive_model(self, model: dict[str, Any]) -> Recipe:
         """This recipe with its model's digest filled in, once the model has been loaded."""
@@ -89,8 +90,9 @@ class Recipe:
         """Write recipe.json, whole or not at all, with the weights beside it."""
         path = Path(path)
         for entry in self.weights.values():
-            if self.folder is not None and self.folder.resolve() != path.parent.resolve():
-                files.link(self.folder / entry["file"], path.parent / entry["file"])
+            source, target = (self.folder or path.parent) / entry["file"], path.parent / entry["file"]
+            if source.is_file() and source.resolve() != target.resolve():
+                files.link(source, target)
         return files.write_json(path, self.to_json())
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Run the whole chain: depth search, fine-tuning, timestep search, evaluation, report"""
+"""Run the whole chain: depth search, timestep search, evaluation, report"""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     Raises:
         IdcError: an unknown stage, or compress itself.
     """
-    stages = _stages(config)
     known = [name for name in registry.names("command") if name != "compress"]
-    for name in stages:
+    for name in config.compress.stages:
         if name not in known:
             raise IdcError(f"compress.stages: no stage is called {name!r}; there are: {', '.join(known)}")
     # depth= fixes the depth for the depth search; later stages take it from the recipe.
     later = dataclasses.replace(config, depth=None)
-    for name in stages:
+    for name in config.compress.stages:
         stage_run = run_dir.child(name, files.digest([run_dir.info["digest"], name]))
         if not stage_run.finished:
             say(f"== {name.replace('_', '-')}")
@@ -42,11 +41,3 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             stage_run.finish()
         recipes = [Recipe.load(path) for path in recipes_of(stage_run.path)] or recipes
     return recipes
-
-
-def _stages(config: Config) -> list[str]:
-    """What compress.stages says, else the chain: a model that is not ours wants a training set chosen for it."""
-    if config.compress.stages is not None:
-        return config.compress.stages
-    embedded = config.model.name == "tiny" and config.model.path is None
-    return ["depth_search", *(["finetune"] if embedded else []), "tsopt", "evaluate", "report"]

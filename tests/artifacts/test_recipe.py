@@ -100,6 +100,16 @@ def test_a_derived_recipe_leaves_its_parents_folder(tmp_path):
     assert loaded.derive(TIMED, timesteps=[9, 3]).folder is None
 
 
+def test_weights_that_are_kept_come_along(tmp_path):
+    loaded = Recipe.load(FAST.save(tmp_path / "old" / "recipe.json"))
+    for entry in FAST.weights.values():
+        (tmp_path / "old" / entry["file"]).write_bytes(b"weights")
+    saved = loaded.derive(TIMED, timesteps=[9, 3]).save(tmp_path / "new" / "recipe.json")
+    for entry in FAST.weights.values():
+        assert (saved.parent / entry["file"]).read_bytes() == b"weights"
+    assert loaded.derive(TIMED, weights={}).folder is None
+
+
 DAMAGE = {
     "task": [None, 3, ["ip2p"]],
     "model": [None, "tiny", {}, {"path": "x"}, {"name": 3}],
