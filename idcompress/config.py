@@ -97,8 +97,8 @@ class FinetuneConfig:
     components: Optional[List[str]] = None
     batch_size: int = 16
     optimizer: Dict[str, Any] = field(default_factory=dict)
-    schedule: str = "constant"
-    warmup_steps: int = 0
+    schedule: str = "constant_with_warmup"
+    warmup_steps: int = 20
     ema_decay: Optional[float] = 0.999
     timesteps: str = "all"
     conditioning_dropout: Optional[float] = None

@@ -27,7 +27,7 @@ def decisions(path: Path) -> dict:
 @pytest.mark.parametrize("task", ["ip2p", "controlnet"])
 def test_stages_one_by_one_equal_compress(idc, random_model, task):
     common = (SMOKE, f"task={task}", f"model.path={random_model(task)}", "tsopt.num_inference_steps=[3,2]")
-    for command in ("depth-search", "tsopt", "evaluate", "report"):
+    for command in ("depth-search", "finetune", "tsopt", "evaluate", "report"):
         result = idc(command, *common)
         assert result.code == 0, result.err
     compressed = idc("compress", *common)
