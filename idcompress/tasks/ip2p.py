@@ -29,13 +29,16 @@ class Task(_base.Task):
     def example(
         self, index: int, photo: Photograph, image: Tensor, prompt: str | None, target: Tensor | None = None
     ) -> Example:
-        """Without a prompt the computable edits take turns; then the true result comes along."""
+        """Without a prompt the computable edits take turns; then the true result comes along.
+
+        Each time round the turns shift by one, so that an edit does not meet the same photograph every time.
+        """
         if prompt is not None and target is not None:
             name = f"{index:04d}_{photo.name}"
             return Example(index, name, photo.digest, image, prompt, target, captions=photo.captions)
         if prompt is None:
             edits = list(EDITS.values())
-            prompt = edits[index % len(edits)].phrasings[0]
+            prompt = edits[(index + index // len(edits)) % len(edits)].phrasings[0]
         edit = edit_for_prompt(prompt)
         return Example(
             index=index,

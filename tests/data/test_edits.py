@@ -4,7 +4,9 @@ import pytest
 import torch
 from skimage import data
 
+from idcompress import registry
 from idcompress.data.edits import EDITS, edit_for_prompt
+from idcompress.data.photographs import packaged
 
 
 def photos() -> torch.Tensor:
@@ -74,3 +76,14 @@ def test_edit_for_prompt_ignores_case_and_spaces() -> None:
     edit = edit_for_prompt("  Flip it   HORIZONTALLY ")
     assert edit is not None and edit.name == "flip_horizontally"
     assert edit_for_prompt("make it a castle") is None
+
+
+def test_an_edit_meets_every_photograph():
+    """20 edits and four or five photographs: without a shift each edit would meet the same one in every round."""
+    task = registry.load("task", "ip2p").Task()
+    for number in (4, 5):
+        photos = packaged("all")[:number]
+        met = {name: set() for name in EDITS}
+        for example in task.examples(photos, len(EDITS) * number, 8):
+            met[example.tags[1]].add(example.photo)
+        assert {len(names) for names in met.values()} == {number}
