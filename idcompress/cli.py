@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 ALIASES = {"timestep-search": "tsopt"}
-# The flags that name configuration folders, and those that name one of their files.
+# The flags that name configuration folders, and with them those that name one of their files.
 _FOLDER_FLAGS = ("-cp", "--config-path", "-cd", "--config-dir")
-_FILE_FLAGS = ("-cn", "--config-name")
+_CONFIG_FLAGS = (*_FOLDER_FLAGS, "-cn", "--config-name")
 # Left behind by Lightning's launcher; a sweep's next job must start its own processes.
 _DISTRIBUTED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -106,7 +106,7 @@ def run_command(command: str, arguments: list[str]) -> None:
 
     configuration.register()
     Plugins.instance().register(PackagedConfigs)
-    arguments = _absolute_folders(arguments)
+    arguments = _absolute_folders(_two_words(arguments))
     flags = _config_flags(arguments)
     arguments = _flags_first([*_follow_recipe(arguments), f"hydra/help={command.replace('-', '_')}"])
     spec = getattr(sys.modules["__main__"], "__spec__", None)
@@ -250,10 +250,14 @@ def _follow_recipe(arguments: list[str]) -> list[str]:
     return [*arguments, *(f"{key}={value}" for key, value in brought.items() if key not in given)]
 
 
+def _two_words(arguments: list[str]) -> list[str]:
+    """`--config-dir=FOLDER` and its like as `--config-dir FOLDER`."""
+    return [word for a in arguments for word in (a.split("=", 1) if a.partition("=")[0] in _CONFIG_FLAGS else [a])]
+
+
 def _config_flags(arguments: list[str]) -> list[str]:
     """The flags about configuration files with their values, to be repeated for child processes."""
-    names = (*_FOLDER_FLAGS, *_FILE_FLAGS)
-    return [x for i, a in enumerate(arguments) if a in names for x in arguments[i : i + 2]]
+    return [x for i, a in enumerate(arguments) if a in _CONFIG_FLAGS for x in arguments[i : i + 2]]
 
 
 def _absolute_folders(arguments: list[str]) -> list[str]:
@@ -278,7 +282,7 @@ def _completion(arguments: list[str]) -> None:
         if word is None:
             print(("\n" if action == "query=fish" else " ").join([*commands(), *ALIASES, "--help", "--version"]))
             return
-        command, folders = ALIASES.get(word, word), _config_flags(done)
+        command, folders = ALIASES.get(word, word), _config_flags(_two_words(done))
         os.environ["COMP_LINE"] = f"idc {line.split(word, 1)[1].lstrip()}"
     if command in commands() and command != "ls":
         run_command(command, [*folders, "-sc", action])

@@ -102,7 +102,18 @@ MISTAKES = {
     "depth-search device=cuda model.path={ip2p}": "device=cuda",
     "depth-search hydra.run.dir=/proc/nothere model.path={ip2p}": "/proc/nothere",
     "depth-search --config-dir nowhere": "nowhere",
+    "depth-search --config-dir=nowhere": "the configuration folder nowhere does not exist",
 }
+
+
+@pytest.mark.parametrize("flag", [["--config-dir=own"], ["--config-path", "own"], ["--config-path=own"]])
+def test_own_configuration_folders_are_relative_to_the_working_folder(idc, flag):
+    folder = Path("own/experiment")
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("# @package _global_\nseed: 4321\n")
+    result = idc("tsopt", "experiment=mine", *flag, "--cfg", "job")
+    assert result.code == 0, result.err
+    assert "seed: 4321" in result.out
 
 
 @pytest.fixture
