@@ -1,11 +1,17 @@
 """COCO 2017: photographs with captions by people"""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any, Literal
 
 from ..data.photographs import Files, PhotographSet, check_split, folders, found_in
 from ..errors import IdcError
+
+_FORMS = (
+    '.json with {"000000000139.jpg": "a room"} or COCO\'s results [{"image_id": 139, "caption": "a room"}], .csv with '
+    "the columns file_name and caption, or .txt with lines like 000000000139.jpg a room"
+)
 
 
 def load(
@@ -16,10 +22,11 @@ def load(
     Args:
         captions: of each photograph the one with the lowest annotation id, or one after the other, each a photograph
             of its own.
-        captions_file: captions to use instead, say of a captioning model: a JSON object {file name: caption}.
+        captions_file: captions to use instead, say of a captioning model, .json, .csv or .txt by file name; photographs
+            that it leaves out are left out.
 
     Raises:
-        IdcError: a folder or annotation file is not there or not as COCO's.
+        IdcError: a folder, annotation or caption file is not there or not as it should be.
     """
     check_split(split)
     roots = [] if path is None else folders(path)
@@ -29,8 +36,7 @@ def load(
     if not (root / part).is_dir():
         raise IdcError(f"data.path={root}: want {part}/ and annotations/captions_{part}.json; found {found_in(root)}")
     source = Path(captions_file).expanduser() if captions_file else root / "annotations" / f"captions_{part}.json"
-    texts = _read_json(source, root)
-    by_file = {name: [text] for name, text in texts.items()} if captions_file else _by_file(texts, source)
+    by_file = (_from_file if captions_file else _from_annotations)(source)
     present = sorted(entry.name for entry in (root / part).iterdir() if entry.name in by_file)
     if not present:
         raise IdcError(f"{source} names no image of {root / part}, which holds {found_in(root / part)}")
@@ -45,21 +51,26 @@ def load(
     return Files(list(chosen), [file for file, _ in chosen.values()], prompts=prompts, own_splits=True)
 
 
-def _read_json(path: Path, root: Path) -> dict[str, Any]:
+def _read(path: Path) -> str:
     try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        near = path.parent if path.parent.is_dir() else root
+        return path.read_text(encoding="utf-8-sig")
+    except OSError:
+        near = path.parent if path.parent.is_dir() else path.parent.parent
         raise IdcError(f"there is no {path}; {near} holds {found_in(near)}") from None
+    except UnicodeDecodeError:
+        raise IdcError(f"{path} is not UTF-8 text") from None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(_read(path))
     except ValueError as error:
         raise IdcError(f"{path} is not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise IdcError(f"{path} must hold a JSON object, got {type(value).__name__}")
-    return value
 
 
-def _by_file(annotations: dict[str, Any], path: Path) -> dict[str, list[str]]:
+def _from_annotations(path: Path) -> dict[str, list[str]]:
     """File name -> captions in order of annotation id."""
+    annotations = _read_json(path)
     try:
         names = {image["id"]: image["file_name"] for image in annotations["images"]}
         found: dict[str, list[str]] = {}
@@ -68,3 +79,22 @@ def _by_file(annotations: dict[str, Any], path: Path) -> dict[str, list[str]]:
         return found
     except (KeyError, TypeError, AttributeError) as error:
         raise IdcError(f"{path} is not as COCO's captions: {type(error).__name__} {error}") from None
+
+
+def _from_file(path: Path) -> dict[str, list[str]]:
+    """File name -> its caption, from a file of one's own."""
+    try:
+        rows: Any
+        if path.suffix == ".json":
+            value = _read_json(path)
+            listed = not isinstance(value, dict)
+            rows = [(f"{int(row['image_id']):012d}.jpg", row["caption"]) for row in value] if listed else value.items()
+        elif path.suffix == ".csv":
+            rows = [(row["file_name"], row["caption"]) for row in csv.DictReader(_read(path).splitlines())]
+        elif path.suffix == ".txt":
+            rows = [line.split(maxsplit=1) for line in _read(path).splitlines() if line.strip()]
+        else:
+            raise ValueError(f"its name ends in {path.suffix or 'nothing'}")
+        return {name: [caption.strip()] for name, caption in rows}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise IdcError(f"data.options.captions_file={path}: want {_FORMS}; got {error}") from None

@@ -278,18 +278,56 @@ def test_coco_by_its_lowest_annotation(coco):
     assert are_apart(found)
 
 
-def test_coco_with_every_caption_or_others(coco, tmp_path):
+def test_coco_with_every_caption(coco):
     found = load("coco", str(coco), "evaluate", captions="all")
     assert names(found) == ["000000000146", "000000000146_1", "000000000160", "000000000160_1"]
     assert [photo.prompt for photo in found[:2]] == ["caption 1 of 146", "caption 0 of 146"]
-    (tmp_path / "blip.json").write_text(json.dumps({"000000000146.jpg": "a grey square"}))
-    found = load("coco", str(coco), "all", captions_file=str(tmp_path / "blip.json"))
-    assert [(photo.name, photo.prompt) for photo in found] == [("000000000146", "a grey square")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("blip.json", '{"000000000146.jpg": "a grey, plain square"}'),
+        ("blip.json", '[{"image_id": 146, "caption": "a grey, plain square "}, {"image_id": 9, "caption": "x"}]'),
+        ("blip.csv", 'file_name,score,caption\n000000000146.jpg,1,"a grey, plain square"\n'),
+        ("blip.txt", "\ufeff000000000146.jpg\ta grey, plain square\n\n"),
+    ],
+)
+def test_captions_of_another_file_take_the_annotations_place(coco, tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    shutil.rmtree(coco / "annotations")
+    found = load("coco", str(coco), "all", captions_file=str(tmp_path / name))
+    assert [(photo.name, photo.prompt) for photo in found] == [("000000000146", "a grey, plain square")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("blip.json", "{", "is not JSON"),
+        ("blip.json", '{"000000000146.jpg": 3}', "captions_file=.*want .json with"),
+        ("blip.json", '[{"image": 146}]', "captions_file=.*got 'image_id'"),
+        ("blip.csv", "000000000146.jpg,a square\n1,2\n", "the columns file_name and caption.*got 'file_name'"),
+        ("blip.txt", "000000000146.jpg\n", "lines like 000000000139.jpg a room"),
+        ("blip.yaml", "a: b", "ends in .yaml"),
+        ("blip.txt", "146.jpg a square", r"blip.txt names no image of .*val2017, which holds 000000000001.jpg"),
+    ],
+)
+def test_caption_files_that_are_wrong_are_one_line(coco, tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(IdcError, match=words) as error:
+        load("coco", str(coco), "all", captions_file=str(tmp_path / name))
+    assert "\n" not in str(error.value)
+    with pytest.raises(IdcError, match=r"there is no .*gone\.json; .* holds"):
+        load("coco", str(coco), "all", captions_file=str(tmp_path / "gone.json"))
 
 
 def test_annotations_that_are_missing_or_wrong(coco):
     path = coco / "annotations" / "captions_val2017.json"
-    for text, words in (("{", "is not JSON"), ("[]", "JSON object"), ('{"images": []}', "not as COCO's.*annotations")):
+    for text, words in (
+        ("{", "is not JSON"),
+        ("[]", "not as COCO's"),
+        ('{"images": []}', "not as COCO's.*annotations"),
+    ):
         path.write_text(text)
         with pytest.raises(IdcError, match=words):
             load("coco", str(coco), "search")
