@@ -218,7 +218,7 @@ class Config:
 CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "dtype": ("auto", "float32", "float16", "bfloat16"),
-    "sampler": ("ddim", "dpm_solver"),
+    "sampler": ("ddim", "ancestral", "dpm_solver"),
     "data.split": ("auto", "train", "search", "evaluate", "all"),
     "tsopt.reference": ("self", "full"),
     "export.format": ("diffusers",),

@@ -1,10 +1,11 @@
-"""DDIM over any list of timesteps: one step between two noise levels, and the only deterministic sampling loop.
+"""DDIM over any list of timesteps: one step between two noise levels, the sampling loop, and noise that lists share.
 
-Both follow Song et al., "Denoising Diffusion Implicit Models" (arXiv 2010.02502), equations 12 and 16, with the
-ending of the released compression code: the last listed timestep returns the predicted x_0 itself.
+Step and loop follow Song et al., "Denoising Diffusion Implicit Models" (arXiv 2010.02502), equations 12 and 16, with
+the ending of the released compression code: the last listed timestep returns the predicted x_0 itself.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, pairwise, repeat
 from typing import NamedTuple
 
 import torch
@@ -90,6 +91,7 @@ def ddim_sample(
     *,
     eta: float | int = 0.0,
     generator: Generators = None,
+    step_noise: Iterable[Tensor] | None = None,
     prediction_type: str = "epsilon",
 ) -> Float[Tensor, "b ..."]:
     """Sample over an arbitrary, never increasing list of timesteps.
@@ -100,8 +102,9 @@ def ddim_sample(
         timesteps: indices into `alphas_cumprod`; the step after each goes to the next *position* in the list, never to
             `timestep - stride`, so repeats are legal.
         alphas_cumprod: (T,), float32 or float64.
-        eta: 0 for the deterministic sampler that every search uses.
+        eta: 0 for the deterministic sampler, 1 for the ancestral one (DDPM's, over the listed timesteps).
         generator: noise source for eta > 0; a list gives one per image.
+        step_noise: unit noise (B, ...) of every step but the last, in place of draws from `generator`: `path_noise`.
         prediction_type: "epsilon", "v_prediction" or "sample".
 
     Returns:
@@ -113,7 +116,14 @@ def ddim_sample(
     Source: arXiv 2010.02502, eq. 12; list handling as in the released compression code.
     """
     *_, last = ddim_trajectory(
-        denoise, sample, timesteps, alphas_cumprod, eta=eta, generator=generator, prediction_type=prediction_type
+        denoise,
+        sample,
+        timesteps,
+        alphas_cumprod,
+        eta=eta,
+        generator=generator,
+        step_noise=step_noise,
+        prediction_type=prediction_type,
     )
     return last.pred_original_sample
 
@@ -126,15 +136,47 @@ def ddim_trajectory(
     *,
     eta: float | int = 0.0,
     generator: Generators = None,
+    step_noise: Iterable[Tensor] | None = None,
     prediction_type: str = "epsilon",
 ) -> Iterator[Prediction]:
     """The loop of `ddim_sample`, yielding each step's prediction so that a caller can show, save or stop."""
     steps = check_timesteps(timesteps, len(alphas_cumprod))
     levels = [float(alphas_cumprod[t]) for t in steps]
-    for timestep, level, next_level in zip(steps, levels, [*levels[1:], None], strict=True):
+    noises = chain(repeat(None, len(steps) - 1) if step_noise is None else step_noise, [None])
+    for timestep, level, next_level, noise in zip(steps, levels, [*levels[1:], None], noises, strict=True):
         # 1. what the network says about the present sample
         model_output = denoise(sample, torch.tensor(timestep, device=sample.device))
         prediction = predict(model_output, sample, level, prediction_type)
         yield prediction
         # 2. on to the next listed level
-        sample = ddim_step(prediction, level, next_level, eta=eta, generator=generator)
+        sample = ddim_step(prediction, level, next_level, eta=eta, generator=generator, variance_noise=noise)
+
+
+def path_noise(
+    sample: Float[Tensor, "b ..."],
+    timesteps: Iterable[int] | Tensor,
+    alphas_cumprod: Float[Tensor, " num_train_timesteps"],
+    generators: list[torch.Generator],
+) -> Iterator[Tensor]:
+    """Step noise of ancestral sampling such that lists of any length follow the same random path.
+
+    With a constant predicted x_0 the quantity (x_t / sqrt(a) - x_0) a / (1 - a) is, at eta 1, a Brownian motion whose
+    time is the signal-to-noise ratio a / (1 - a). The path is drawn once per training timestep, whatever the list, and
+    a step takes the path's increment between its two timesteps: lists then differ by their steps, not by their luck.
+
+    Args:
+        sample: (B, ...), for shape, dtype and device.
+        generators: one per image; they are left as they are, so the path can be walked again.
+
+    Yields:
+        (B, ...), unit normal, for every step but the last; zeros where a timestep repeats.
+    """
+    ratios = [a / (1 - a) for a in alphas_cumprod.tolist()]
+    draws, cpu_sample = [generator.clone_state() for generator in generators], sample.cpu()
+    steps = check_timesteps(timesteps, len(ratios))
+    for position, (timestep, next_timestep) in enumerate(pairwise([len(ratios) - 1, *steps])):
+        increment = torch.zeros_like(cpu_sample)
+        for t in range(timestep, next_timestep, -1):
+            increment += (ratios[t - 1] - ratios[t]) ** 0.5 * randn_like(cpu_sample, draws)
+        if position > 0:  # before that the path only comes to where the list begins
+            yield (increment / ((ratios[next_timestep] - ratios[timestep]) or 1.0) ** 0.5).to(sample.device)

@@ -76,7 +76,7 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
     if not recipes and stage != "convert":
         recipes = [full_recipe(config, needs_weights=stage != "profile")]
     if recipes:
-        config = follow_guidance(config, recipes[0], list(hydra_config.overrides.task))
+        config = follow_recipe(config, recipes[0], list(hydra_config.overrides.task))
     if recipes and stage != "report":
         say(describe(config, recipes, paths, stage))
     identity = {
@@ -160,11 +160,12 @@ def full_recipe(config: Config, *, needs_weights: bool = True) -> Recipe:
     )
 
 
-def follow_guidance(config: Config, recipe: Recipe, overrides: Sequence[str]) -> Config:
-    """Guidance scales default to those that the recipe was searched with; a scale on the command line wins."""
+def follow_recipe(config: Config, recipe: Recipe, overrides: Sequence[str]) -> Config:
+    """Guidance scales and sampler default to those that the recipe was searched with; the command line wins."""
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
-    kept = {name: scale for name, scale in recipe.guidance.items() if name not in given}
-    return dataclasses.replace(config, **kept)  # type: ignore[arg-type]
+    last = recipe.provenance[-1] if recipe.provenance else {}
+    searched: dict[str, Any] = recipe.guidance | {name: value for name, value in last.items() if name == "sampler"}
+    return dataclasses.replace(config, **{name: value for name, value in searched.items() if name not in given})
 
 
 def describe(config: Config, recipes: list[Recipe], paths: list[Path], stage: str) -> str:
@@ -254,6 +255,7 @@ def provenance(
         "config_digest": run_dir.info["digest"],
         "seed": config.seed,
         "options": config.task.options,
+        "sampler": config.sampler,
         "code": code_state(),
         "photographs": photographs,
         **details,

@@ -53,7 +53,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
 def _warn_where_it_differs(config: Config, recipe: Recipe) -> None:
     stage = recipe.provenance[-1] if recipe.provenance else {}
     for prefix, now, searched in (
-        ("", config.guidance(), recipe.guidance),
+        ("", config.guidance() | {"sampler": config.sampler}, recipe.guidance | stage),
         ("task.options.", config.task.options, stage.get("options", {})),
     ):
         for name, value in now.items():

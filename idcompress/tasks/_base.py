@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.pipeline import alphas_cumprod, decode_latents, native_size, vae_scale_factor
-from ..core.ddim import ddim_sample
+from ..core.ddim import ddim_sample, path_noise
 from ..core.dpm_solver import dpm_solver_sample
 from ..core.random import image_generator
 from ..errors import IdcError
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ..data.photographs import Photograph
 
 Conditioning = dict[str, Tensor]
+
+_STEPS = 10**9  # the step noise of image i is drawn as image _STEPS + i
 
 
 class Task(ABC):
@@ -153,6 +155,11 @@ class Task(ABC):
         return made
 
 
+def step_generator(seed: int, index: int) -> torch.Generator:
+    """Of an image's steps where sampling is ancestral; with the start's own, both would draw the same numbers."""
+    return image_generator(seed, _STEPS + index)
+
+
 def initial_noise(pipeline: Any, examples: Sequence[Example], seed: int) -> Tensor:
     """Unit normal latents (B, 4, h, w), float32, CPU, each image's from its own generator."""
     factor, channels = vae_scale_factor(pipeline), int(pipeline.vae.config.latent_channels)
@@ -182,6 +189,7 @@ def translate(
     """Translate a batch of examples of one size: noise, denoise over the listed timesteps, decode.
 
     Args:
+        sampler: "ddim", "dpm_solver" or "ancestral", whose noise an image has in common over lists of any length.
         conditioning: of `task.encode`, to use it for more than one run.
 
     Returns:
@@ -189,13 +197,10 @@ def translate(
     """
     conditioning = task.encode(pipeline, examples, seed) if conditioning is None else conditioning
     denoise = task.denoise(pipeline, conditioning, guidance)
-    noise = initial_noise(pipeline, examples, seed).to(pipeline.unet.device)
+    noise, levels = initial_noise(pipeline, examples, seed).to(pipeline.unet.device), alphas_cumprod(pipeline)
+    arguments: dict[str, Any] = {"prediction_type": pipeline.scheduler.config.prediction_type}
+    if sampler == "ancestral":
+        generators = [step_generator(seed, example.index) for example in examples]
+        arguments |= {"eta": 1, "step_noise": path_noise(noise, timesteps, levels, generators)}
     sample = dpm_solver_sample if sampler == "dpm_solver" else ddim_sample
-    latents = sample(
-        denoise,
-        noise,
-        list(timesteps),
-        alphas_cumprod(pipeline),
-        prediction_type=pipeline.scheduler.config.prediction_type,
-    )
-    return task.decode(pipeline, latents, conditioning)
+    return task.decode(pipeline, sample(denoise, noise, list(timesteps), levels, **arguments), conditioning)

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from ..adapters.pipeline import draw_latents, native_size
+from ..adapters.pipeline import alphas_cumprod, draw_latents, native_size
+from ..core.ddim import path_noise
 from ..core.random import image_generator
 from ..data.degrade import degrade
 from ..errors import IdcError
@@ -128,12 +129,14 @@ class Task(_base.Task):
     ) -> tuple[str, Tensor]:
         """Restore a picture of any size at four times its size, as the pipeline itself does: padded, in tiles.
 
-        Start and posterior noise have the generators that they have in a search.
+        The start, the posterior's noise and the steps' have the generators that they have in a search.
         """
         _refuse_guidance(guidance)
         _check_prompt(pipeline)
-        if sampler != "ddim":
-            raise IdcError(f"task=stablesr translates by sampler=ddim, got sampler={sampler}")
+        if sampler == "dpm_solver":
+            raise IdcError("task=stablesr translates by sampler=ddim or ancestral, got dpm_solver")
+        ancestral = sampler == "ancestral"
+        levels, steps = alphas_cumprod(pipeline), [_base.step_generator(seed, index)]
         tiles, channels = _tiles(pipeline), int(pipeline.vae.config.latent_channels)
         _, _, canvas = pipeline.working_sizes(picture.height, picture.width, UPSCALE, tiles["tile_size"])
         noisy = (1, channels, *(side // int(pipeline.vae_scale_factor) for side in canvas))
@@ -143,10 +146,11 @@ class Task(_base.Task):
             upscale=UPSCALE,
             fidelity_weight=self.fidelity_weight,
             color_fix=self.color_fix,
-            eta=0,
+            eta=int(ancestral),
             latents=torch.randn(noisy, generator=image_generator(seed, index)),
             generator=_posterior_generator(seed, index),
             output_type="pt",
+            step_noise=(lambda start: path_noise(start, timesteps, levels, steps)) if ancestral else None,
             **tiles,
         ).images
         return "", images[0].float().cpu()

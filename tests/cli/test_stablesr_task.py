@@ -11,6 +11,7 @@ from PIL import Image
 from idcompress import load_pipeline
 from idcompress.adapters.pipeline import load_model
 from idcompress.adapters.unet import depth_skip
+from idcompress.core.ddim import path_noise
 from idcompress.data.images import to_tensor
 from idcompress.data.photographs import packaged
 from idcompress.errors import IdcError
@@ -89,10 +90,26 @@ def test_other_options_than_the_searchs_are_warned_of(idc, random_model):
     recipe = only("outputs/stablesr/*/tsopt/*/recipe.json")
     provenance = json.loads(recipe.read_text())["provenance"]
     assert [entry["options"] for entry in provenance] == [{"fidelity_weight": 0.7, "color_fix": "adain"}]
+    assert [entry["sampler"] for entry in provenance] == ["ddim"]
     result = idc("evaluate", *common)
     assert result.code == 0, result.err
     assert "task.options.fidelity_weight=0.5, but the recipe was searched at 0.7" in result.out
     assert "color_fix=adain, but" not in result.out
+
+
+def test_a_recipe_is_sampled_as_it_was_searched(idc, random_model):
+    common = (*SMOKE, f"model.path={random_model('stablesr')}")
+    assert idc("tsopt", *common, "timesteps=uniform", "sampler=ancestral").code == 0
+    Image.new("RGB", (8, 8)).save("a.png")
+    for sampler in ((), ("sampler=ddim",)):
+        wanted = "ddim" if sampler else "ancestral"
+        result = idc("translate", *common, *sampler, "image=a.png", f"output.path={wanted}")
+        assert result.code == 0, result.err
+        assert json.loads(Path(f"{wanted}/translate.json").read_text())["sampler"] == wanted
+        result = idc("evaluate", *common, *sampler)
+        assert result.code == 0, result.err
+        assert bool(sampler) == ("sampler=ddim, but the recipe was searched at ancestral" in result.out)
+    assert Path("ddim/a.png").read_bytes() != Path("ancestral/a.png").read_bytes()
 
 
 # the task
@@ -106,9 +123,10 @@ def test_examples_are_a_crop_and_its_degraded_quarter(examples):
         assert not torch.equal(example.image, example.target)
 
 
-def test_batches_and_seeds(model, examples):
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral", "dpm_solver"])
+def test_batches_and_seeds(model, examples, sampler):
     def run(chosen, seed=0):
-        return _base.translate(Task(), model.pipeline, chosen, [999, 500, 20], {}, seed=seed)
+        return _base.translate(Task(), model.pipeline, chosen, [999, 500, 20], {}, seed=seed, sampler=sampler)
 
     whole = run(examples)
     assert whole.shape == (3, 3, 64, 64)
@@ -185,6 +203,21 @@ def test_options_change_the_picture(model, examples):
     assert not torch.equal(default, picture(color_fix="none"))
 
 
+def test_ancestral_noise_is_the_steps_own(model, examples):
+    """It is neither the start nor the posterior's, and the list decides how it is cut, not which it is."""
+    start = _base.initial_noise(model.pipeline, examples[:1], 0)
+    levels = model.pipeline.scheduler.alphas_cumprod
+    generators = [_base.step_generator(0, examples[0].index)]
+    (drawn,) = path_noise(start, [999, 0], levels, generators)
+    with torch.inference_mode():
+        image = examples[0].image[None] * 2 - 1
+        posterior = model.pipeline.vae.encode(image).latent_dist
+        latents = Task().encode(model.pipeline, examples[:1], 0)["image_latents"]
+    encoded = (latents / model.pipeline.vae.config.scaling_factor - posterior.mean) / posterior.std
+    for other in (start, encoded):
+        assert abs(torch.corrcoef(torch.stack([drawn.flatten(), other.flatten()]))[0, 1]) < 0.25
+
+
 # pictures
 
 
@@ -212,14 +245,15 @@ def test_translate_repeats_itself_and_follows_options(idc, random_model):
     assert one == two != other
 
 
-def test_a_translated_picture_is_the_one_that_an_evaluation_sees(model):
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
+def test_a_translated_picture_is_the_one_that_an_evaluation_sees(model, sampler):
     picture, timesteps = Image.effect_noise((16, 16), 80).convert("RGB"), [999, 500, 0]
     photo, low = packaged("search")[0], to_tensor(picture)
     enlarged = torch.nn.functional.interpolate(low[None], scale_factor=4, mode="bicubic").clamp(0, 1)[0]
     example = Example(index=3, name="low", photo=photo.digest, image=enlarged)
-    evaluated = _base.translate(Task(), model.pipeline, [example], timesteps, {}, seed=1)[0]
+    evaluated = _base.translate(Task(), model.pipeline, [example], timesteps, {}, seed=1, sampler=sampler)[0]
     _, translated = Task().translate_picture(
-        model.pipeline, 3, photo, picture, None, timesteps, {}, seed=1, sampler="ddim"
+        model.pipeline, 3, photo, picture, None, timesteps, {}, seed=1, sampler=sampler
     )
     assert torch.allclose(evaluated, translated, atol=1e-5)
 
@@ -314,7 +348,7 @@ def test_mistakes_are_one_line(idc, random_model, arguments, message):
     assert result.err.count("\n") == 1
 
 
-def test_translate_samples_by_ddim_only(idc, random_model):
+def test_translate_does_not_sample_by_dpm_solver(idc, random_model):
     Image.new("RGB", (4, 4)).save("a.png")
     common = (*SMOKE, f"model.path={random_model('stablesr')}", "image=a.png")
     result = idc("translate", *common, "sampler=dpm_solver")

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import idcompress
+from idcompress.core.ddim import path_noise
 from idcompress.core.dpm_solver import dpm_solver_sample
 from idcompress.core.noise_schedule import scaled_linear_alphas_cumprod
 from idcompress.core.random import image_generator, randn_like
@@ -221,6 +222,56 @@ def test_noise_has_the_right_variance(s, eta):
         assert result.mean().item() == pytest.approx(0, abs=0.01 * s)
         misses.append(abs(result.var().item() - s**2))
     assert misses[-1] < 0.4 * misses[-2]  # more steps come closer to the data's own
+
+
+def follow_path(denoise, start, timesteps, indices=(0, 1)):
+    """Ancestral sampling over a list by the images' common paths: its result, and the state at each timestep."""
+    states = {}
+
+    def watched(sample, timestep):
+        states[int(timestep)] = sample
+        return denoise(sample, timestep)
+
+    path = path_noise(start, timesteps, ALPHAS, [image_generator(3, index) for index in indices])
+    return idcompress.ddim_sample(watched, start, timesteps, ALPHAS, eta=1, step_noise=path), states
+
+
+def test_lists_of_any_length_share_their_noise():
+    """Where the prediction is constant, the state at a timestep does not depend on the steps in between."""
+    start, point = noise(2, 4, 8, 8), noise(2, 4, 8, 8, seed=1)
+    _, few = follow_path(point_denoiser(point, "epsilon"), start, [999, 500, 20, 0])
+    _, many = follow_path(point_denoiser(point, "epsilon"), start, [999, 730, 500, 500, 100, 20, 10, 0])
+    for timestep, state in few.items():
+        torch.testing.assert_close(state, many[timestep], atol=1e-9, rtol=0)
+    assert not torch.allclose(few[500], start, atol=0.1)
+
+
+def test_path_noise_is_unit_normal_and_independent_between_steps():
+    start, timesteps = torch.zeros(1, 20_000), [900, 899, 500, 500, 3, 0]
+    draws = list(path_noise(start, timesteps, ALPHAS, [image_generator(0, 0)]))
+    assert [draw.shape for draw in draws] == [start.shape] * 5
+    assert not draws[2].any()  # the repeat
+    drawn = torch.cat([draws[i] for i in (0, 1, 3, 4)])
+    torch.testing.assert_close(torch.cov(drawn), torch.eye(4), atol=0.03, rtol=0)
+    torch.testing.assert_close(drawn.mean(dim=1), torch.zeros(4), atol=0.03, rtol=0)
+
+
+def test_common_noise_brings_lists_together():
+    """On Gaussian data few steps come nearer to many steps than to many steps with other noise."""
+    start, denoise = noise(2, 4, 16, 16), gaussian_denoiser(0.5)
+    many, _ = follow_path(denoise, start, uniform(200))
+    other, _ = follow_path(denoise, start, uniform(200), indices=(5, 6))
+    distances = [(follow_path(denoise, start, uniform(n))[0] - many).square().mean().sqrt() for n in (10, 25, 100)]
+    assert distances[0] > 1.5 * distances[1] > 1.5**2 * distances[2]
+    assert distances[1] < 0.5 * (other - many).square().mean().sqrt()
+
+
+def test_path_noise_belongs_to_the_image():
+    start, timesteps = noise(3, 4, 8, 8), uniform(7)
+    generators = [image_generator(3, index) for index in range(3)]
+    whole = list(path_noise(start, timesteps, ALPHAS, generators))
+    parts = [list(path_noise(start[i : i + 1], timesteps, ALPHAS, generators[i : i + 1])) for i in range(3)]
+    assert all(torch.equal(one, torch.cat(split)) for one, split in zip(whole, zip(*parts, strict=True), strict=True))
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])

@@ -1,6 +1,6 @@
 """Super-resolution by StableSR: a diffusion pipeline conditioned on the latents of the resized low-resolution image."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,7 @@ class StableSRPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[[Any, int, int, dict[str, Tensor]], object] | None = None,
         patch_size: int = 1280,
         patch_overlap: int = 280,
+        step_noise: Callable[[Tensor], Iterable[Tensor]] | None = None,
     ) -> Any:
         """Restore a batch of images of one size.
 
@@ -118,6 +119,8 @@ class StableSRPipeline(DiffusionPipeline):
                 at this step}); what it returns is not used.
             patch_size: images wider or higher than this many pixels are restored patch by patch.
             patch_overlap: pixels that neighbouring patches share.
+            step_noise: start of a patch (B, 4, h, w) -> unit noise of every step but the last, in place of draws from
+                `generator`; `idcompress.core.ddim.path_noise` makes it.
 
         Returns:
             images of `upscale` times the input's size.
@@ -183,6 +186,7 @@ class StableSRPipeline(DiffusionPipeline):
                 self.scheduler.alphas_cumprod,
                 eta=1.0 if eta is None else eta,
                 generator=generator,
+                step_noise=None if step_noise is None else step_noise(noisy),
                 prediction_type=self.scheduler.config.prediction_type,
             )
             with self.progress_bar(total=len(timesteps)) as progress_bar:
