@@ -19,11 +19,12 @@ _FOLDERS = {
     "timesteps": "timesteps",
     "metric": "metrics",
     "data": "datasets",
+    "study": "studies",
 }
 
 
 def names(kind: str) -> list[str]:
-    """Every registered name of a kind ("command", "task", "prune", "timesteps", "metric", "data")."""
+    """Every registered name of a kind ("command", "task", "prune", "timesteps", "metric", "data", "study")."""
     return sorted(p.stem for p in (_PACKAGE / _FOLDERS[kind]).glob("*.py") if not p.stem.startswith("_"))
 
 
@@ -64,7 +65,8 @@ def bind(function: Any, parameters: dict[str, Any], key: str) -> dict[str, Any]:
         parameters: what the configuration holds under `key`, without `name`.
 
     Raises:
-        IdcError: unknown parameters, values of another type than the defaults', or outside a Literal annotation.
+        IdcError: unknown parameters, values of another type than the defaults', outside a Literal annotation, or not
+            a list as a list annotation wants it.
     """
     known = {
         n: p for n, p in inspect.signature(function).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY
@@ -74,8 +76,14 @@ def bind(function: Any, parameters: dict[str, Any], key: str) -> dict[str, Any]:
         if name not in known:
             faults.append(f"unknown key {key}.{name}{did_you_mean(name, known)}")
             continue
-        default, choices = known[name].default, get_args(known[name].annotation)
-        if get_origin(known[name].annotation) is Literal:
+        default, annotation = known[name].default, known[name].annotation
+        origin, choices = get_origin(annotation), get_args(annotation)
+        if origin is list:
+            types = (int, float) if choices[0] is float else choices
+            if not isinstance(value, list) or not value or any(type(item) not in types for item in value):
+                faults.append(f"{key}.{name} must be a list of {choices[0].__name__}, got {value!r}")
+            continue
+        if origin is Literal:
             if value not in choices:
                 faults.append(f"{key}.{name} must be one of {', '.join(choices)}, got {value!r}")
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,3 +93,44 @@ class Schedule:
 
     timesteps: list[int]
     details: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart.
+
+    Attributes:
+        points: (x, y); x may be a word.
+        intervals: (low, high) of every y, where they are known.
+    """
+
+    label: str
+    points: list[tuple[float | str, float]]
+    intervals: list[tuple[float, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What to draw: lines over one pair of axes."""
+
+    x_label: str
+    y_label: str
+    series: list[Series]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What an experiment found.
+
+    Attributes:
+        rows: column -> value, the same columns in every row: a word, a number, None, or a paired difference
+            {"mean", "interval", "num_images", "verdict"}, empty where no image differs.
+        charts: to be drawn one below the other.
+        outcome: the answer in a sentence, computed from the numbers.
+        notes: what was compared with what, on which images.
+    """
+
+    rows: list[dict[str, Any]]
+    charts: list[Chart]
+    outcome: str
+    notes: list[str] = field(default_factory=list)

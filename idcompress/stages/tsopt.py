@@ -28,9 +28,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     Writes trace.jsonl (a row per sampled list) and metrics.json.
     """
     recipe = with_depth(recipes[0], config)
-    strategy = registry.load("timesteps", config.timesteps["name"], "timesteps")
-    parameters = {name: value for name, value in config.timesteps.items() if name != "name"}
-    registry.bind(strategy.timesteps, parameters, "timesteps")
+    search = configured_search(config)
     bench = open_bench(config, recipe, split="search", num_samples=config.tsopt.num_samples)
     recipe = recipe.derive_model(bench.model.source)
     pipeline = bench.model.for_recipe(recipe)
@@ -44,14 +42,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         score = _score(bench, pipeline, references, trace, num_inference_steps)
         uniform = score(bench.uniform(num_inference_steps), gamma=1.0)
         # 3. the strategy's search; it sees nothing but a score
-        request = ScheduleRequest(
-            num_inference_steps=num_inference_steps,
-            num_train_timesteps=pipeline.scheduler.config.num_train_timesteps,
-            alphas_cumprod=tuple(alphas_cumprod(pipeline).tolist()),
-            score=score,
-            seed=config.seed,
-        )
-        schedule: Schedule = strategy.timesteps(request, **parameters)
+        schedule = search(pipeline, num_inference_steps, score)
         found = score(schedule.timesteps)
         # 4. the recipe
         say(_line(num_inference_steps, schedule, uniform, found))
@@ -83,6 +74,30 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         },
     )
     return made
+
+
+def configured_search(config: Config) -> Callable[[Any, int, Callable[..., float]], Schedule]:
+    """The configured strategy, bound to its parameters: (pipeline, number of steps, score) -> its answer.
+
+    Raises:
+        IdcError: no such strategy, or parameters that it does not take.
+    """
+    strategy = registry.load("timesteps", config.timesteps["name"], "timesteps").timesteps
+    parameters = {name: value for name, value in config.timesteps.items() if name != "name"}
+    registry.bind(strategy, parameters, "timesteps")
+
+    def search(pipeline: Any, num_inference_steps: int, score: Callable[..., float]) -> Schedule:
+        request = ScheduleRequest(
+            num_inference_steps=num_inference_steps,
+            num_train_timesteps=pipeline.scheduler.config.num_train_timesteps,
+            alphas_cumprod=tuple(alphas_cumprod(pipeline).tolist()),
+            score=score,
+            seed=config.seed,
+        )
+        schedule: Schedule = strategy(request, **parameters)
+        return schedule
+
+    return search
 
 
 def _score(
