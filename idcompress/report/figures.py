@@ -185,7 +185,7 @@ def timestep_rugs(compression: Compression) -> Picture:
         rows.append((f"{evaluation.steps} steps, {name}", evaluation.timesteps, OPTIMISED))
         if uniform is not None and uniform != evaluation.timesteps:
             rows.append((f"{evaluation.steps} steps, uniform", uniform, UNIFORM))
-    largest = max(max(timesteps) for _, timesteps, _ in rows)
+    largest = max(1, *(max(timesteps) for _, timesteps, _ in rows))
     with _figure(0.75 + 0.42 * len(rows)) as figure:
         axes = figure.add_subplot(1, 1, 1)
         for place, (_, timesteps, colour) in enumerate(rows):
