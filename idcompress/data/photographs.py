@@ -96,7 +96,10 @@ class PhotographSet(Sequence[Photograph]):
     Attributes:
         digest: of the listing (names, sizes, options), for provenance.
         own_splits: whether the data set says which of its photographs are for evaluation; halves are taken else.
+        crop_scales: range of a training crop's side, as a share of the photograph's shorter side.
     """
+
+    crop_scales: tuple[float, float] = (0.5, 1.0)
 
     def __init__(self, listing: Any, shards: Sequence[int], *, own_splits: bool = False) -> None:
         """Make a set of what the shards hold, one after the other.
@@ -147,6 +150,7 @@ class Subset(PhotographSet):
 
     def __init__(self, whole: PhotographSet, indices: Sequence[int]) -> None:
         self._whole, self._indices = whole, np.asarray(indices, dtype=np.int64)
+        self.crop_scales = whole.crop_scales
         super().__init__([whole.digest, self._indices.tolist()], [len(self._indices)], own_splits=whole.own_splits)
 
     def photograph(self, index: int) -> Photograph:

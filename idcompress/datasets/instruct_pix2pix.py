@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +19,15 @@ _LAYOUTS = (
 )
 _COLUMNS = ("original_image", "original_prompt", "edit_prompt", "edited_prompt", "edited_image")
 _CAPTIONS = ("original_prompt", "edited_prompt")
+_WHOLE = (1.0, 1.0)  # of training crops: the pictures are squares
 
 
 def load(path: str | list[str] | None, split: str) -> PhotographSet:
-    """List the pairs; splits are by position, 90 % / 5 % / 5 % of the instructions (of the rows in parquet files).
+    """List the pairs; splits are by position, 90 % / 5 % / 5 % of the instructions (of the rows in parquet files, where
+    a cut between two pairs of one instruction on one scene moves behind them).
 
-    Every pair is visited once an epoch, unlike the original's one pair of each instruction. Neighbours share an
-    instruction.
+    Every pair is visited once an epoch, unlike the original's one pair of each instruction. Training takes whole
+    pictures, resized, as the original does.
 
     Raises:
         IdcError: the folder has neither layout, or a split holds no pair.
@@ -46,6 +51,8 @@ def load(path: str | list[str] | None, split: str) -> PhotographSet:
 
 class _Folders(PhotographSet):
     """<root>/<prompt>/<seed>_0.jpg and _1.jpg, as seeds.json lists them: [[prompt, [seed, ...]], ...]."""
+
+    crop_scales = _WHOLE
 
     def __init__(self, root: Path, split: str) -> None:
         self._root = root
@@ -75,12 +82,15 @@ class _Folders(PhotographSet):
 class _Tables(PhotographSet):
     """Parquet files of one row per pair; a row group is read at a time and kept until another one is wanted."""
 
+    crop_scales = _WHOLE
+
     def __init__(self, root: Path, tables: list[Path], split: str) -> None:
         groups = []
         for table in tables:
             metadata = _open(table).metadata
             groups += [(table, group, metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)]
         wanted = cut(sum(rows for _, _, rows in groups), split)
+        wanted = range(_behind_pairs(groups, wanted.start), _behind_pairs(groups, wanted.stop))
         # What the split has of each row group: (file, group, first row, number of rows).
         self._parts: list[tuple[Path, int, int, int]] = []
         end = 0
@@ -123,6 +133,24 @@ class _Tables(PhotographSet):
         return {**self.__dict__, "_kept": None}
 
 
+def _behind_pairs(groups: list[tuple[Path, int, int]], row: int) -> int:
+    """The first row from this one on whose instruction or scene differs from that of the row before."""
+    starts = list(itertools.accumulate((rows for _, _, rows in groups), initial=0))
+
+    @functools.lru_cache(maxsize=2)
+    def read(place: int) -> list[dict[str, Any]]:
+        texts: list[dict[str, Any]] = _read_group(*groups[place][:2], ("edit_prompt", "original_prompt")).to_pylist()
+        return texts
+
+    def texts(row: int) -> dict[str, Any]:
+        place = bisect.bisect_right(starts, row) - 1
+        return read(place)[row - starts[place]]
+
+    while 0 < row < starts[-1] and texts(row) == texts(row - 1):
+        row += 1
+    return row
+
+
 def _open(table: Path) -> Any:
     try:
         import pyarrow.parquet as parquet
@@ -138,8 +166,8 @@ def _open(table: Path) -> Any:
     return file
 
 
-def _read_group(table: Path, group: int) -> Any:
+def _read_group(table: Path, group: int, columns: Sequence[str] = _COLUMNS) -> Any:
     try:
-        return _open(table).read_row_group(group, columns=list(_COLUMNS))
+        return _open(table).read_row_group(group, columns=list(columns))
     except (OSError, ValueError) as error:
         raise IdcError(f"{table}, row group {group}, is damaged ({error}); copy or fetch the file again") from None

@@ -18,7 +18,7 @@ from ..tasks import _base
 from ..types import Example
 
 LISTED = 1000  # photographs up to which a recipe names each one that training may see
-_OPEN = 16  # decoded photographs that are kept
+_FEW = 16  # photographs up to which all of them stay decoded; more would be in turn, and none met again in time
 
 
 def held_out(photos: PhotographSet, num_samples: int) -> list[Photograph]:
@@ -62,6 +62,7 @@ class TrainingSamples:
     ) -> None:
         self.task, self.photos, self.size, self.count, self.seed = task, photos, size, count, seed
         self.prompts, self.flip = list(prompts), flip
+        self._opened: dict[int, list[Image.Image]] = {}
 
     def __call__(self, number: int) -> tuple[Example, dict[str, str]]:
         """The example, and the photographs that could not be read on the way to it, {name: reason}."""
@@ -70,20 +71,27 @@ class TrainingSamples:
         unreadable: dict[str, str] = {}
         for turn in range(self.count):
             index = int(order[(position + turn) % self.count])
+            name = f"photograph {index}"
             try:
                 photo = self.photos[index]
+                name = photo.name
+                pictures = self._open(index, photo)
             except IdcError as error:
-                unreadable[f"photograph {index}"] = str(error)
-                continue
-            try:
-                pictures = _pictures(photo)
-            except IdcError as error:
-                unreadable[photo.name] = str(error)
+                unreadable[name] = str(error)
                 continue
             rng = np.random.default_rng([self.seed, number])
-            image, *target = random_crop(pictures, self.size, rng, flip=self.flip)
+            image, *target = random_crop(pictures, self.size, rng, scales=self.photos.crop_scales, flip=self.flip)
             return self._example(number, photo, image, target[0] if target else None), unreadable
         raise IdcError(f"no photograph can be read; the first: {next(iter(unreadable.values()))}")
+
+    def _open(self, index: int, photo: Photograph) -> list[Image.Image]:
+        """The photograph, and the wanted result where it brings one; decoded once where there are few of them."""
+        if index not in self._opened:
+            pictures = [photo.open(), *([] if photo.target is None else [photo.target.open()])]
+            if self.count > _FEW:
+                return pictures
+            self._opened[index] = pictures
+        return self._opened[index]
 
     def _example(self, number: int, photo: Photograph, image: torch.Tensor, target: torch.Tensor | None) -> Example:
         prompt = self.prompts[number % len(self.prompts)] if self.prompts else photo.prompt or None
@@ -97,9 +105,3 @@ class TrainingSamples:
 def _order(photos: PhotographSet, seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     order = photos.order(seed, epoch)
     return order[order < count]
-
-
-@lru_cache(maxsize=_OPEN)
-def _pictures(photo: Photograph) -> list[Image.Image]:
-    """The photograph, and the wanted result where it brings one."""
-    return [photo.open(), *([] if photo.target is None else [photo.target.open()])]

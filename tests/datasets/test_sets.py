@@ -219,6 +219,22 @@ def test_pairs_in_parquet_files(tables):
     assert are_apart(found)
 
 
+def test_pairs_of_one_instruction_are_in_one_split(tmp_path):
+    """Both cuts fall inside a run of pairs that share instruction and scene: rows 36 and 38 of 40."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    image = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
+    pictures = arrow.array([{"bytes": jpeg(i), "path": None} for i in range(40)], image)
+    runs = [(35, 37), (37, 39)]
+    shared = [next((first for first, last in runs if first <= i < last), i) for i in range(40)]
+    columns = {name: arrow.array([f"{name} {i}" for i in shared]) for name in ("original_prompt", "edit_prompt")}
+    columns |= {"original_image": pictures, "edited_image": pictures, "edited_prompt": columns["edit_prompt"]}
+    parquet.write_table(arrow.table(columns), tmp_path / "train.parquet", row_group_size=6)
+    found = splits("instruct_pix2pix", tmp_path)
+    assert [len(found[split]) for split in SPLITS] == [37, 2, 1, 40]
+    prompts = [{photo.prompt for photo in found[split]} for split in ("train", "search", "evaluate")]
+    assert not prompts[0] & prompts[1] and not prompts[1] & prompts[2]
+
+
 def test_parquet_files_are_read_a_row_group_at_a_time(tables, monkeypatch):
     from idcompress.datasets import instruct_pix2pix
 
