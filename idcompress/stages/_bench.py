@@ -16,6 +16,7 @@ from ..adapters.pipeline import Model, native_size
 from ..artifacts import files
 from ..artifacts.recipe import Recipe
 from ..artifacts.run_dir import OUTPUTS
+from ..artifacts.timing import part
 from ..config import Config
 from ..console import progress, say
 from ..core.timestep_search import gamma_timesteps
@@ -65,7 +66,7 @@ class Bench:
         for batch in progress(batches, description, len(batches)):
             examples = [self.examples[position] for position in batch]
             if batch not in self._conditioning:
-                with torch.inference_mode():
+                with torch.inference_mode(), part("encode"):
                     self._conditioning[batch] = self.task.encode(self.model.pipeline, examples, self.config.seed)
             made.append(
                 _base.translate(
@@ -113,6 +114,7 @@ class Bench:
                 files.write_bytes(paths[position], save({"image": image.contiguous()}))
         return torch.stack([load_file(path)["image"] for path in paths])
 
+    @part("measure")
     def measure(self, names: Sequence[str], outputs: Tensor, references: Tensor | None) -> dict[str, MetricValue]:
         """Image metrics of outputs (N, 3, H, W) over all examples."""
         values = {}
@@ -153,6 +155,7 @@ def _identity(example: Example) -> dict[str, Any]:
     }
 
 
+@part("load")
 def open_bench(
     config: Config,
     recipe: Recipe,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__, console, registry
 from .. import config as configuration
-from ..artifacts import files
+from ..artifacts import files, timing
 from ..artifacts.recipe import Recipe
 from ..artifacts.run_dir import OUTPUTS, RunDir, environment, is_main_process, latest_recipes, open_run
 from ..config import Config
@@ -41,7 +41,8 @@ class Run:
 
     def execute(self, stage: ModuleType) -> None:
         try:
-            made = stage.run(self.config, self.recipes, self.run_dir)
+            with timing.record() as seconds:
+                made = stage.run(self.config, self.recipes, self.run_dir)
         except IdcError:
             self.run_dir.discard_if_empty()
             raise
@@ -52,6 +53,7 @@ class Run:
             return
         if made:
             save_recipes(made, self.run_dir)
+        timing.save(seconds, self.run_dir.path)
         self.run_dir.finish()
         say(f"done: {show(self.run_dir.path)}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from .. import registry
-from ..artifacts import files
+from ..artifacts import files, timing
 from ..artifacts.recipe import Recipe
 from ..artifacts.run_dir import RunDir, is_main_process, recipes_of
 from ..config import Config
@@ -33,11 +33,13 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         if not stage_run.finished:
             say(f"== {name.replace('_', '-')}")
             stage = registry.load("command", name)
-            made = stage.run(config if name == "depth_search" else later, recipes, stage_run)
+            with timing.part(name), timing.record() as seconds:
+                made = stage.run(config if name == "depth_search" else later, recipes, stage_run)
             if not is_main_process():
                 return []  # a further process of the fine-tuning, which was started for it alone
             if made:
                 save_recipes(made, stage_run)
+            timing.save(seconds, stage_run.path)
             stage_run.finish()
         recipes = [Recipe.load(path) for path in recipes_of(stage_run.path)] or recipes
     return recipes

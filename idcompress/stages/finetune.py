@@ -19,6 +19,7 @@ from ..adapters.pipeline import Model, native_size, vae_scale_factor, with_compo
 from ..artifacts import files
 from ..artifacts.recipe import Recipe
 from ..artifacts.run_dir import RunDir, is_main_process
+from ..artifacts.timing import part
 from ..config import Config, instantiate
 from ..console import progress_bar, say, warn
 from ..errors import IdcError
@@ -242,6 +243,7 @@ def _trainer_arguments(config: Config, run_dir: RunDir) -> dict[str, Any]:
     return arguments
 
 
+@part("train")
 def _fit(trainer: Any, module: Any, data: Any, checkpoint: Path | None) -> None:
     """Train; Lightning ends the process on signals, which here end the run as any command ends."""
     try:

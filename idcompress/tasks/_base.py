@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.pipeline import alphas_cumprod, decode_latents, native_size, vae_scale_factor
+from ..artifacts.timing import part
 from ..core.ddim import ddim_sample, path_noise
 from ..core.dpm_solver import dpm_solver_sample
 from ..core.random import image_generator
@@ -36,6 +37,7 @@ class Task(ABC):
         getting_weights: what to do where no hub repository has the published weights.
         trained: the pipeline components that fine-tuning trains; the others are frozen.
         conditioning_dropout: share of training images without a condition; a task says which conditions.
+        reported_samplers: what an evaluation compares beside the configured sampler.
     """
 
     name: ClassVar[str]
@@ -43,6 +45,7 @@ class Task(ABC):
     getting_weights: ClassVar[str] = "give model.path=FOLDER"
     trained: ClassVar[tuple[str, ...]] = ("unet",)
     conditioning_dropout: ClassVar[float] = 0.0
+    reported_samplers: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def example(
@@ -195,7 +198,8 @@ def translate(
     Returns:
         Images (B, 3, H, W), float32 in [0, 1], CPU.
     """
-    conditioning = task.encode(pipeline, examples, seed) if conditioning is None else conditioning
+    with part("encode"):
+        conditioning = task.encode(pipeline, examples, seed) if conditioning is None else conditioning
     denoise = task.denoise(pipeline, conditioning, guidance)
     noise, levels = initial_noise(pipeline, examples, seed).to(pipeline.unet.device), alphas_cumprod(pipeline)
     arguments: dict[str, Any] = {"prediction_type": pipeline.scheduler.config.prediction_type}
@@ -203,4 +207,7 @@ def translate(
         generators = [step_generator(seed, example.index) for example in examples]
         arguments |= {"eta": 1, "step_noise": path_noise(noise, timesteps, levels, generators)}
     sample = dpm_solver_sample if sampler == "dpm_solver" else ddim_sample
-    return task.decode(pipeline, sample(denoise, noise, list(timesteps), levels, **arguments), conditioning)
+    with part("denoise"):
+        latents = sample(denoise, noise, list(timesteps), levels, **arguments)
+    with part("decode"):
+        return task.decode(pipeline, latents, conditioning)

@@ -1,6 +1,7 @@
 """The paper's protocols: what they fix, and a run of each on a small set in the documented layout."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,24 @@ def captioned(coco):
     return coco
 
 
+def times_add_up(run, elapsed):
+    """The parts of the run sum to its wall time, and those of a stage to what the run gave to it."""
+    whole = json.loads((run / "timing.json").read_text())
+    assert sum(whole["seconds"].values()) == pytest.approx(whole["wall_seconds"])
+    assert 0 < whole["wall_seconds"] < elapsed
+    given = {}
+    for name, seconds in whole["seconds"].items():
+        stage = name.partition("/")[0]
+        given[stage] = given.get(stage, 0) + seconds
+    assert set(given) == {"depth_search", "tsopt", "evaluate", "report", "other"}
+    for stage in set(given) - {"other"}:
+        parts = json.loads((run / stage / "timing.json").read_text())
+        assert sum(parts["seconds"].values()) == pytest.approx(parts["wall_seconds"])
+        assert parts["wall_seconds"] == pytest.approx(given[stage], abs=0.1)
+    for name in ("load", "encode", "denoise", "decode", "measure"):
+        assert whole["seconds"][f"tsopt/{name}"] > 0
+
+
 @pytest.mark.parametrize(("task", "layout"), [("stablesr", "div2k"), ("controlnet", "captioned"), ("ip2p", "pairs")])
 def test_a_protocol_runs_on_the_documented_layout(task, layout, request, idc, random_model):
     folder = request.getfixturevalue(layout)
@@ -74,8 +93,10 @@ def test_a_protocol_runs_on_the_documented_layout(task, layout, request, idc, ra
     small = ["tsopt.num_samples=2", "evaluate.num_samples=3", "evaluate.metrics=[psnr]", "evaluate.latency=false"]
     small += ["num_inference_steps=2", "tsopt.num_inference_steps=1", "tsopt.reference_steps=2", "timesteps=uniform"]
     paths = [f"data.path={folder}", f"model.path={random_model(task)}", "depth=9", "evaluate.alternatives=false"]
+    began = time.perf_counter()
     result = idc("compress", f"experiment=protocol_{task}", *paths, *own, *small, "hydra.run.dir=run")
     assert result.code == 0, result.err
+    times_add_up(Path("run"), time.perf_counter() - began)
     metrics = json.loads(Path("run/evaluate/metrics.json").read_text())
     assert (metrics["num_images"], metrics["recipe"]["depth"], len(metrics["recipe"]["timesteps"])) == (3, 9, 1)
     recipe = Recipe.load(Path("run/tsopt/recipe.json"))
