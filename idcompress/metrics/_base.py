@@ -115,7 +115,7 @@ class PairMetric(ImageMetric):
     def per_image(self, batch: Batch) -> list[float]:
         values = []
         for position, (example, output) in enumerate(zip(batch.examples, batch.outputs, strict=True)):
-            other = _other(batch, position, self.against)
+            other = other_image(batch, position, self.against)
             if other is None:
                 values.append(math.nan)
                 continue
@@ -124,7 +124,8 @@ class PairMetric(ImageMetric):
         return values
 
 
-def _other(batch: Batch, position: int, name: str) -> Tensor | None:
+def other_image(batch: Batch, position: int, name: str) -> Tensor | None:
+    """What an output is compared with (`references`, `target` or `image`), None where there is none."""
     if name == "references":
         return None if batch.references is None else batch.references[position]
     other: Tensor | None = getattr(batch.examples[position], name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import tempfile
 from abc import abstractmethod
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from safetensors.torch import load_file, save
 
 from ..adapters.weights import find_weights, load_state
-from ..artifacts.files import file_digest
+from ..artifacts.files import digest, file_digest, write_bytes
+from ..artifacts.run_dir import OUTPUTS
 from ..errors import IdcError, did_you_mean
-from ._base import AGAINST, ImageMetric, MetricValue, check_outputs
+from ._base import AGAINST, ImageMetric, MetricValue, check_outputs, other_image
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 WEIGHTS_FILE = "weights-inception-2015-12-05-6726825d.pth"
 _SOURCE = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS_FILE}"
+CACHE = OUTPUTS / "cache" / "inception"
 _MIN_IMAGES = 2
 
 
@@ -31,7 +35,8 @@ class InceptionMetric(ImageMetric):
     """A distance between the features of all outputs and those of all real images; the set has one value.
 
     Features are the 2048 of the last pooling, of 8-bit images, one image at a time; statistics are float64 over
-    the examples in index order.
+    the examples in index order. Features of real images are kept in CACHE, in files named by the digest of images,
+    weights and kind of device: a data set is embedded once, whatever is compared with it.
     """
 
     unit = ""
@@ -73,16 +78,27 @@ class InceptionMetric(ImageMetric):
 
     def update(self, batch: Batch) -> None:
         check_outputs(batch)
-        for position, (example, output) in enumerate(zip(batch.examples, batch.outputs, strict=True)):
-            other = batch.references if self.against == "references" else getattr(example, self.against)
-            if other is not None:
-                other = other[position] if self.against == "references" else other
-                self._features[example.index] = (self._embed(output), self._embed(other))
+        others = {i: other_image(batch, i, self.against) for i in range(len(batch.examples))}
+        real = {i: other for i, other in others.items() if other is not None}
+        for position, features in zip(real, self._real_features(list(real.values())), strict=True):
+            output = self._embed(_pixels(batch.outputs[position]))
+            self._features[batch.examples[position].index] = (output, features)
 
-    def _embed(self, image: Tensor) -> Tensor:
-        pixels = (image[None].clamp(0, 1) * 255).round().to(torch.uint8).to(self._device)
+    def _real_features(self, images: list[Tensor]) -> Tensor:
+        """(N, 2048) of real images, from the cache where these have been embedded before."""
+        if not images:
+            return torch.empty(0)
+        pixels = [_pixels(image) for image in images]
+        digests = [hashlib.sha256(image.numpy().tobytes() + str(image.shape).encode()).hexdigest() for image in pixels]
+        identity = [digests, self.weight_digests, torch.device(self._device).type]
+        path = CACHE / f"{digest(identity)}.safetensors"
+        if not path.is_file():
+            write_bytes(path, save({"features": torch.stack([self._embed(image) for image in pixels])}))
+        return load_file(path)["features"]
+
+    def _embed(self, pixels: Tensor) -> Tensor:
         with torch.inference_mode():
-            features: Tensor = self._network(pixels)[0]
+            features: Tensor = self._network(pixels[None].to(self._device))[0]
         return features[0].cpu()
 
     def compute(self) -> MetricValue:
@@ -91,6 +107,11 @@ class InceptionMetric(ImageMetric):
             return MetricValue(None, {}, f"a set of at least {_MIN_IMAGES} images is needed, got {len(pairs)}")
         outputs, others = (torch.stack(side).double() for side in zip(*pairs, strict=True))
         return MetricValue(self.distance(outputs, others), {})
+
+
+def _pixels(image: Tensor) -> Tensor:
+    """8-bit values of an image (3, H, W) in [0, 1]."""
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def _find(weights: str, metric: str) -> Path:

@@ -46,6 +46,7 @@ def make(request, monkeypatch, tmp_path):
         if issubclass(entry, _inception.InceptionMetric):
             monkeypatch.setattr(_inception, "_find", lambda *_: Path(__file__))
             monkeypatch.setattr(_inception, "_load", lambda *_: Pooled())
+            monkeypatch.setattr(_inception, "CACHE", tmp_path / "inception")
         if "lpips" in name:
             folder = request.getfixturevalue("lpips_folder")
             arguments["weights"] = str(folder / "alexnet_features.pth")
@@ -138,6 +139,31 @@ def test_an_image_with_itself_is_perfect_and_another_is_worse(name, make, batch)
     assert worse.value is not None
     if not best.perfect:
         assert worse.value < best.value if metric.higher_is_better else worse.value > best.value
+
+
+@pytest.mark.parametrize("against", ["image", "target", "references"])
+def test_features_of_real_images_are_embedded_once(against, make, batch, monkeypatch):
+    make("fid")  # puts its stand-ins in place
+    kept, embedded = _inception.CACHE, []
+    network = type("Counting", (Pooled,), {"forward": lambda s, p: embedded.append(p) or Pooled.forward(s, p)})()
+    monkeypatch.setattr(_inception, "_load", lambda *_: network)
+
+    def value(*batches, name="fid"):
+        entry = registry.load("metric", name).Metric(against=against)
+        return value_of(entry, *batches), len(embedded), len(list(kept.iterdir()) if kept.is_dir() else [])
+
+    whole, calls, number = value(batch)
+    assert (calls, number) == (2 * NUMBER, 1)
+    again, calls, number = value(batch)
+    assert (again, calls, number) == (whole, 3 * NUMBER, 1)  # outputs alone
+    _, calls, number = value(batch, name="kid")  # the same features
+    assert (calls, number) == (4 * NUMBER, 1)
+    other = dataclasses.replace(batch.examples[0], image=1 - batch.examples[0].image, target=batch.examples[0].image)
+    changed = Batch([other, *batch.examples[1:]], batch.outputs, batch.references.flip(-1))
+    assert value(changed)[0] != whole
+    assert value(changed)[2] == 2
+    monkeypatch.setattr(_inception, "_find", lambda *_: Path(__file__).with_name("conftest.py"))  # other weights
+    assert value(batch)[2] == 3
 
 
 def test_metrics_are_of_images_or_of_networks():
