@@ -56,6 +56,7 @@ def compose(compression: Compression) -> list[Block]:
         Heading("Original against compressed"),
         tables.summary(compression),
         *_alternatives(compression),
+        *_samplers(compression),
         Heading("Images"),
         tables.image_grid(compression),
         *_depth(compression),
@@ -75,7 +76,7 @@ def compose(compression: Compression) -> list[Block]:
     meanings = tables.metric_meanings(compression)
     if meanings:
         blocks += [Heading("What the metrics say"), Items(meanings)]
-    sampler = str(compression.config.get("sampler", "ddim"))
+    sampler = str(compression.evaluations[0].metrics.get("sampler", "ddim"))
     blocks += [Heading("Citations"), Listing("\n\n".join(citations(compression.task, sampler)))]
     return blocks
 
@@ -85,6 +86,11 @@ def _alternatives(compression: Compression) -> list[Block]:
     if table is None:
         return []
     return [Heading("Against plain ways to spend as much"), Text(tables.gain_sentence(compression)), table]
+
+
+def _samplers(compression: Compression) -> list[Block]:
+    table = tables.samplers(compression)
+    return [] if table is None else [Heading("Deterministic and stochastic sampling"), table]
 
 
 def task_words(task: str) -> str:
@@ -190,7 +196,7 @@ def _provenance(compression: Compression) -> list[Block]:
         ("original", f"{first.original_steps} uniform steps, full depth"),
         ("compressed", f"{tables.depth_words(compression)} by {recipe.prune}"),
         ("recipes", ", ".join(f"{e.steps} steps: {e.recipe.digest[:12]}" for e in compression.evaluations)),
-        ("sampler", config.get("sampler")),
+        ("sampler", metrics.get("sampler", config.get("sampler"))),
         ("guidance", guidance),
         ("data", metrics["data"]),
         ("images evaluated", metrics["num_images"]),

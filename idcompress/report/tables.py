@@ -27,7 +27,7 @@ _TOTAL_LABELS = {
 _KINDS = {"image": "input", "condition": "condition", "target": "true edit"}
 _BASELINE = "_mean_colour"  # ends the name of what a flat picture scores by a metric
 _MODELS = {"original": "full model", "compressed": "compressed model"}
-_SAMPLERS = {"ddim": "DDIM", "dpm_solver": "DPM-Solver++ 2M"}
+_SAMPLERS = {"ddim": "DDIM", "ancestral": "ancestral (DDIM with eta 1)", "dpm_solver": "DPM-Solver++ 2M"}
 _WORST = 5  # images that are shown
 _GRID_PX = 830  # of the page, for the images of a row
 
@@ -147,6 +147,24 @@ def alternatives(compression: Compression) -> Table | None:
         "Metrics that compare with the original's result favour plans that share its sampler.",
     ]
     return Table(["plan", "steps", "MACs", *(metric_label(n, first.values[n]) for n in names)], rows, notes=notes)
+
+
+def samplers(compression: Compression) -> Table | None:
+    """Original and compressed by every sampler that the task reports; None where it reports none."""
+    first = compression.evaluations[0]
+    if not first.metrics.get("samplers"):
+        return None
+    names = quality_names(first)
+    rows: list[list[Cell]] = []
+    plans = [(first, "original", first.original_steps)]
+    plans += [(evaluation, "compressed", evaluation.steps) for evaluation in compression.evaluations]
+    for evaluation, system, steps in plans:
+        rows.append([f"{system}, {steps} steps"])
+        for sampler, values in evaluation.metrics["samplers"].items():
+            cells = [_format(name, first.values[name], values[name][system]) for name in names]
+            rows.append([_SAMPLERS[sampler], *cells])
+    note = "What is compared with the original's result is compared with that of the same sampler, with the same noise."
+    return Table(["sampler", *(metric_label(name, first.values[name]) for name in names)], rows, notes=[note])
 
 
 def gain_sentence(compression: Compression) -> str:

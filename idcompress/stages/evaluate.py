@@ -94,6 +94,7 @@ def _evaluate(bench: Bench, recipe: Recipe, folder: Path) -> None:
     if config.evaluate.alternatives and not same_as_original:
         compressed = values["compressed"]
         plain = _alternatives.measure(bench, recipe, pipeline, names, compressed, outputs["original"], metrics["gmacs"])
+    samplers = _samplers(bench, pipeline, timesteps, names, values, folder) if config.evaluate.alternatives else {}
 
     # 3. files
     for system, images in outputs.items():
@@ -119,14 +120,48 @@ def _evaluate(bench: Bench, recipe: Recipe, folder: Path) -> None:
                 "timesteps": timesteps,
             },
             "guidance": config.guidance(),
+            "sampler": config.sampler,
             "device": device_name(pipeline.unet.device),
             "metrics": metrics,
             **({"alternatives": plain} if plain else {}),
+            **({"samplers": samplers} if samplers else {}),
         },
     )
     _print_table(metrics, recipe)
     for row in plain:
         say(_alternative_line(row, names))
+    for sampler, rows in samplers.items():
+        cells = [f"{name} {_number(row['original'])} / {_number(row['compressed'])}" for name, row in rows.items()]
+        say(f"  by {sampler}, original / compressed: {', '.join(cells)}")
+
+
+def _samplers(
+    bench: Bench,
+    pipeline: Any,
+    timesteps: list[int],
+    names: Sequence[str],
+    values: dict[str, dict[str, MetricValue]],
+    folder: Path,
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Every sampler that the task reports, {sampler: {metric: {"original", "compressed"}}}, and its images.
+
+    What is compared with the original's result is compared with that of the same sampler, with common noise.
+
+    Args:
+        values: of the configured sampler, {system: {metric: value}}.
+    """
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for sampler in bench.task.reported_samplers:
+        measured = values
+        if sampler != bench.config.sampler:
+            other = dataclasses.replace(bench, config=dataclasses.replace(bench.config, sampler=sampler))
+            original = other.references(None, bench.config.num_inference_steps, f"original, {sampler}")
+            outputs = {"original": original, "compressed": other.images(pipeline, timesteps, f"compressed, {sampler}")}
+            measured = {system: bench.measure(names, images, original) for system, images in outputs.items()}
+            for system, images in outputs.items():
+                _save_images(bench, images, folder / "images" / f"{system}_{sampler}")
+        found[sampler] = {name: {system: measured[system][name].value for system in SYSTEMS[:2]} for name in names}
+    return found
 
 
 def device_name(device: torch.device) -> str:

@@ -37,6 +37,8 @@ class Task(_base.Task):
         "`idc convert task=stablesr convert.main_ckpt=FILE convert.cfw_ckpt=FILE output.path=FOLDER` once, then give "
         "model.path=FOLDER"
     )
+    # Deterministic restoration leaves artefacts; the original samples ancestrally (arXiv 2401.17547, S8).
+    reported_samplers = ("ddim", "ancestral")
 
     def __init__(
         self, *, fidelity_weight: float = 0.5, color_fix: Literal["adain", "wavelet", "none"] = "adain"

@@ -67,7 +67,14 @@ def test_compress_runs_and_counts_the_structure_encoder(idc, random_model, model
     for kind in ("original", "compressed", "uniform", "image", "target", "depth_skipped"):
         pictures = sorted((folder / "evaluate/images" / kind).glob("*.png"))
         assert [Image.open(path).size for path in pictures] == [(64, 64)] * 2
-    assert "| guidance |" not in (folder / "report/report.md").read_text()
+    report = (folder / "report/report.md").read_text()
+    assert "| guidance |" not in report and "Deterministic and stochastic sampling" in report
+    samplers = metrics["samplers"]
+    assert list(samplers) == ["ddim", "ancestral"]
+    for name, row in samplers["ddim"].items():
+        assert row == {system: costs[name][system] for system in ("original", "compressed")}
+    assert samplers["ancestral"]["psnr"]["compressed"] != samplers["ddim"]["psnr"]["compressed"]
+    assert len(list((folder / "evaluate/images/compressed_ancestral").glob("*.png"))) == 2
     pipeline = load_pipeline(folder)
     assert pipeline.unet.config.depth == 9
     assert pipeline(Image.new("RGB", (16, 16)), generator=torch.Generator()).images[0].size == (64, 64)

@@ -242,6 +242,29 @@ def test_plain_alternatives_and_no_gain_are_said(folder: Path) -> None:
     assert sentence.endswith("beats: psnr 0 of 1, no gain.")
 
 
+def test_samplers_stand_side_by_side(folder: Path) -> None:
+    evaluation = run_folders.compress_run(folder, [3]) / "evaluate"
+    assert tables.samplers(collect(evaluation, 2)) is None
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    names = tables.quality_names(collect(evaluation, 2).evaluations[0])
+    metrics["samplers"] = {
+        sampler: {name: {"original": None, "compressed": value} for name in names}
+        for sampler, value in (("ddim", 28.75), ("ancestral", 0.5))
+    }
+    run_folders.write_json(evaluation / "metrics.json", metrics)
+    table = tables.samplers(collect(evaluation, 2))
+    assert table is not None
+    steps = collect(evaluation, 2).evaluations[0].original_steps
+    assert [row[0] for row in table.rows if len(row) == 1] == [f"original, {steps} steps", "compressed, 3 steps"]
+    cells = [row[: 1 + names.index("psnr") + 1] for row in table.rows if len(row) > 1]
+    assert [(row[0], row[-1]) for row in cells] == [
+        ("DDIM", tables.MISSING),
+        ("ancestral (DDIM with eta 1)", tables.MISSING),
+        ("DDIM", "28.75"),
+        ("ancestral (DDIM with eta 1)", "0.50"),
+    ]
+
+
 def test_worst_follows_the_direction_of_the_metric(folder: Path) -> None:
     evaluation = run_folders.compress_run(folder, [3]) / "evaluate"
     metrics = json.loads((evaluation / "metrics.json").read_text())
