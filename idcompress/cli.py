@@ -299,7 +299,14 @@ def _ls(arguments: list[str]) -> None:
             rows.append((path.stem, first.lstrip("# ").rstrip(".")))
         return rows
 
-    kinds = {"tasks": "task", "strategies": "timesteps", "pruning": "prune", "metrics": "metric", "data": "data"}
+    kinds = {
+        "tasks": "task",
+        "strategies": "timesteps",
+        "pruning": "prune",
+        "metrics": "metric",
+        "data": "data",
+        "studies": "study",
+    }
     wanted = arguments or [*kinds, "models"]
     for heading in wanted:
         if heading not in (*kinds, "models"):

@@ -169,6 +169,7 @@ class Config:
     prune: Dict[str, Any]
     timesteps: Dict[str, Any]
     loss: LossConfig = field(default_factory=LossConfig)
+    study: Dict[str, Any] = field(default_factory=dict)
     metrics: Dict[str, Any] = field(default_factory=dict)
     recipe: str = "latest"
     depth: Optional[int] = None

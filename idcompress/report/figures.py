@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..types import Chart
 from .collect import Compression, Stage
 
 OPTIMISED, UNIFORM, LIMIT, FAILED = "#0b62b8", "#8a8f98", "#b3261e", "#c46a1b"
+_LINES = (OPTIMISED, FAILED, "#2e7d4f", "#8a4fa3", LIMIT, UNIFORM)  # of a chart, one after the other
 _STYLE = {
     "font.size": 9.5,
     "axes.spines.top": False,
@@ -229,6 +231,50 @@ def level_shares(levels: Sequence[dict[str, Any]], times: Sequence[dict[str, Any
         axes.legend(loc="best", fontsize=8.5)
         alt = f"share of each of {len(levels)} levels in {', '.join(label for label, _, _ in series)}"
         return Picture(_png(figure), alt, 840)
+
+
+def charts(drawn: Sequence[Chart], alt: str) -> tuple[Picture, str]:
+    """Lines over axes, one below the other, with intervals as bars: a picture for the page, and the same as SVG.
+
+    Args:
+        alt: what they show, in words.
+    """
+    with _figure(2.9 * len(drawn)) as figure:
+        for place, chart in enumerate(drawn):
+            axes = figure.add_subplot(len(drawn), 1, place + 1)
+            for number, line in enumerate(chart.series):
+                if not line.points:
+                    continue
+                xs, ys = zip(*line.points, strict=True)
+                bars = (
+                    [
+                        [y - low for y, (low, _) in zip(ys, line.intervals, strict=True)],
+                        [high - y for y, (_, high) in zip(ys, line.intervals, strict=True)],
+                    ]
+                    if line.intervals
+                    else None
+                )
+                axes.errorbar(
+                    xs,
+                    ys,
+                    bars,
+                    label=line.label,
+                    color=_LINES[number % len(_LINES)],
+                    linewidth=1.4,
+                    marker="os^Dv"[number % 5],
+                    markersize=4.5,
+                    capsize=3,
+                )
+            numbers = sorted({x for line in chart.series for x, _ in line.points if not isinstance(x, str)})
+            if numbers and len(numbers) <= 16:
+                axes.set_xticks(numbers, [f"{x:g}" for x in numbers])
+            axes.set_xlabel(chart.x_label)
+            axes.set_ylabel(chart.y_label)
+            if any(line.points for line in chart.series):
+                axes.legend(loc="best", fontsize=8.5)
+        drawing = io.StringIO()
+        figure.savefig(drawing, format="svg", metadata={"Date": None, "Creator": None})
+        return Picture(_png(figure), alt, 840), drawing.getvalue()
 
 
 def _gamma_ticks(low: float, high: float) -> list[float]:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "idcompress"
 CONF = config.conf_dir()
 # Registered kind -> configuration group.
-KINDS = {"task": "task", "prune": "prune", "timesteps": "timesteps", "data": "data"}
+KINDS = {"task": "task", "prune": "prune", "timesteps": "timesteps", "data": "data", "study": "study"}
 COMMANDS = registry.names("command")
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
@@ -84,7 +84,7 @@ def test_every_entry_has_a_line_to_be_listed_by(kind, name):
     assert not line.lower().startswith(("todo", "fixme"))
 
 
-@pytest.mark.parametrize(("kind", "name"), [(k, n) for k in ("timesteps", "prune") for n in registry.names(k)])
+@pytest.mark.parametrize(("kind", "name"), [(k, n) for k in ("timesteps", "prune", "study") for n in registry.names(k)])
 def test_every_method_names_its_source(kind, name):
     tree = ast.parse((PACKAGE / registry._FOLDERS[kind] / f"{name}.py").read_text(encoding="utf-8"))
     assigned = {
@@ -126,6 +126,18 @@ def test_options_of_data_sets_fit(name):
     assert registry.bind(load, options, "data.options") == options
     arguments, defaults = signature(load)
     assert {a.arg: ast.literal_eval(d) for a, d in zip(arguments, defaults, strict=True)} == options
+
+
+@pytest.mark.parametrize("name", stems("study"))
+def test_parameters_of_studies_fit(name):
+    """Lists have their values in the YAML alone."""
+    parameters = {key: value for key, value in composed(f"study={name}").study.items() if key != "name"}
+    run = registry.load("study", name).run
+    registry.bind(run, parameters, "study")
+    arguments, defaults = signature(run)
+    assert {a.arg for a in arguments} == parameters.keys()
+    written = {a.arg: ast.literal_eval(d) for a, d in zip(arguments, defaults, strict=True) if d is not None}
+    assert written == {key: parameters[key] for key in written}
 
 
 def signature(function):
@@ -177,7 +189,7 @@ def schema_keys(cls=config.Config, prefix=""):
 
 
 def test_the_tree_and_its_schema_have_the_same_keys():
-    chosen = ("task", "model", "prune", "timesteps", "loss")  # come from files of their own
+    chosen = ("task", "model", "prune", "timesteps", "loss", "study")  # come from files of their own
     schema = {key for key in schema_keys() if key.partition(".")[0] not in chosen} - {"data.name", "data.options"}
     free = {field.name for field in dataclasses.fields(config.Config) if str(field.type).startswith("Dict")}
     leaves = {key for key, _, section in own_keys() if not section and key.partition(".")[0] not in free}

@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "idcompress"
 LAYERS = (
     {"cli"},
     {"config"},
+    {"studies"},
     {"stages"},
     {"loading"},
     {"datasets"},
@@ -28,7 +29,7 @@ LEAVES = {"types", "errors", "registry", "artifacts", "console"}
 # Reads run folders and nothing else; stages.report calls it.
 REPORT = "report"
 # Folders whose files are looked up by name: each may be changed without a look at the others.
-REGISTRY_FOLDERS = {"stages", "tasks", "pruning", "timesteps", "metrics", "datasets"}
+REGISTRY_FOLDERS = {"studies", "stages", "tasks", "pruning", "timesteps", "metrics", "datasets"}
 
 HYDRA = {"hydra", "omegaconf"}
 HYDRA_MODULES = {"idcompress.cli", "idcompress.config"}
@@ -50,6 +51,7 @@ ALLOWED = {
         "stages",
         "config",
     ): "a stage's one argument is the Config dataclass; stages._run turns what Hydra composed into it",
+    ("studies", "config"): "a study's first argument is the same",
     ("tasks", "data"): "a task makes its examples from photographs and edits",
     ("metrics", "data"): "canny F1 compares the edges that the control image was made with",
     ("adapters", "models"): "adapters load our own pipeline classes (models.stablesr) beside diffusers'",
@@ -198,16 +200,17 @@ def test_core_and_timesteps_keep_their_annotations():
 
 
 def test_sibling_registry_folders_do_not_know_each_other():
-    wrong = [e for e, a, b in own_imports() if {a, b} <= REGISTRY_FOLDERS and a != "stages"]
+    wrong = [e for e, a, b in own_imports() if {a, b} <= REGISTRY_FOLDERS and a not in ("stages", "studies")]
     assert not wrong, show(wrong)
 
 
 def test_stages_reach_entries_by_name():
-    """Adding a task, metric or strategy is one file: no stage names one. Helpers (with `_`) and cost metrics may be."""
+    """Adding a task, metric or strategy is one file: no stage and no study names one. Helpers (with `_`) and cost
+    metrics may be named; a study also names stages, being made of them."""
     costs = {f"idcompress.metrics.{name}" for name in ("latency", "macs", "parameters")}
     wrong = []
     for entry, importer, imported in own_imports():
-        if importer == "stages" and imported in REGISTRY_FOLDERS:
+        if importer in ("stages", "studies") and imported in REGISTRY_FOLDERS - {"stages"}:
             words = entry.target.split(".")
             if not words[2].startswith("_") and ".".join(words[:3]) not in costs:
                 wrong.append(entry)

@@ -1,0 +1,228 @@
+"""What studies share: one model in several conditions, over images that a search may see and images that it may not."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from ..artifacts.recipe import Recipe
+from ..artifacts.run_dir import RunDir
+from ..config import Config
+from ..console import say
+from ..core.depth_search import FullModelFailsError, depth_search
+from ..errors import IdcError
+from ..metrics._base import MetricValue
+from ..stages._alternatives import paired
+from ..stages._bench import Bench, open_bench
+from ..stages._thresholds import parse_thresholds
+from ..stages.tsopt import configured_search
+from ..types import Schedule, Series
+
+
+class Lab:
+    """A model, its images, and a trace from which a plan that was sampled once is read back.
+
+    Args:
+        num_evaluated: images of the results, of photographs that neither the recipe's stages nor this study's search
+            have seen.
+        num_searched: images of this study's searches; 0 where it searches nothing.
+
+    Raises:
+        IdcError: no image is left, or data.split gives the search and the results the same photographs.
+    """
+
+    def __init__(
+        self, config: Config, recipe: Recipe, run_dir: RunDir, *, num_evaluated: int, num_searched: int = 0
+    ) -> None:
+        self.config, self.trace, self.benches = config, run_dir.trace(), dict[str, Bench]()
+        self.search = configured_search(config)
+        if num_searched:
+            self.benches["search"] = open_bench(config, recipe, split="search", num_samples=num_searched)
+            photographs = self.benches["search"].photographs
+            recipe = recipe.derive({"stage": "study", "photographs": photographs})
+        self.benches["evaluate"] = open_bench(config, recipe, split="evaluate", num_samples=num_evaluated)
+        self.model, self.recipe = self.benches["evaluate"].model, recipe
+        if num_searched and {*photographs.values()} & {*self.benches["evaluate"].photographs.values()}:
+            raise IdcError(
+                f"data.split={config.data.split} gives search and results the same photographs; leave it at auto"
+            )
+
+    def arm(self, depth: int | None = None, /, **changes: Any) -> "Arm":
+        """The model in one condition.
+
+        Args:
+            depth: None for the recipe's. At another depth than that, fine-tuned weights give way to the model's own.
+            changes: configuration keys, like sampler="dpm_solver"; the others are the run's.
+        """
+        recipe = self.recipe
+        if depth not in (None, recipe.depth):
+            recipe = dataclasses.replace(recipe, depth=None if depth == self.model.full_depth else depth, weights={})
+        return Arm(self, dataclasses.replace(self.config, **changes), recipe)
+
+    def full(self, **changes: Any) -> "Arm":
+        """The uncut model with its own weights."""
+        return self.arm(self.model.full_depth, **changes)
+
+    def shallowest(self, timesteps: Sequence[int]) -> int:
+        """The depth that Alg. 1 chooses on the search's images: sampled over `timesteps`, the cut model still meets
+        depth_search.thresholds against the full model's result at num_inference_steps uniform steps.
+
+        Raises:
+            IdcError: the full model itself misses a threshold.
+        """
+        thresholds = parse_thresholds(self.config.depth_search.thresholds)
+        names = list(dict.fromkeys(threshold.metric for threshold in thresholds))
+        against = (self.full(), self.config.num_inference_steps)
+
+        def passes(depth: int) -> bool:
+            values = self.arm(depth).measure("search", timesteps, names, against)
+            return all(threshold.holds(values[threshold.metric]) for threshold in thresholds)
+
+        try:
+            return depth_search(passes, self.model.full_depth, min_depth=self.config.depth_search.min_depth)[0]
+        except FullModelFailsError:
+            raise IdcError(
+                f"the full model at {len(timesteps)} steps already misses depth_search.thresholds, so no depth can be "
+                "chosen; lower a bound or give more steps"
+            ) from None
+
+    def images_note(self) -> str:
+        """Which images the numbers are from."""
+        evaluated = self.benches["evaluate"]
+        text = f"results: {len(evaluated.examples)} images of {len(evaluated.photographs)} photographs"
+        if "search" in self.benches:
+            searched = self.benches["search"]
+            text += (
+                f" that no search has seen; searches: {len(searched.examples)} of {len(searched.photographs)} others"
+            )
+        return text
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A model in one condition: a depth, a sampler, guidance."""
+
+    lab: Lab
+    config: Config
+    recipe: Recipe
+
+    @cached_property
+    def pipeline(self) -> Any:
+        return self.lab.model.for_recipe(self.recipe)
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """How the trace names it."""
+        return {"depth": self.recipe.depth, "sampler": self.config.sampler, "guidance": self.config.guidance()}
+
+    def bench(self, split: str) -> Bench:
+        return dataclasses.replace(self.lab.benches[split], config=self.config)
+
+    def references(self, split: str, num_inference_steps: int) -> Tensor:
+        """Results at uniform steps, (N, 3, H, W), kept on disk."""
+        return self.bench(split).references(self.recipe, num_inference_steps, f"{num_inference_steps} uniform steps")
+
+    def measure(
+        self,
+        split: str,
+        timesteps: Sequence[int],
+        metrics: Sequence[str] = ("psnr",),
+        against: "tuple[Arm, int] | None" = None,
+        known: dict[str, float] | None = None,
+    ) -> dict[str, MetricValue]:
+        """Metrics of a plan; sampled once, then read from the trace.
+
+        Args:
+            split: "search" or "evaluate".
+            against: whose result at how many uniform steps `references` metrics compare with.
+            known: goes into the trace's row, like {"gamma": 0.8}.
+        """
+        timesteps, known = list(timesteps), known or {}
+        reference = None if against is None else {**against[0].key, "num_inference_steps": against[1]}
+        key = {"split": split, **self.key, "timesteps": timesteps, "against": reference, "metrics": list(metrics)}
+        row = self.lab.trace.find(**key)
+        if row is None:
+            began, bench = time.perf_counter(), self.bench(split)
+            references = None if against is None else against[0].references(split, against[1])
+            if timesteps == bench.uniform(len(timesteps)):
+                images = self.references(split, len(timesteps))
+            else:
+                images = bench.images(self.pipeline, timesteps, f"{len(timesteps)} steps")
+            values = {name: vars(value) for name, value in bench.measure(metrics, images, references).items()}
+            seconds = round(time.perf_counter() - began, 3)
+            row = self.lab.trace.append({**key, **known, "values": values, "evaluation_seconds": seconds})
+            say(f"  {self._words(split, timesteps, known)}: {_summary(values)}")
+        return {
+            name: MetricValue(**{**value, "per_image": {int(i): v for i, v in value["per_image"].items()}})
+            for name, value in row["values"].items()
+        }
+
+    def search(self, num_inference_steps: int, against: "tuple[Arm, int]") -> Schedule:
+        """The configured strategy's list by PSNR over the search's images."""
+
+        def score(timesteps: list[int], **known: float) -> float:
+            value = self.measure("search", timesteps, against=against, known=known)["psnr"].value
+            return math.inf if value is None else value
+
+        return self.lab.search(self.pipeline, num_inference_steps, score)
+
+    def compare_searched(self, num_inference_steps: int, against: "tuple[Arm, int]") -> tuple[Schedule, dict[str, Any]]:
+        """Search, then measure what was found and uniform steps on images that the search has not seen.
+
+        Returns:
+            the found schedule, and the columns gamma, uniform (dB), searched (dB), gain (dB) of a row.
+        """
+        schedule = self.search(num_inference_steps, against)
+        uniform, found = (
+            self.measure("evaluate", timesteps, against=against)["psnr"]
+            for timesteps in (self.bench("evaluate").uniform(num_inference_steps), schedule.timesteps)
+        )
+        return schedule, {
+            "gamma": schedule.details.get("gamma"),
+            "uniform (dB)": uniform.value,
+            "searched (dB)": found.value,
+            "gain (dB)": difference(found, uniform, self.config.seed),
+        }
+
+    def _words(self, split: str, timesteps: list[int], known: dict[str, float]) -> str:
+        depth = f"depth {self.recipe.depth}" if self.recipe.depth else "full depth"
+        guidance = "".join(f", {name} {scale:g}" for name, scale in self.config.guidance().items())
+        found = "".join(f", {name} {value:.4f}" for name, value in known.items())
+        return f"{split}: {depth}, {self.config.sampler}{guidance}, {len(timesteps)} steps{found}"
+
+
+def difference(value: MetricValue, other: MetricValue, seed: int, *, higher_is_better: bool = True) -> dict[str, Any]:
+    """The mean paired difference, its bootstrap interval and a verdict; empty where no image differs."""
+    found = paired(value, other, "difference", higher_is_better=higher_is_better, seed=seed)
+    return dict(found.get("difference", {}))
+
+
+def verdicts(differences: Sequence[dict[str, Any]]) -> str:
+    """Paired differences in words: "better in 3, no gain in 1 of 4"."""
+    words = [found.get("verdict", "no gain") for found in differences]
+    counts = [f"{word} in {words.count(word)}" for word in ("better", "worse", "no gain") if word in words]
+    return f"{', '.join(counts)} of {len(words)}"
+
+
+def series(label: str, rows: Sequence[dict[str, Any]], x: str, y: str) -> Series:
+    """Two columns as a line of a chart, without the rows that lack y; a paired difference brings its interval."""
+    points, intervals = [], []
+    for row in rows:
+        value = row[y]
+        if isinstance(value, dict):
+            low, high = value.get("interval", (0.0, 0.0))
+            intervals.append((low, high))
+            value = value.get("mean", 0.0)
+        if value is not None:
+            points.append((row[x], value))
+    return Series(label, points, intervals)
+
+
+def _summary(values: dict[str, Any]) -> str:
+    numbers = {name: value["value"] for name, value in values.items()}
+    return ", ".join(f"{name} {'-' if number is None else f'{number:.4g}'}" for name, number in numbers.items())
