@@ -1,7 +1,20 @@
 """Classifier-free guidance: how the branches of one network call become one model output."""
 
+from collections.abc import Mapping
+
 from jaxtyping import Float
 from torch import Tensor
+
+
+def num_branches(guidance: Mapping[str, float]) -> int:
+    """Samples of a network call per image: with text and image, with the image alone, with neither.
+
+    Args:
+        guidance: scales by their diffusers names; one of 1 makes a branch superfluous, and it is not computed.
+    """
+    if guidance.get("image_guidance_scale", 1) != 1:
+        return 3
+    return 2 if guidance.get("guidance_scale", 1) != 1 else 1
 
 
 def classifier_free_guidance(

@@ -48,7 +48,13 @@ class Component:
 
 
 def components_of(
-    pipeline: Any, networks: Sequence[nn.Module], image_px: int, *, encoder_tokens: int, batch_size: int = 1
+    pipeline: Any,
+    networks: Sequence[nn.Module],
+    image_px: int,
+    *,
+    encoder_tokens: int,
+    batch_size: int = 1,
+    branches: int = 1,
 ) -> list[Component]:
     """A pipeline's networks with inputs of one size, on their own device.
 
@@ -57,14 +63,16 @@ def components_of(
         networks: those of every step, the U-Net first.
         image_px: side of the images.
         encoder_tokens: length of the text embedding.
-        batch_size: of every call.
+        batch_size: images of every call.
+        branches: samples per image in a call of the networks of every step, by guidance.
     """
     names = {id(component): name for name, component in pipeline.components.items()}
     latents = image_px // vae_scale_factor(pipeline)
     found = []
     for network in networks:
         in_file, paper = count_parameters(network)
-        inputs = network_inputs(network, sample_size=latents, batch_size=batch_size, encoder_tokens=encoder_tokens)
+        samples = batch_size * branches
+        inputs = network_inputs(network, sample_size=latents, batch_size=samples, encoder_tokens=encoder_tokens)
         paper = paper if network is pipeline.unet else in_file
         found.append(Component(names[id(network)], "every step", network, inputs, paper, in_file))
     # A control branch takes pixels; every other task encodes its input image.

@@ -22,6 +22,17 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+FULL_WIDTH = 320  # channels of Stable Diffusion's first level
+
+
+def is_full_width(unet: Any) -> bool:
+    """Whether milliseconds of a U-Net may be told: it is at least as wide as Stable Diffusion's.
+
+    Narrower ones leave most of a machine idle; their MACs, bytes, network calls and ratios are told instead.
+    """
+    return int(unet.config.block_out_channels[0]) >= FULL_WIDTH
+
+
 @dataclass(frozen=True)
 class Latency:
     """Times of one callable: the median, the quartiles, and every measured call, all in milliseconds."""

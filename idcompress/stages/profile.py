@@ -17,11 +17,12 @@ from ..artifacts.recipe import Recipe
 from ..artifacts.run_dir import RunDir
 from ..config import Config
 from ..console import say
+from ..core.guidance import num_branches
 from ..errors import IdcError
 from ..loading import load_source
 from ..metrics._components import COUNTS, Component, components_of
 from ..metrics._levels import level_costs, level_times
-from ..metrics.latency import Latency, measure_latency, measure_ratio, synchroniser
+from ..metrics.latency import Latency, is_full_width, measure_latency, measure_ratio, synchroniser
 from ..models.official import meta_components, random_components
 from ..report.figures import level_shares
 from ._run import make_task, with_depth
@@ -42,39 +43,36 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     """
     recipe = with_depth(recipes[0], config)
     task = make_task(config, recipe.task)
-    named = recipe.model.get("path") is None
-    published, embedded = named and recipe.model["name"] != "tiny", named and recipe.model["name"] == "tiny"
+    published = recipe.model.get("path") is None and recipe.model["name"] != "tiny"
 
     # 1. counts
-    pipeline = _published(recipe.task) if published else _load(config, recipe)
+    pipeline = published_networks(recipe.task) if published else _load(config, recipe)
     tokens = 77 if published else task.encoder_tokens(pipeline)
     image_px = config.profile.resolution_px or native_size(pipeline)
     _check_size(image_px, pipeline)
 
-    def systems(full: Any, batch_size: int) -> Systems:
+    def systems(full: Any, batch_size: int, branches: int) -> Systems:
         """Components of the full model and, if the recipe cuts it, of the cut one."""
         pipelines = {"original": full}
         if recipe.depth is not None:
-            pipelines["compressed"] = _cut(full, recipe)
-        return {
-            name: components_of(p, task.networks(p), image_px, encoder_tokens=tokens, batch_size=batch_size)
-            for name, p in pipelines.items()
-        }
+            pipelines["compressed"] = cut_networks(full, recipe.prune, recipe.depth)
+        sizes = {"encoder_tokens": tokens, "batch_size": batch_size, "branches": branches}
+        return {name: components_of(p, task.networks(p), image_px, **sizes) for name, p in pipelines.items()}
 
     levels = level_costs(pipeline.unet, image_px // vae_scale_factor(pipeline), encoder_tokens=tokens)
-    totals = _totals(config, recipe, systems(pipeline, 1), len(levels))
+    totals = _totals(config, recipe, systems(pipeline, 1, 1), len(levels))
 
     # 2. times
     if config.profile.latency:
         if published:
             device = choose_device(config.device)
             say(f"timing the published architecture with random weights on {device}")
-            pipeline = _published(recipe.task, device, choose_dtype(config.dtype, device))
-        timed = systems(pipeline, config.profile.batch_size * totals["guidance_branches"])
+            pipeline = published_networks(recipe.task, device, choose_dtype(config.dtype, device))
+        timed = systems(pipeline, config.profile.batch_size, totals["guidance_branches"])
         counts = [config.num_inference_steps, *(row["num_inference_steps"] for row in totals["by_steps"])]
         totals["latency"] = {
             "image_px": image_px,
-            **_latency(config, timed, list(dict.fromkeys(counts)), milliseconds=not embedded),
+            **_latency(config, timed, list(dict.fromkeys(counts)), milliseconds=is_full_width(pipeline.unet)),
         }
 
     # 3. files
@@ -85,7 +83,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     return []
 
 
-def _published(task: str, device: str = "meta", dtype: torch.dtype = torch.float32) -> Any:
+def published_networks(task: str, device: str = "meta", dtype: torch.dtype = torch.float32) -> Any:
     """The networks of a published pipeline without its weights, reached as those of a loaded one are."""
     components = meta_components(task) if device == "meta" else random_components(task, device)
     for component in components.values():
@@ -98,8 +96,9 @@ def _load(config: Config, recipe: Recipe) -> Any:
     return load_source(recipe.task, source, device=config.device, dtype=config.dtype, prune=recipe.prune).pipeline
 
 
-def _cut(pipeline: Any, recipe: Recipe) -> Any:
-    replaced = registry.load("prune", recipe.prune, "prune.name").apply(pipeline.components, recipe.depth)
+def cut_networks(pipeline: Any, prune: str, depth: int) -> Any:
+    """What `published_networks` gives, or a pipeline, cut to a depth; what the cut leaves alone is shared."""
+    replaced = registry.load("prune", prune, "prune.name").apply(pipeline.components, depth)
     components = {**pipeline.components, **replaced}
     return SimpleNamespace(components=components, **components)
 
@@ -129,7 +128,7 @@ def _totals(config: Config, recipe: Recipe, systems: Systems, full_depth: int) -
     for system, parts in rows.items():
         sums["networks"][system] = _sum([part for part in parts if part["called"] == "every step"])
         sums["pipeline"][system] = _sum(parts)
-    branches = _branches(config.guidance())
+    branches = num_branches(config.guidance())
     by_steps = []
     for count in sorted({*STEPS, config.num_inference_steps, recipe.num_inference_steps}, reverse=True):
         row: Row = {"num_inference_steps": count, "network_calls": count * branches}
@@ -153,19 +152,12 @@ def _sum(rows: Sequence[Row]) -> Row:
     return {name: sum(row[name] for row in rows) for name in COUNTS}
 
 
-def _branches(guidance: dict[str, float]) -> int:
-    """Samples of a network call per image, by which guidance is on: the image's, the text's, none."""
-    if guidance.get("image_guidance_scale", 1) != 1:
-        return 3
-    return 2 if guidance.get("guidance_scale", 1) != 1 else 1
-
-
 def _latency(config: Config, systems: Systems, step_counts: Sequence[int], *, milliseconds: bool) -> dict[str, Any]:
     """Medians after warm-up, with the device synchronised: by level, by component, by step count.
 
     Args:
         step_counts: the original's time at the first one is 1.
-        milliseconds: give times beside the ratios; those of an embedded model would say nothing.
+        milliseconds: give times beside the ratios.
     """
     parts = systems["original"]
     like = next(parts[0].network.parameters())
@@ -191,17 +183,17 @@ def _latency(config: Config, systems: Systems, step_counts: Sequence[int], *, mi
 
     # 2. the networks of one step, original and cut in turns; then what is called once per image
     steps = {
-        system: _caller([part for part in found if part.called == "every step"], config.profile.compile)
+        system: caller([part for part in found if part.called == "every step"], config.profile.compile)
         for system, found in systems.items()
     }
     network: dict[str, Latency] = {}
-    cut: Row = {}
+    ratio: Row = {}
     if "compressed" in steps:
         turns = measure_ratio(
             steps["original"], steps["compressed"], warmup=WARMUP, repeats=repeats, synchronise=synchronise
         )
         network = {"original": turns.base, "compressed": turns.other}
-        cut = {"ratio": turns.median, "ratio_quartiles": [turns.lower_quartile, turns.upper_quartile]}
+        ratio = {"ratio": turns.median, "ratio_quartiles": [turns.lower_quartile, turns.upper_quartile]}
     else:
         network["original"] = measure_latency(
             steps["original"], warmup=WARMUP, repeats=repeats, synchronise=synchronise
@@ -210,7 +202,7 @@ def _latency(config: Config, systems: Systems, step_counts: Sequence[int], *, mi
     rows = {f"networks, {system}": time for system, time in network.items()}
     for part in parts:
         if part.called == "once":
-            rows[part.name] = measure_latency(_caller([part]), warmup=WARMUP, repeats=repeats, synchronise=synchronise)
+            rows[part.name] = measure_latency(caller([part]), warmup=WARMUP, repeats=repeats, synchronise=synchronise)
     components = {
         name: {"relative": time.median_ms / base_ms}
         | in_ms(median=time.median_ms, lower_quartile=time.lower_quartile_ms, upper_quartile=time.upper_quartile_ms)
@@ -239,15 +231,15 @@ def _latency(config: Config, systems: Systems, step_counts: Sequence[int], *, mi
         "repeats": repeats,
         "levels": levels,
         "components": components,
-        "network_call": cut,
+        "network_call": ratio,
         "by_steps": by_steps,
         "peak_memory": _peak_memory(systems, like.device),
     }
 
 
-def _caller(parts: Sequence[Component], compiled: bool = False) -> Callable[[], None]:
+def caller(parts: Sequence[Component], compiled: bool = False) -> Callable[[], None]:
     """One call of every network after the other; the first calls of a compiled one are slow."""
-    calls = [(torch.compile(part.network) if compiled else part.network, part.inputs) for part in parts]
+    calls = [(torch.compile(part.network, dynamic=False) if compiled else part.network, part.inputs) for part in parts]
 
     def call() -> None:
         with torch.inference_mode():

@@ -6,7 +6,7 @@ import pytest
 import tiny_random
 import torch
 
-from idcompress.metrics import memory
+from idcompress.metrics import latency, memory
 from idcompress.metrics._levels import level_modules, level_times
 from idcompress.stages import profile
 
@@ -34,29 +34,40 @@ def keys(value):
 
 def test_embedded_models_get_ratios_and_no_milliseconds(profiled):
     found, out = profiled("task=controlnet", "depth=4", "profile.repeats=1", "num_inference_steps=30")
-    latency = found["totals"]["latency"]
+    times = found["totals"]["latency"]
     assert not any(key.endswith("_ms") for key in keys(found))
     assert " s\n" not in out
-    assert sum(row["latency_pct"] for row in latency["levels"]) == pytest.approx(100)
-    assert latency["levels"][-1]["cumulative_latency_pct"] == pytest.approx(100)
-    assert latency["network_call"]["ratio"] > 0
-    rows = {row["num_inference_steps"]: row for row in latency["by_steps"]}
+    assert sum(row["latency_pct"] for row in times["levels"]) == pytest.approx(100)
+    assert times["levels"][-1]["cumulative_latency_pct"] == pytest.approx(100)
+    assert times["network_call"]["ratio"] > 0
+    rows = {row["num_inference_steps"]: row for row in times["by_steps"]}
     assert sorted(rows) == [5, 10, 15, 20, 30, 50]
     assert rows[30]["original"] == {"networks_ratio": 1, "total_ratio": 1}
     assert rows[5]["original"]["networks_ratio"] == pytest.approx(1 / 6)
     assert rows[5]["original"]["total_ratio"] > 1 / 6  # what is called once stays
-    assert {"vae_decoder", "text_encoder"} <= set(latency["components"])
-    assert "vae_encoder" not in latency["components"]
+    assert {"vae_decoder", "text_encoder"} <= set(times["components"])
+    assert "vae_encoder" not in times["components"]
 
 
-def test_a_model_of_ones_own_gets_milliseconds(profiled, random_model):
+def test_guidance_multiplies_the_networks_samples_and_not_the_autoencoders(random_model):
+    from idcompress.adapters.pipeline import load_model
+    from idcompress.metrics._components import components_of
+
+    pipeline = load_model("StableSRPipeline", {"pipeline": random_model("stablesr")}, {"name": "random"}).pipeline
+    found = components_of(pipeline, [pipeline.unet], 64, encoder_tokens=5, batch_size=2, branches=3)
+    sizes = {part.name: next(iter(part.inputs.values())).shape[0] for part in found}
+    assert sizes == {"unet": 6, "vae_encoder": 2, "vae_decoder": 2}
+
+
+def test_a_wide_model_of_ones_own_gets_milliseconds(profiled, random_model, monkeypatch):
     path = random_model("stablesr")
+    monkeypatch.setattr(latency, "FULL_WIDTH", 16)
     found, _ = profiled("task=stablesr", f"model.path={path}", "depth=9", "profile.repeats=1", "profile.batch_size=2")
-    latency = found["totals"]["latency"]
-    assert latency["batch_size"] == 2
-    assert latency["components"]["vae_decoder"]["median_ms"] > 0
-    assert latency["by_steps"][0]["compressed"]["total_ms"] > latency["by_steps"][0]["compressed"]["networks_ms"] > 0
-    assert latency["peak_memory"]["original"]["peak_rss_mb"] > 50
+    times = found["totals"]["latency"]
+    assert times["batch_size"] == 2
+    assert times["components"]["vae_decoder"]["median_ms"] > 0
+    assert times["by_steps"][0]["compressed"]["total_ms"] > times["by_steps"][0]["compressed"]["networks_ms"] > 0
+    assert times["peak_memory"]["original"]["peak_rss_mb"] > 50
 
 
 def test_the_published_model_is_timed_with_random_weights(profiled, monkeypatch):
@@ -75,7 +86,7 @@ def test_the_published_model_is_timed_with_random_weights(profiled, monkeypatch)
     assert asked == ["meta", "cpu"]
     assert found["totals"]["depth"] is None
     assert "compressed" not in found["totals"]["components"]
-    assert found["totals"]["latency"]["levels"][0]["latency_ms"] > 0
+    assert found["totals"]["latency"]["levels"][0]["latency_pct"] > 0
 
 
 def test_mistakes_are_one_line(idc):
