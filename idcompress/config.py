@@ -45,6 +45,7 @@ class ModelConfig:
     path: Optional[str] = None
     revision: Optional[str] = None
     repositories: Dict[str, Any] = field(default_factory=dict)
+    stages: List[str] = field(default_factory=lambda: ["depth_search", "tsopt", "evaluate", "report"])
 
 
 @dataclass
@@ -112,6 +113,7 @@ class FinetuneConfig:
     num_samples: int = 4
     num_inference_steps: int = 20
     metrics: List[str] = field(default_factory=lambda: ["psnr"])
+    keep: str = "auto"
     logger: Dict[str, Any] = field(default_factory=dict)
 
 
@@ -127,6 +129,7 @@ class ProfileConfig:
 @dataclass
 class CompressConfig:
     stages: List[str] = field(default_factory=lambda: ["depth_search", "tsopt", "evaluate", "report"])
+    fewer_levels: int = 1
 
 
 @dataclass
@@ -157,6 +160,7 @@ class ExportConfig:
     format: str = "diffusers"
     path: Optional[str] = None
     host: bool = False
+    fold: bool = False
     push_to: Optional[str] = None
 
 
@@ -222,8 +226,9 @@ CHOICES = {
     "sampler": ("ddim", "ancestral", "dpm_solver"),
     "data.split": ("auto", "train", "search", "evaluate", "all"),
     "tsopt.reference": ("self", "full"),
-    "export.format": ("diffusers",),
+    "export.format": ("diffusers", "onnx"),
     "finetune.timesteps": ("all", "inference"),
+    "finetune.keep": ("auto", "last", "best"),
     "finetune.schedule": ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"),
 }
 POSITIVE = (

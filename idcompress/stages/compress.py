@@ -1,4 +1,4 @@
-"""Run the whole chain: depth search, timestep search, evaluation, report"""
+"""Run the whole chain: depth search, fine-tuning, timestep search, evaluation, report"""
 
 from __future__ import annotations
 
@@ -26,15 +26,13 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     for name in config.compress.stages:
         if name not in known:
             raise IdcError(f"compress.stages: no stage is called {name!r}; there are: {', '.join(known)}")
-    # depth= fixes the depth for the depth search; later stages take it from the recipe.
-    later = dataclasses.replace(config, depth=None)
     for name in config.compress.stages:
         stage_run = run_dir.child(name, files.digest([run_dir.info["digest"], name]))
         if not stage_run.finished:
             say(f"== {name.replace('_', '-')}")
             stage = registry.load("command", name)
             with timing.part(name), timing.record() as seconds:
-                made = stage.run(config if name == "depth_search" else later, recipes, stage_run)
+                made = stage.run(_stage_config(name, config, recipes[0]), recipes, stage_run)
             if not is_main_process():
                 return []  # a further process of the fine-tuning, which was started for it alone
             if made:
@@ -43,3 +41,17 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             stage_run.finish()
         recipes = [Recipe.load(path) for path in recipes_of(stage_run.path)] or recipes
     return recipes
+
+
+def _stage_config(name: str, config: Config, recipe: Recipe) -> Config:
+    """depth= fixes the depth for the depth search; the other stages take the recipe's, fine-tuning fewer levels.
+
+    Where the depth was searched, what lies below it fails only for want of training.
+    """
+    if name == "depth_search":
+        return config
+    depth = None
+    if name == "finetune" and recipe.stage == "depth_search" and recipe.depth is not None and config.depth is None:
+        depth = max(config.depth_search.min_depth, recipe.depth - config.compress.fewer_levels)
+    keep = "best" if config.finetune.keep == "auto" else config.finetune.keep
+    return dataclasses.replace(config, depth=depth, finetune=dataclasses.replace(config.finetune, keep=keep))

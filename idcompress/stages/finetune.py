@@ -6,12 +6,13 @@ import copy
 import dataclasses
 import signal
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..adapters import training
@@ -22,15 +23,20 @@ from ..artifacts.run_dir import RunDir, is_main_process
 from ..artifacts.timing import part
 from ..config import Config, instantiate
 from ..console import progress_bar, say, warn
+from ..data.images import to_pil
 from ..errors import IdcError
 from ..report.figures import recovery_curve
+from ..report.finetuning import preview_grid
 from ._bench import Bench, choose_photographs, open_bench
 from ._run import provenance, show, with_depth
 from ._samples import LISTED, TrainingSamples, held_out
+from ._thresholds import parse_thresholds
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     """Fine-tune the pruned networks of a recipe and hand on one with their weights.
+
+    With finetune.keep=best the recipe that came in goes on instead where training has made nothing better of it.
 
     Writes checkpoints/last.ckpt, logs/, previews/, trace.jsonl (a row per validation), recovery.png, metrics.json and
     a .safetensors file per trained component.
@@ -52,7 +58,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     distils = config.loss.output > 0 or config.loss.features > 0
 
     # 2. What is trained, on what, and how it is watched.
-    preview = Preview(bench, student, run_dir, config, distils)
+    preview = Preview(bench, student, run_dir, config, trained, keep_full=distils)
     samples = TrainingSamples(
         bench.task,
         photos,
@@ -113,12 +119,25 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     if not is_main_process():
         return []
 
-    # 4. The recipe.
-    state = torch.load(run_dir / "checkpoints" / training.CHECKPOINT, weights_only=True, map_location="cpu")[
+    # 4. What is kept, and its recipe.
+    last = torch.load(run_dir / "checkpoints" / training.CHECKPOINT, weights_only=True, map_location="cpu")[
         "state_dict"
     ]
-    weights = {name: _save(state, name, run_dir) for name in trained}
-    _write_metrics(config, recipe, bench, run_dir, trainer.global_step, identity["depth"])
+    preview.last(trainer.global_step, last)
+    kept: int | None = preview.best_step() if settings.keep == "best" else trainer.global_step
+    changes: dict[str, Any] = {}
+    if kept == 0:
+        say("no validation beats the start, whose weights are kept")
+    else:
+        state = load_file(preview.best) if settings.keep == "best" else last
+        changes["weights"] = {name: _save(state, name, run_dir) for name in trained}
+    judged: dict[str, Any] = {}
+    if settings.keep == "best" and recipes[0].depth is not None and identity["depth"] < recipes[0].depth:
+        judged = _judge(config, dataclasses.replace(recipe, **changes, folder=run_dir.path))
+        say(_verdict(judged, identity["depth"], recipes[0].depth))
+        if judged["missed"]:
+            kept = None
+    _write_metrics(config, recipe, bench, run_dir, trainer.global_step, identity["depth"], kept, judged)
     entry = provenance(
         "finetune",
         config,
@@ -129,18 +148,29 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         loss=config.loss.name,
         data={"name": config.data.name, "photographs": len(photos), "digest": photos.digest},
         steps=trainer.global_step,
+        kept_step=kept,
         batch_size=settings.batch_size,
     )
+    if kept is None:
+        return [recipes[0].derive(entry, model=bench.model.source, guidance=config.guidance())]
     depth = None if identity["depth"] == bench.model.full_depth else identity["depth"]
-    return [recipe.derive(entry, model=bench.model.source, depth=depth, guidance=config.guidance(), weights=weights)]
+    return [recipes[0].derive(entry, model=bench.model.source, guidance=config.guidance(), depth=depth, **changes)]
 
 
 class Preview:
-    """The stage's own sampler on a few fixed photographs that are not trained on: numbers, pictures, a curve."""
+    """The stage's own sampler on a few fixed photographs that are not trained on: numbers, pictures, a curve.
 
-    def __init__(self, bench: Bench, student: Any, run_dir: RunDir, config: Config, keep_full: bool) -> None:
-        self.bench, self.student, self.run_dir, self.config, self.keep_full = bench, student, run_dir, config, keep_full
+    Attributes:
+        best: file with the trained weights of the best validation so far, by the first of finetune.metrics.
+    """
+
+    def __init__(
+        self, bench: Bench, student: Any, run_dir: RunDir, config: Config, trained: list[str], *, keep_full: bool
+    ) -> None:
+        self.bench, self.student, self.run_dir, self.config = bench, student, run_dir, config
+        self.trained, self.keep_full = trained, keep_full
         self.trace = run_dir.trace()
+        self.best = run_dir / "checkpoints" / "best.safetensors"
         self.references: Tensor | None = None
         self.before: Tensor | None = None
 
@@ -151,13 +181,18 @@ class Preview:
             bench.model.pipeline.to(device)
             self.references = bench.references(None, settings.num_inference_steps, "full model")
             if not self.keep_full:
-                for name in settings.components or bench.task.trained:
+                for name in self.trained:
                     getattr(bench.model.pipeline, name).to("cpu")
         outputs = bench.images(self.student, bench.uniform(settings.num_inference_steps), f"step {step}")
         values = {
             name: value.value for name, value in bench.measure(settings.metrics, outputs, self.references).items()
         }
+        if not outputs.isfinite().all():
+            raise IdcError(f"the validation images of step {step} are no numbers; lower finetune.optimizer.lr")
         if is_main_process():
+            earlier = [row for row in self.trace.rows if row["step"] < step]
+            if settings.keep == "best" and earlier and self._score(values) > max(map(self._score_of, earlier)):
+                files.write_bytes(self.best, save(self._weights()))
             if self.trace.find(step=step) is None:
                 self.trace.append({"step": step, "metrics": values})
             numbers = "  ".join(f"{name} {'equal' if v is None else f'{v:.3f}'}" for name, v in values.items())
@@ -165,26 +200,84 @@ class Preview:
             self._draw(step, outputs)
         return {name: float("inf") if value is None else value for name, value in values.items()}
 
+    def last(self, step: int, state: dict[str, Tensor]) -> None:
+        """Look at the result too, where no validation fell on the last step.
+
+        Args:
+            state: of the LightningModule, with the averaged weights.
+        """
+        if self.trace.find(step=step) is None:
+            for name in self.trained:
+                getattr(self.student, name).to(self.student.vae.device).load_state_dict(_part(state, name))
+            self(step)
+
+    def best_step(self) -> int:
+        """Of the validations so far, the start among them; the earlier one of equals."""
+        return int(max(self.trace.rows, key=lambda row: (self._score_of(row), -row["step"]))["step"])
+
+    def _score_of(self, row: dict[str, Any]) -> float:
+        return self._score(row["metrics"])
+
+    def _score(self, values: dict[str, float | None]) -> float:
+        name = self.config.finetune.metrics[0]
+        value = values[name]
+        if value is None:  # all images equal the full model's
+            return float("inf")
+        return value if self.bench.metric(name).higher_is_better else -value
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {
+            f"components.{name}.{key}": value.contiguous()
+            for name in self.trained
+            for key, value in getattr(self.student, name).state_dict().items()
+        }
+
     def _draw(self, step: int, outputs: Tensor) -> None:
         """A row per image: input, full model, pruned model before training, now."""
-        from torchvision.utils import make_grid
-
-        from ..data.images import save_png
-
         assert self.references is not None
         before = self.run_dir / "previews" / "before.safetensors"
         if step == 0:
             files.write_bytes(before, save({"images": outputs}))
         if self.before is None and before.is_file():
-            from safetensors.torch import load_file
-
             self.before = load_file(before)["images"]
-        inputs = torch.stack([example.image for example in self.bench.examples])
-        columns = [inputs, self.references, outputs if self.before is None else self.before, outputs]
-        rows = torch.stack(columns, dim=1).flatten(0, 1)
-        save_png(make_grid(rows, nrow=len(columns)), self.run_dir / "previews" / f"step_{step:06d}.png")
+        columns: dict[str, Iterable[Tensor]] = {
+            "input": [example.image for example in self.bench.examples],
+            "full model": self.references,
+            "before": outputs if self.before is None else self.before,
+            f"step {step}": outputs,
+        }
+        grid = preview_grid({name: [to_pil(image) for image in images] for name, images in columns.items()})
+        files.write_bytes(self.run_dir / "previews" / f"step_{step:06d}.png", grid)
         units = {name: self.bench.metric(name).unit for name in self.config.finetune.metrics}
         files.write_bytes(self.run_dir / "recovery.png", recovery_curve(self.trace.rows, units).data)
+
+
+def _judge(config: Config, tuned: Recipe) -> dict[str, Any]:
+    """Measure a fine-tuned recipe as the depth search measures a depth: its thresholds, values, and what is missed."""
+    thresholds = parse_thresholds(config.depth_search.thresholds)
+    settings = config.depth_search
+    bench = open_bench(config, tuned, num_samples=settings.num_samples)
+    references = bench.references(None, config.num_inference_steps, "full model")
+    pipeline = bench.model.for_recipe(tuned)
+    outputs = bench.images(pipeline, bench.uniform(settings.num_inference_steps), "fine-tuned")
+    values = bench.measure([threshold.metric for threshold in thresholds], outputs, references)
+    return {
+        "num_images": len(bench.examples),
+        "thresholds": [vars(threshold) for threshold in thresholds],
+        "metrics": {name: value.value for name, value in values.items()},
+        "missed": [t.missed_by(values[t.metric]) for t in thresholds if not t.holds(values[t.metric])],
+    }
+
+
+def _verdict(judged: dict[str, Any], depth: int, searched: int) -> str:
+    if judged["missed"]:
+        return (
+            f"depth {depth} misses a threshold, fine-tuned too ({'; '.join(judged['missed'])}): depth {searched} stays"
+        )
+    values = ", ".join(
+        f"{name} {'equal' if value is None else f'{value:.3f}'}" for name, value in judged["metrics"].items()
+    )
+    return f"depth {depth} holds the thresholds after fine-tuning ({values}); without it {searched} was the smallest"
 
 
 def _resolution(wanted: int | None, pipeline: Any) -> int:
@@ -235,8 +328,12 @@ def _trainer_arguments(config: Config, run_dir: RunDir) -> dict[str, Any]:
         gpu = arguments["accelerator"] in ("gpu", "cuda")
         gpu = gpu or (arguments["accelerator"] == "auto" and torch.cuda.is_available())
         arguments["precision"] = "bf16-mixed" if gpu else "32-true"
-    if "fsdp" in str(arguments.get("strategy")) and config.finetune.ema_decay is not None:
-        raise IdcError("sharded weights cannot be averaged; set finetune.ema_decay=null with trainer.strategy=fsdp")
+    whole = config.finetune.ema_decay is not None or config.finetune.keep == "best"
+    if "fsdp" in str(arguments.get("strategy")) and whole:
+        raise IdcError(
+            "sharded weights are neither averaged nor kept at a validation; set finetune.ema_decay=null and "
+            "finetune.keep=last with trainer.strategy=fsdp"
+        )
     # Lightning counts batches here, we count updates.
     arguments["val_check_interval"] *= arguments["accumulate_grad_batches"]
     arguments["default_root_dir"] = run_dir / "checkpoints"
@@ -254,6 +351,11 @@ def _fit(trainer: Any, module: Any, data: Any, checkpoint: Path | None) -> None:
             say("terminated; the same command continues at the last checkpoint")
             sys.exit(128 + signal.SIGTERM)
         raise KeyboardInterrupt from None
+    except torch.OutOfMemoryError as error:
+        raise IdcError(
+            f"the device's memory is full ({str(error).splitlines()[0][:100]}); split updates by "
+            "trainer.accumulate_grad_batches, set finetune.gradient_checkpointing=true or lower finetune.resolution"
+        ) from None
     except OSError as error:
         raise IdcError(
             f"writing failed ({error.strerror or error}); make room and repeat the command, which continues at the "
@@ -261,15 +363,28 @@ def _fit(trainer: Any, module: Any, data: Any, checkpoint: Path | None) -> None:
         ) from None
 
 
+def _part(state: dict[str, Tensor], component: str) -> dict[str, Tensor]:
+    """A component's own part of the LightningModule's state."""
+    prefix = f"components.{component}."
+    return {key.removeprefix(prefix): value.contiguous() for key, value in state.items() if key.startswith(prefix)}
+
+
 def _save(state: dict[str, Tensor], component: str, run_dir: RunDir) -> dict[str, str]:
     """Write a component's trained weights, names as in the full model."""
-    prefix = f"components.{component}."
-    ours = {key.removeprefix(prefix): value.contiguous() for key, value in state.items() if key.startswith(prefix)}
-    path = files.write_bytes(run_dir / f"{component}.safetensors", save(ours))
+    path = files.write_bytes(run_dir / f"{component}.safetensors", save(_part(state, component)))
     return {"file": path.name, "sha256": files.file_digest(path)}
 
 
-def _write_metrics(config: Config, recipe: Recipe, bench: Bench, run_dir: RunDir, steps: int, depth: int) -> None:
+def _write_metrics(
+    config: Config,
+    recipe: Recipe,
+    bench: Bench,
+    run_dir: RunDir,
+    steps: int,
+    depth: int,
+    kept: int | None,
+    judged: dict[str, Any],
+) -> None:
     rows = run_dir.trace().rows
     files.write_json(
         run_dir / "metrics.json",
@@ -281,11 +396,13 @@ def _write_metrics(config: Config, recipe: Recipe, bench: Bench, run_dir: RunDir
             "depth": depth,
             "full_depth": bench.model.full_depth,
             "steps": steps,
+            "kept_step": kept,  # 0: the start's weights; null: the recipe that came in goes on
             "batch_size": config.finetune.batch_size,
             "loss": config.loss.name,
             "num_images": len(bench.examples),
             "num_inference_steps": config.finetune.num_inference_steps,
-            "before": rows[0]["metrics"] if rows else {},
-            "after": rows[-1]["metrics"] if rows else {},
+            "before": rows[0]["metrics"],
+            "after": rows[-1]["metrics"],
+            "judged": judged,
         },
     )
