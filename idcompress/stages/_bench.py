@@ -88,7 +88,10 @@ class Bench:
         Args:
             recipe: whose depth and weights to use; None for the full model. Its timesteps play no part.
         """
-        timesteps = self.uniform(num_inference_steps)
+        return self.results(recipe, self.uniform(num_inference_steps), description)
+
+    def results(self, recipe: Recipe | None, timesteps: list[int], description: str) -> Tensor:
+        """As `references`, over any timesteps."""
         weights = {} if recipe is None else {name: entry["sha256"] for name, entry in recipe.weights.items()}
         depth = None if recipe is None else recipe.depth
         shared = {
@@ -123,6 +126,21 @@ class Bench:
             metric.update(Batch(self.examples, outputs, references))
             values[name] = metric.compute()
         return values
+
+    def available(self, names: Sequence[str]) -> list[str]:
+        """Names of metrics, those that end in "?" only where their weights are on this machine; a line says if not."""
+        found = []
+        for entry in names:
+            name = entry.removesuffix("?")
+            try:
+                self.metric(name)
+            except IdcError as error:
+                if name == entry:
+                    raise
+                say(f"left out: {error}")
+            else:
+                found.append(name)
+        return found
 
     def metric(self, name: str) -> ImageMetric:
         """A metric, made once: weights are loaded or refused then, and a new result takes the old one's place."""

@@ -71,7 +71,7 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
     registry.check("timesteps", config.timesteps["name"], "timesteps")
     registry.check("data", config.data.name, "data")
     for metric in config.evaluate.metrics:
-        registry.check("metric", metric, "evaluate.metrics")
+        registry.check("metric", metric.removesuffix("?"), "evaluate.metrics")
     set_threads(config.threads)
     paths = recipe_paths(stage, config)
     recipes = [Recipe.load(path) for path in paths]

@@ -68,6 +68,7 @@ def _warn_where_it_differs(config: Config, recipe: Recipe) -> None:
 
 def _evaluate(bench: Bench, recipe: Recipe, folder: Path) -> None:
     config = bench.config
+    names = bench.available(config.evaluate.metrics)
     # 1. the three systems; the original is the cached reference of every other comparison
     pipeline = bench.model.for_recipe(recipe)
     uniform = bench.uniform(recipe.num_inference_steps)
@@ -86,7 +87,6 @@ def _evaluate(bench: Bench, recipe: Recipe, folder: Path) -> None:
         _save_images(shown, kept, folder / "images" / "depth_skipped")
 
     # 2. image metrics, then costs
-    names = config.evaluate.metrics or []
     values = {system: bench.measure(names, images, outputs["original"]) for system, images in outputs.items()}
     metrics = {name: _row(bench.metric(name), [values[s][name] for s in SYSTEMS], config.seed) for name in names}
     metrics |= costs(bench, pipeline, timesteps)

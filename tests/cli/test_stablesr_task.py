@@ -91,15 +91,19 @@ def test_stages_one_by_one(idc, random_model):
     assert idc("tsopt", *common, "sampler=dpm_solver").code == 0
 
 
-def test_other_options_than_the_searchs_are_warned_of(idc, random_model):
+def test_other_options_are_warned_of_and_absent_weights_leave_a_metric_out(idc, random_model, monkeypatch):
+    monkeypatch.delenv("IDC_WEIGHTS", raising=False)
+    monkeypatch.setenv("TORCH_HOME", "nowhere")
     common = (*SMOKE, f"model.path={random_model('stablesr')}")
     assert idc("tsopt", *common, "timesteps=uniform", "task.options.fidelity_weight=0.7").code == 0
     recipe = only("outputs/stablesr/*/tsopt/*/recipe.json")
     provenance = json.loads(recipe.read_text())["provenance"]
     assert [entry["options"] for entry in provenance] == [{"fidelity_weight": 0.7, "color_fix": "adain"}]
     assert [entry["sampler"] for entry in provenance] == ["ddim"]
-    result = idc("evaluate", *common)
+    result = idc("evaluate", *common, "evaluate.metrics=[psnr,target_lpips?]")
     assert result.code == 0, result.err
+    assert "left out: target_lpips needs" in result.out
+    assert "target_lpips" not in json.loads(only("outputs/stablesr/*/evaluate/*/metrics.json").read_text())["metrics"]
     assert "task.options.fidelity_weight=0.5, but the recipe was searched at 0.7" in result.out
     assert "color_fix=adain, but" not in result.out
 
