@@ -19,7 +19,7 @@ def prune_controlnet(controlnet: ControlNetModel, plan: SkipPlan) -> ControlNetM
     scales: diffusers alone would spread its log scale over however many residuals there are.
 
     Args:
-        controlnet: the full branch of the same U-Net family; it stays as it was.
+        controlnet: the branch of the same U-Net family, also one that was cut before; it stays as it was.
         plan: of the U-Net; at full depth the copy is complete.
     """
     if plan.depth == plan.full_depth:
@@ -30,8 +30,9 @@ def prune_controlnet(controlnet: ControlNetModel, plan: SkipPlan) -> ControlNetM
     pruned = copy_without(controlnet, dropped)
     pruned.controlnet_mid_block = _ZeroMiddle()
     pruned.register_to_config(depth=plan.depth)
-    pruned.full_residuals = plan.full_depth
-    pruned.register_forward_hook(_full_guess_scales, with_kwargs=True)
+    if controlnet.config.get("depth") is None:
+        pruned.full_residuals = len(blocks) + 1
+        pruned.register_forward_hook(_full_guess_scales, with_kwargs=True)
     return pruned
 
 

@@ -189,7 +189,7 @@ def _ignore_dropped_residuals(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Let a cut U-Net take control residuals of the full branch (12 + 1 for SD) or of the pruned one."""
     names = list(inspect.signature(type(unet).forward).parameters)[1:]
-    kwargs = dict(zip(names, args, strict=False)) | kwargs
+    kwargs = dict(zip(names[2:], args[2:], strict=False)) | kwargs
     residuals, middle = (
         kwargs.get("down_block_additional_residuals"),
         kwargs.get("mid_block_additional_residual"),
@@ -200,4 +200,4 @@ def _ignore_dropped_residuals(
             raise ValueError(f"a U-Net of depth {wanted} wants {wanted} control residuals, got {len(residuals)}")
         kwargs["down_block_additional_residuals"] = tuple(residuals[:wanted])
         kwargs["mid_block_additional_residual"] = residuals[0].new_zeros(())
-    return (), kwargs
+    return args[:2], kwargs  # sample and timestep stay where they were: DeepCache reads them by position

@@ -3,7 +3,8 @@
 from typing import Any
 
 from ..adapters.controlnet import prune_controlnet
-from ..adapters.unet import depth_skip, full_depth, unet_shape
+from ..adapters.unet import depth as depth_of
+from ..adapters.unet import depth_skip, unet_shape
 from ..core.skip_plan import check_depth, skip_plan
 from ..errors import IdcError
 
@@ -11,15 +12,16 @@ SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation
 
 
 def levels(components: dict[str, Any]) -> int:
-    """The full depth of a pipeline's U-Net, 13 for Stable Diffusion."""
-    return full_depth(components["unet"])
+    """Levels that a pipeline's U-Net has: 13 for Stable Diffusion, those it kept if it was cut or exported."""
+    unet = components["unet"]
+    return depth_of(unet) - (unet.mid_block is None)
 
 
 def apply(components: dict[str, Any], depth: int) -> dict[str, Any]:
     """Cut the U-Net, and with it the blocks of the control branch that it no longer reads.
 
     Args:
-        components: a pipeline's, by name; they stay as they are.
+        components: a pipeline's, by name, also of one that was cut before; they stay as they are.
 
     Returns:
         The components to replace.
@@ -27,17 +29,17 @@ def apply(components: dict[str, Any], depth: int) -> dict[str, Any]:
     Raises:
         IdcError: the depth is out of range for this U-Net.
     """
-    unet = components["unet"]
-    shape = unet_shape(unet)
+    unet, present = components["unet"], levels(components)
     try:
-        check_depth(depth, shape.full_depth)
+        check_depth(depth, present)
     except ValueError as error:
         raise IdcError(f"{error}; change depth=") from None
-    if depth == shape.full_depth:
+    if depth == present:
         return {}
     replaced = {"unet": depth_skip(unet, depth)}
     if components.get("controlnet") is not None:
-        replaced["controlnet"] = prune_controlnet(components["controlnet"], skip_plan(shape, depth))
+        plan = skip_plan(unet_shape(unet), depth)
+        replaced["controlnet"] = prune_controlnet(components["controlnet"], plan)
     if components.get("structure_encoder") is not None:
         from ..models.stablesr import num_structure_levels, prune_structure_encoder
 

@@ -12,6 +12,8 @@ from idcompress.adapters.controlnet import prune_controlnet
 from idcompress.adapters.cut_models import DepthSkipControlNetModel, DepthSkipUNet2DConditionModel, named
 from idcompress.adapters.unet import depth_skip, unet_shape
 from idcompress.core.skip_plan import skip_plan
+from idcompress.errors import IdcError
+from idcompress.pruning import depth_skip as pruning
 
 DEPTHS = range(1, 13)
 
@@ -148,6 +150,35 @@ def test_control_branches_at_every_depth():
         assert not torch.equal(cut(*inputs()).sample, wanted)
         assert params(short) < params(full_branch)
     assert export.stock_controlnet(full_branch, 4) is full_branch
+
+
+@torch.no_grad()
+def test_exported_networks_are_cut_further():
+    """From the levels that a stock, hosted or own form has, as if from the full model; never back up."""
+    full = {"unet": unet(), "controlnet": branch()}
+    condition = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+
+    def controlled(parts, guess_mode):
+        arguments = {"controlnet_cond": condition, "guess_mode": guess_mode, "return_dict": False}
+        down, middle = parts["controlnet"](*inputs(), **arguments)
+        controls = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+        return parts["unet"](*inputs(), **controls).sample
+
+    for depth, host, present, further in ((9, 9, 9, 8), (8, 8, 8, 5), (7, 8, 8, 7), (7, None, 7, 5)):
+        exported = full | pruning.apply(full, depth)
+        if host is not None:
+            exported["unet"] = export.stock_unet(exported["unet"], host)
+            levels = len(exported["unet"].config.block_out_channels)
+            exported["controlnet"] = export.stock_controlnet(exported["controlnet"], levels)
+        assert pruning.levels(exported) == present
+        assert pruning.apply(exported, present) == {}
+        with pytest.raises(IdcError, match=f"between 1 and {present} for this U-Net, got {present + 1}"):
+            pruning.apply(exported, present + 1)
+        again, direct = (parts | pruning.apply(parts, further) for parts in (exported, full))
+        assert params(again["unet"]) == params(direct["unet"])
+        assert torch.allclose(controlled(again, False), controlled(direct, False), atol=1e-5)
+        # stock branches have forgotten how many residuals the full one had
+        assert torch.allclose(controlled(again, True), controlled(direct, True), atol=1e-5) == (host is None)
 
 
 def test_cut_networks_save_and_load_under_their_own_class(tmp_path):
