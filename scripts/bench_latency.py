@@ -101,9 +101,6 @@ def measure(args: argparse.Namespace, name: str, dtype: str, batch: int, mode: s
     plan, task = PLANS[name], registry.load("task", name).Task()
     found = systems(args, task, DTYPES[dtype], batch)
     every = {system: [part for part in parts if part.called == "every step"] for system, parts in found.items()}
-    tflop = {  # two operations per multiply-accumulate
-        system: sum(part.costs()["gmacs_with_attention"] for part in parts) / 500 for system, parts in every.items()
-    }
     torch.compiler.reset()  # full and cut share code, whose compilations count together
     step = {system: caller(parts, mode == "compiled") for system, parts in every.items()}
     run = {
@@ -119,9 +116,10 @@ def measure(args: argparse.Namespace, name: str, dtype: str, batch: int, mode: s
     row |= {"steps": plan.steps, "branches": plan.branches, "paper_ratio": plan.paper_ratio}
     row |= {"networks": spread(network), "pipeline": spread(whole)}
     if is_full_width(found["original"][0].network):  # milliseconds of embedded models would say nothing
-        for system in times:
+        for system, parts in every.items():
+            gflop = 2 * sum(part.costs()["gmacs_with_attention"] for part in parts)
             row["networks"][f"{system}_ms"] = times[system].median_ms
-            row["networks"][f"{system}_share_of_matrix_rate"] = tflop[system] / times[system].median_ms * 1e3 / rate
+            row["networks"][f"{system}_share_of_matrix_rate"] = gflop / times[system].median_ms / rate
             row["pipeline"][f"{system}_ms"] = totals[system].median_ms
     return row
 
