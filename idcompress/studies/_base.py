@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -68,27 +68,29 @@ class Lab:
         """The uncut model with its own weights."""
         return self.arm(self.model.full_depth, **changes)
 
-    def shallowest(self, timesteps: Sequence[int]) -> int:
-        """The depth that Alg. 1 chooses on the search's images: sampled over `timesteps`, the cut model still meets
-        depth_search.thresholds against the full model's result at num_inference_steps uniform steps.
+    def shallowest(self, over: int | list[int]) -> int:
+        """The depth that Alg. 1 chooses on the search's images: cut to it, the model still meets
+        depth_search.thresholds, sampled as the full model is whose result they compare with.
+
+        Args:
+            over: a number of uniform steps, or timesteps.
 
         Raises:
             IdcError: the full model itself misses a threshold.
         """
         thresholds = parse_thresholds(self.config.depth_search.thresholds)
         names = list(dict.fromkeys(threshold.metric for threshold in thresholds))
-        against = (self.full(), self.config.num_inference_steps)
+        against = (self.full(), over)
 
         def passes(depth: int) -> bool:
-            values = self.arm(depth).measure("search", timesteps, names, against)
+            values = self.arm(depth).measure("search", over, names, against)
             return all(threshold.holds(values[threshold.metric]) for threshold in thresholds)
 
         try:
             return depth_search(passes, self.model.full_depth, min_depth=self.config.depth_search.min_depth)[0]
         except FullModelFailsError:
             raise IdcError(
-                f"the full model at {len(timesteps)} steps already misses depth_search.thresholds, so no depth can be "
-                "chosen; lower a bound or give more steps"
+                "the full model already misses depth_search.thresholds, so no depth can be chosen; lower a bound there"
             ) from None
 
     def images_note(self) -> str:
@@ -123,34 +125,38 @@ class Arm:
     def bench(self, split: str) -> Bench:
         return dataclasses.replace(self.lab.benches[split], config=self.config)
 
-    def references(self, split: str, num_inference_steps: int) -> Tensor:
-        """Results at uniform steps, (N, 3, H, W), kept on disk."""
-        return self.bench(split).references(self.recipe, num_inference_steps, f"{num_inference_steps} uniform steps")
+    def timesteps(self, over: int | list[int]) -> list[int]:
+        return self.lab.benches["evaluate"].uniform(over) if isinstance(over, int) else over
+
+    def results(self, split: str, over: int | list[int]) -> Tensor:
+        """Images (N, 3, H, W), float32 in [0, 1], kept on disk."""
+        return self.bench(split).results(self.recipe, self.timesteps(over), "reference")
 
     def measure(
         self,
         split: str,
-        timesteps: Sequence[int],
+        over: int | list[int],
         metrics: Sequence[str] = ("psnr",),
-        against: "tuple[Arm, int] | None" = None,
+        against: "Plan | None" = None,
         known: dict[str, float] | None = None,
     ) -> dict[str, MetricValue]:
         """Metrics of a plan; sampled once, then read from the trace.
 
         Args:
             split: "search" or "evaluate".
-            against: whose result at how many uniform steps `references` metrics compare with.
+            over: a number of uniform steps, or timesteps.
+            against: the arm, and its steps, whose results `references` metrics compare with.
             known: goes into the trace's row, like {"gamma": 0.8}.
         """
-        timesteps, known = list(timesteps), known or {}
-        reference = None if against is None else {**against[0].key, "num_inference_steps": against[1]}
+        timesteps, known = self.timesteps(over), known or {}
+        reference = None if against is None else {**against[0].key, "over": against[1]}
         key = {"split": split, **self.key, "timesteps": timesteps, "against": reference, "metrics": list(metrics)}
         row = self.lab.trace.find(**key)
         if row is None:
             began, bench = time.perf_counter(), self.bench(split)
-            references = None if against is None else against[0].references(split, against[1])
-            if timesteps == bench.uniform(len(timesteps)):
-                images = self.references(split, len(timesteps))
+            references = None if against is None else against[0].results(split, against[1])
+            if key["against"] == {**self.key, "over": over} or timesteps == bench.uniform(len(timesteps)):
+                images = self.results(split, timesteps)  # wanted more than once
             else:
                 images = bench.images(self.pipeline, timesteps, f"{len(timesteps)} steps")
             values = {name: vars(value) for name, value in bench.measure(metrics, images, references).items()}
@@ -162,7 +168,7 @@ class Arm:
             for name, value in row["values"].items()
         }
 
-    def search(self, num_inference_steps: int, against: "tuple[Arm, int]") -> Schedule:
+    def search(self, num_inference_steps: int, against: "Plan") -> Schedule:
         """The configured strategy's list by PSNR over the search's images."""
 
         def score(timesteps: list[int], **known: float) -> float:
@@ -171,29 +177,38 @@ class Arm:
 
         return self.lab.search(self.pipeline, num_inference_steps, score)
 
-    def compare_searched(self, num_inference_steps: int, against: "tuple[Arm, int]") -> tuple[Schedule, dict[str, Any]]:
-        """Search, then measure what was found and uniform steps on images that the search has not seen.
-
-        Returns:
-            the found schedule, and the columns gamma, uniform (dB), searched (dB), gain (dB) of a row.
-        """
+    def compare_searched(self, num_inference_steps: int, against: "Plan") -> "Found":
+        """Search, then measure what was found and uniform steps on images that the search has not seen."""
         schedule = self.search(num_inference_steps, against)
-        uniform, found = (
-            self.measure("evaluate", timesteps, against=against)["psnr"]
-            for timesteps in (self.bench("evaluate").uniform(num_inference_steps), schedule.timesteps)
+        uniform, searched = (
+            self.measure("evaluate", over, against=against)["psnr"]
+            for over in (num_inference_steps, schedule.timesteps)
         )
-        return schedule, {
+        columns = {
             "gamma": schedule.details.get("gamma"),
             "uniform (dB)": uniform.value,
-            "searched (dB)": found.value,
-            "gain (dB)": difference(found, uniform, self.config.seed),
+            "searched (dB)": searched.value,
+            "gain (dB)": difference(searched, uniform, self.config.seed),
         }
+        return Found(schedule.timesteps, uniform, searched, columns)
 
     def _words(self, split: str, timesteps: list[int], known: dict[str, float]) -> str:
         depth = f"depth {self.recipe.depth}" if self.recipe.depth else "full depth"
         guidance = "".join(f", {name} {scale:g}" for name, scale in self.config.guidance().items())
         found = "".join(f", {name} {value:.4f}" for name, value in known.items())
         return f"{split}: {depth}, {self.config.sampler}{guidance}, {len(timesteps)} steps{found}"
+
+
+Plan = tuple[Arm, int | list[int]]  # a model, and a number of uniform steps or timesteps
+
+
+class Found(NamedTuple):
+    """A search's timesteps, PSNR of uniform steps and of them on unseen images, and all of it as columns of a row."""
+
+    timesteps: list[int]
+    uniform: MetricValue
+    searched: MetricValue
+    columns: dict[str, Any]
 
 
 def difference(value: MetricValue, other: MetricValue, seed: int, *, higher_is_better: bool = True) -> dict[str, Any]:

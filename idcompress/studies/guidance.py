@@ -36,8 +36,7 @@ def run(
     for steps in num_inference_steps:
         for scale in scales:
             arm = lab.arm(**{name: scale})
-            _, found = arm.compare_searched(steps, (arm, reference_steps))
-            rows.append({"steps": steps, name: scale, **found})
+            rows.append({"steps": steps, name: scale, **arm.compare_searched(steps, (arm, reference_steps)).columns})
     by_steps = {steps: [row for row in rows if row["steps"] == steps] for steps in num_inference_steps}
     trends = [f"{_trend([row['gamma'] for row in found])} at {steps} steps" for steps, found in by_steps.items()]
     return Study(
@@ -55,7 +54,6 @@ def run(
 def _trend(gammas: list[float]) -> str:
     if len(set(gammas)) == 1:
         return f"stays at {gammas[0]:.3g}"
-    how = (
-        "rises" if gammas == sorted(gammas) else "falls" if gammas == sorted(gammas, reverse=True) else "has no trend,"
-    )
-    return f"{how} {min(gammas):.3g} to {max(gammas):.3g}"
+    if gammas in (sorted(gammas), sorted(gammas, reverse=True)):
+        return f"{'rises' if gammas[0] < gammas[-1] else 'falls'} from {gammas[0]:.3g} to {gammas[-1]:.3g}"
+    return f"has no trend ({min(gammas):.3g} to {max(gammas):.3g})"

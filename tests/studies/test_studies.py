@@ -5,43 +5,108 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-# The least that each study does, in steps and images.
+GIVEN = "timesteps.gamma=0.8"  # no search: random models walk far
+SEARCH = ["study.reference_steps=4", GIVEN]
+# The least that each study does.
 SMALL = {
-    "guidance": [
-        "study.scales=[1.0,1.5]",
+    "guidance": ["study.num_searched=1", "study.scales=[1.0,1.5]", "study.num_inference_steps=[2]", *SEARCH],
+    "depth_skip": ["study.num_inference_steps=[2]", "depth=9", "study.num_searched=1", *SEARCH],
+    "order": ["study.num_inference_steps=[2]", "depth_search.min_depth=12", "study.num_searched=1", *SEARCH],
+    "solver": ["study.num_inference_steps=[3]", *SEARCH],
+    "stochastic": [
         "study.num_inference_steps=[2]",
+        "study.searched_steps=2",
         "study.num_searched=1",
-        "study.reference_steps=4",
+        "evaluate.metrics=[edit_psnr,psnr]",
+        *SEARCH,
+    ],
+    "instructions": [
+        "study.depths=[13,9]",
+        "study.num_inference_steps=2",
+        "task.prompts=[make it grayscale,flip it horizontally]",
     ],
 }
 
 
+PLAN_PARTS = ("split", "depth", "sampler", "guidance", "timesteps", "against")
+
+
 @pytest.fixture
 def study(idc, random_model):
-    """Run a study as a user would: its name and further overrides -> the result of `idc` and the run folder."""
+    """Run a study as a user would: its name and further overrides -> the result of `idc`, and its run folder."""
 
     def run(name: str, *overrides: str, task: str = "ip2p"):
-        arguments = [f"study={name}", f"task={task}", f"model.path={random_model(task)}", "num_inference_steps=4"]
-        small = [*SMALL[name], "study.num_evaluated=2"]
-        result = idc("study", *arguments, *small, *overrides)
+        arguments = [f"study={name}", f"task={task}", f"model.path={random_model(task)}", "study.num_evaluated=2"]
+        result = idc("study", *arguments, *SMALL[name], *overrides)
         return result, next(iter(sorted(Path().glob("outputs/*/*/study/*"))), None)
 
     return run
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_what_a_study_leaves(study, name):
-    result, folder = study(name)
+def trace(folder: Path) -> list[dict]:
+    path = folder / "trace.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def check_what_it_left(name: str, result, folder: Path) -> dict:
+    """The files of a study's run folder; returns study.json."""
     assert result.code == 0, result.err
     found = json.loads((folder / "study.json").read_text())
     assert found["study"] == name and found["rows"] and found["outcome"] in result.out
     assert all(row.keys() == found["rows"][0].keys() for row in found["rows"])
-    rows = list(csv.DictReader((folder / "study.csv").open()))
-    assert len(rows) == len(found["rows"])
+    assert len(list(csv.DictReader((folder / "study.csv").open()))) == len(found["rows"])
     assert (folder / "study.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (folder / "study.svg").read_text()
     for page in ("report.html", "report.md"):
         text = (folder / page).read_text()
-        assert "data:image/png;base64," in text and "scikit-image" in text
+        assert "data:image/png;base64," in text and found["facts"]["data"] in text
     assert not (folder / "recipe.json").exists()
+    plans = [json.dumps([row[part] for part in PLAN_PARTS]) for row in trace(folder)]
+    assert len(plans) == len(set(plans)) > 0
+    return found
+
+
+@pytest.mark.parametrize("name", sorted({*SMALL} - {"solver"}))
+def test_what_a_study_leaves(study, name):
+    check_what_it_left(name, *study(name))
+
+
+def test_an_interrupted_study_goes_on_with_its_trace(study, tmp_path, monkeypatch):
+    """On one folder of photographs without splits: even so the results are of others than the search's."""
+    for number in range(4):
+        Image.effect_noise((64, 64), 10 + number).convert("RGB").save(tmp_path / f"{number}.png")
+    overrides = (f"data.path={tmp_path}", "study.num_searched=2")
+    result, folder = study("solver", *overrides)
+    found = check_what_it_left("solver", result, folder)
+    assert "results: 2 images of 2 photographs that no search has seen; searches: 2 of 2 others" in found["notes"]
+
+    rows, info = trace(folder), json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**info, "finished": False}))
+    monkeypatch.setattr("idcompress.stages._bench.Bench.images", None)  # sampling would fail
+    result, again = study("solver", *overrides)
+    assert again == folder and trace(folder) == rows
+    assert check_what_it_left("solver", result, folder) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("guidance", ["study.num_searched=1", "study.scales=[a]"], "study.scales must be a list of float, got ['a']"),
+        ("solver", ["study.num_inference_steps=[0]"], "study.num_inference_steps must be at least 1"),
+        ("solver", ["data.split=search"], "gives search and results the same photographs"),
+        ("depth_skip", ["depth=13"], "wants a depth below 13"),
+        ("stochastic", ["evaluate.metrics=[psnr]"], "compares with the truth or the input"),
+        ("instructions", ["task.prompts=[make it grayscale]"], "of which some are easy and some are hard"),
+    ],
+)
+def test_mistakes_are_a_line(study, name, overrides, message):
+    result, _ = study(name, *overrides)
+    assert result.code == 2 and message in result.err, result.err
+    assert len(result.err.splitlines()) == 1
+
+
+def test_a_task_without_guidance_is_a_line(study):
+    result, _ = study("guidance", task="stablesr")
+    assert result.code == 2 and "task=stablesr samples without" in result.err, result.err

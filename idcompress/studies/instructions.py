@@ -1,0 +1,96 @@
+"""Do easy instructions bear a deeper cut than hard ones"""
+
+import math
+from typing import Any
+
+from ..artifacts.recipe import Recipe
+from ..artifacts.run_dir import RunDir
+from ..config import Config
+from ..errors import IdcError
+from ..metrics._base import MetricValue
+from ..types import Chart, Study
+from ._base import Lab, difference, series
+
+SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Sec. S2, Fig. S1"
+SUCCESS = {"easy": "edit_success_rate", "hard": "hard_edit_success_rate"}
+
+
+def run(
+    config: Config,
+    recipe: Recipe,
+    run_dir: RunDir,
+    *,
+    depths: list[int],
+    num_inference_steps: int = 20,
+    num_evaluated: int = 40,
+) -> Study:
+    """Cut the model to every depth and judge edits whose true result is known, the easy and the hard ones apart.
+
+    Raises:
+        IdcError: no instruction is known to be easy or hard.
+    """
+    lab = Lab(config, recipe, run_dir, num_evaluated=num_evaluated)
+    examples = lab.benches["evaluate"].examples
+    groups = {kind: [e.index for e in examples if kind in e.tags] for kind in SUCCESS}
+    if not all(groups.values()):
+        raise IdcError(
+            f"study=instructions wants instructions of which some are easy and some are hard; task={config.task.name} "
+            "has none here; want task=ip2p with its own instructions, and 20 images or more"
+        )
+    full, rows = lab.full(), []
+    names = ["edit_psnr", *SUCCESS.values(), "psnr"]
+    whole = full.measure("evaluate", num_inference_steps, names, (full, num_inference_steps))
+    for depth in depths:
+        values = lab.arm(depth).measure("evaluate", num_inference_steps, names, (full, num_inference_steps))
+        for kind, indices in groups.items():
+            edit, success, to_full = (_only(values[name], indices) for name in ("edit_psnr", SUCCESS[kind], "psnr"))
+            rows.append(
+                {
+                    "depth": depth,
+                    "instructions": kind,
+                    "images": len(indices),
+                    "edits that succeed": success.value,
+                    "edit PSNR (dB)": edit.value,
+                    "edit PSNR over full depth's (dB)": difference(
+                        edit, _only(whole["edit_psnr"], indices), config.seed
+                    ),
+                    "PSNR to full depth (dB)": to_full.value,
+                }
+            )
+    by_kind = {kind: [row for row in rows if row["instructions"] == kind] for kind in groups}
+    kept = {kind: _kept(found, lab.model.full_depth) for kind, found in by_kind.items()}
+    answer = "no gain from easy instructions alone"
+    if kept["easy"] < kept["hard"]:
+        answer = "easy instructions bear a deeper cut"
+    elif kept["easy"] > kept["hard"]:
+        answer = "hard instructions bear a deeper cut"
+    return Study(
+        rows,
+        [
+            Chart("depth", column, [series(kind, found, "depth", column) for kind, found in by_kind.items()])
+            for column in ("edit PSNR over full depth's (dB)", "edits that succeed")
+        ],
+        f"Down from full depth, edits stay as near to the truth to depth {kept['easy']} for easy instructions and to "
+        f"depth {kept['hard']} for hard ones: {answer}.",
+        [
+            "An edit succeeds where the result is nearer to the true edit than the input is; a flat picture in the "
+            "input's mean colour can too, so that share says little for hard instructions.",
+            lab.images_note(),
+        ],
+    )
+
+
+def _only(value: MetricValue, indices: list[int]) -> MetricValue:
+    """The metric over some of the images."""
+    kept = {index: value.per_image[index] for index in indices if index in value.per_image}
+    return MetricValue(math.fsum(kept.values()) / len(kept) if kept else None, kept)
+
+
+def _kept(rows: list[dict[str, Any]], full_depth: int) -> int:
+    """The last depth, going down, before edits first become worse."""
+    kept = full_depth
+    for row in sorted(rows, key=lambda row: -int(row["depth"])):
+        if row["edit PSNR over full depth's (dB)"].get("verdict") == "worse":
+            break
+        kept = row["depth"]
+    return kept

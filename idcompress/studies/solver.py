@@ -1,0 +1,64 @@
+"""Are optimised timesteps still worth it with DPM-Solver++ 2M in place of DDIM"""
+
+from ..artifacts.recipe import Recipe
+from ..artifacts.run_dir import RunDir
+from ..config import Config
+from ..types import Chart, Study
+from ._base import Lab, difference, series, verdicts
+
+SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Sec. S10"
+
+
+def run(
+    config: Config,
+    recipe: Recipe,
+    run_dir: RunDir,
+    *,
+    num_inference_steps: list[int],
+    num_searched: int = 8,
+    num_evaluated: int = 16,
+    reference_steps: int = 50,
+) -> Study:
+    """Search gamma for both samplers; both are deterministic and follow one curve, so one reference serves them."""
+    lab = Lab(config, recipe, run_dir, num_searched=num_searched, num_evaluated=num_evaluated)
+    arms = {sampler: lab.arm(sampler=sampler) for sampler in ("ddim", "dpm_solver")}
+    against = (arms["ddim"], reference_steps)
+    rows = []
+    for steps in num_inference_steps:
+        found = {sampler: arm.compare_searched(steps, against) for sampler, arm in arms.items()}
+        for sampler, other in zip(arms, reversed(arms), strict=True):
+            own, others = found[sampler], found[other]
+            rows.append(
+                {
+                    "steps": steps,
+                    "sampler": sampler,
+                    **own.columns,
+                    "uniform over the other's (dB)": difference(own.uniform, others.uniform, config.seed),
+                    "searched over the other's (dB)": difference(own.searched, others.searched, config.seed),
+                }
+            )
+    by_sampler = {sampler: [row for row in rows if row["sampler"] == sampler] for sampler in arms}
+    gains = {sampler: verdicts([row["gain (dB)"] for row in of]) for sampler, of in by_sampler.items()}
+    against_ddim = verdicts([row["searched over the other's (dB)"] for row in by_sampler["dpm_solver"]])
+    return Study(
+        rows,
+        [
+            Chart(
+                "steps",
+                "PSNR (dB)",
+                [
+                    series(f"{sampler}, {list_}", of, "steps", f"{list_} (dB)")
+                    for sampler, of in by_sampler.items()
+                    for list_ in ("uniform", "searched")
+                ],
+            ),
+            Chart(
+                "steps",
+                "gain (dB)",
+                [series(sampler, of, "steps", "gain (dB)") for sampler, of in by_sampler.items()],
+            ),
+        ],
+        f"Against uniform steps the searched list is {gains['ddim']} step counts with DDIM and {gains['dpm_solver']} "
+        f"with DPM-Solver++ 2M; DPM-Solver++ with its searched list is {against_ddim} against DDIM with its own.",
+        [f"PSNR to {reference_steps} uniform steps of DDIM by the same model.", lab.images_note()],
+    )

@@ -1,0 +1,77 @@
+"""Is stochastic sampling nearer to the truth than deterministic sampling"""
+
+from typing import Any
+
+from ..artifacts.recipe import Recipe
+from ..artifacts.run_dir import RunDir
+from ..config import Config
+from ..errors import IdcError
+from ..types import Chart, Study
+from ._base import Lab, difference, series, verdicts
+
+SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Sec. S8"
+
+
+def run(
+    config: Config,
+    recipe: Recipe,
+    run_dir: RunDir,
+    *,
+    num_inference_steps: list[int],
+    searched_steps: int = 10,
+    num_searched: int = 8,
+    num_evaluated: int = 16,
+    reference_steps: int = 50,
+) -> Study:
+    """DDIM at eta 1 (ancestral) against eta 0, at uniform steps and with a list that was searched for each.
+
+    By those of evaluate.metrics that judge a result by itself, its input or the truth.
+
+    Raises:
+        IdcError: all of them compare with the full model's result.
+    """
+    lab = Lab(config, recipe, run_dir, num_searched=num_searched, num_evaluated=num_evaluated)
+    bench = lab.benches["evaluate"]
+    metrics = [
+        name for name in bench.available(config.evaluate.metrics or []) if "references" not in bench.metric(name).needs
+    ]
+    if not metrics:
+        raise IdcError("study=stochastic wants a metric in evaluate.metrics that compares with the truth or the input")
+    arms = [lab.arm(sampler=sampler) for sampler in ("ddim", "ancestral")]
+    lists = [arm.search(searched_steps, (arm, reference_steps)) for arm in arms]
+    plans: dict[str, list[Any]] = {f"{steps}, uniform": [steps, steps] for steps in num_inference_steps}
+    plans[f"{searched_steps}, searched"] = [schedule.timesteps for schedule in lists]
+    rows = list[dict[str, Any]]()
+    for plan, overs in plans.items():
+        values = [arm.measure("evaluate", over, metrics) for arm, over in zip(arms, overs, strict=True)]
+        for name in metrics:
+            deterministic, stochastic = (found[name] for found in values)
+            better = difference(
+                stochastic, deterministic, config.seed, higher_is_better=bench.metric(name).higher_is_better
+            )
+            rows.append(
+                {
+                    "steps": plan,
+                    "metric": name,
+                    "deterministic": deterministic.value,
+                    "stochastic": stochastic.value,
+                    "stochastic over deterministic": better,
+                }
+            )
+    by_metric = {name: [row for row in rows if row["metric"] == name] for name in metrics}
+    judged = {name: [row["stochastic over deterministic"] for row in found] for name, found in by_metric.items()}
+    words = [f"{name} {verdicts(differences)}" for name, differences in judged.items() if any(differences)]
+    gammas = [schedule.details.get("gamma") for schedule in lists]
+    return Study(
+        rows,
+        [
+            Chart("steps", name, [series(how, found, "steps", how) for how in ("deterministic", "stochastic")])
+            for name, found in by_metric.items()
+        ],
+        f"Stochastic against deterministic sampling: {', '.join(words) or 'no gain'}.",
+        [
+            f"Lists searched by PSNR to the same sampler's {reference_steps} uniform steps with the same noise: gamma "
+            f"{gammas[0]} deterministic, {gammas[1]} stochastic.",
+            lab.images_note(),
+        ],
+    )
