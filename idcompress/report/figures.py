@@ -261,10 +261,13 @@ def charts(drawn: Sequence[Chart], alt: str) -> tuple[Picture, str]:
                     label=line.label,
                     color=_LINES[number % len(_LINES)],
                     linewidth=1.4,
+                    linestyle="none" if isinstance(xs[0], str) else "-",
                     marker="os^Dv"[number % 5],
                     markersize=4.5,
                     capsize=3,
                 )
+            if any(line.intervals for line in chart.series):  # of differences
+                axes.axhline(0, color=UNIFORM, linestyle="--", linewidth=1.2)
             numbers = sorted({x for line in chart.series for x, _ in line.points if not isinstance(x, str)})
             if numbers and len(numbers) <= 16:
                 axes.set_xticks(numbers, [f"{x:g}" for x in numbers])
