@@ -118,8 +118,15 @@ class Finetuning(pl.LightningModule):
         self.blocks = matched_blocks(student.unet, teacher.unet) if weights["features"] else []
         self._optimizer, self._schedule, self._warmup_steps = optimizer, schedule, warmup_steps
 
-    def on_fit_start(self) -> None:
-        self.frozen.to(self.device, list(self.components))
+    def setup(self, stage: str) -> None:
+        """Recovery has a start: sample before a strategy wraps or shards the networks."""
+        device = self.trainer.strategy.root_device
+        self.frozen.to(device, list(self.components))
+        if self.trainer.ckpt_path is None:
+            self.components.to(device).eval()
+            with self.trainer.precision_plugin.val_step_context():
+                self.frozen.preview(0)
+            self.components.train()
 
     def training_step(self, batch: TrainingBatch, batch_index: int) -> Tensor:
         terms = self.losses(batch)
@@ -162,12 +169,6 @@ class Finetuning(pl.LightningModule):
             if self.blocks:
                 terms["features"] = feature_loss(features, wanted_features)
         return terms
-
-    def on_train_start(self) -> None:
-        if self.global_step == 0:  # recovery has a start
-            self.components.eval()
-            self.frozen.preview(0)
-            self.components.train()
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
         self.log_dict(self.frozen.preview(self.global_step), sync_dist=True, batch_size=1)

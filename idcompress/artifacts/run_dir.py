@@ -76,11 +76,11 @@ class RunDir:
     def discard_if_empty(self) -> None:
         """Undo the opening of a new run without any result: a mistake was found before any work.
 
-        A folder that the user chose stays, with whatever else is in it; of ours nothing does.
+        A folder that the user chose stays, with what was in it before; of ours nothing does.
         """
         files_here = [path for path in self.path.rglob("*") if path.is_file()]
         ours = [path for path in files_here if path.name in BOOKKEEPING]
-        if self.resumed or (len(ours) < len(files_here) and not self.explicit):
+        if self.resumed or (len(ours) < len(files_here) and self.info["own_folder"]):
             return
         self.release()
         if self.explicit:

@@ -123,7 +123,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     last = torch.load(run_dir / "checkpoints" / training.CHECKPOINT, weights_only=True, map_location="cpu")[
         "state_dict"
     ]
-    preview.last(trainer.global_step, last)
+    with trainer.precision_plugin.val_step_context():
+        preview.last(trainer.global_step, last)
     kept: int | None = preview.best_step() if settings.keep == "best" else trainer.global_step
     changes: dict[str, Any] = {}
     if kept == 0:

@@ -220,13 +220,16 @@ def test_a_mistake_before_any_work_leaves_nothing(here):
     assert list(here.iterdir()) == []
 
 
-def test_a_result_is_never_discarded():
-    run = opened()
+@pytest.mark.parametrize("explicit", [False, True])
+def test_a_result_is_never_discarded(here, explicit):
+    folder = here / "mine" if explicit else None
+    run = opened(explicit=folder)
     run.trace().append({"depth": 13})
     run.discard_if_empty()
     assert (run / "trace.jsonl").is_file()
     leave(run)
-    resumed = opened()
+    resumed = opened(explicit=folder)
+    assert resumed.resumed
     (resumed / "trace.jsonl").unlink()
     resumed.discard_if_empty()
     assert resumed.path.is_dir()

@@ -32,6 +32,7 @@ def command(random_model):
             f"model.path={random_model(task)}",
             "recipe=none",
             "depth=5",
+            "loss=task",
             "trainer.max_steps=6",
             "trainer.accumulate_grad_batches=2",
             "trainer.val_check_interval=3",
