@@ -173,6 +173,9 @@ def test_wrong_shapes_are_named(checkpoints):
         ("unet", "model_channels", None, "unet.model_channels is missing"),
         ("structcond", "use_new_attention_order", True, "structcond.use_new_attention_order must be False"),
         ("vae", "attn_resolutions", [16], r"vae.attn_resolutions must be \[\]"),
+        ("unet", "channel_mult", 3, r"unet.channel_mult must be of the kind of \[1, 2, 4, 4\], got 3"),
+        ("structcond", "num_res_blocks", "two", "structcond.num_res_blocks must be of the kind of 2, got 'two'"),
+        ("structcond", "num_heads", "4", "structcond needs an integer num_heads"),
     ],
 )
 def test_config_arguments_without_equivalent_are_named(checkpoints, section, key, value, message):
@@ -193,6 +196,21 @@ def test_config_beyond_the_models(checkpoints, tmp_path):
         assert pipe.scheduler.config.prediction_type == "v_prediction"
     with pytest.raises(ValueError, match="parameterization must be eps or v, got 'x0'"):
         from_original(*checkpoints(), {**config, "parameterization": "x0"})
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ("unet: {}", "config.json is not JSON"),
+        ("[1]", "no arguments under 'unet'"),
+        ('{"unet": {}, "structcond": []}', "no arguments under 'structcond'"),
+        (json.dumps({**TINY_CONFIG, "scale_factor": "x"}), "scale_factor must be a number, got 'x'"),
+    ],
+)
+def test_a_config_file_of_another_kind_is_refused(tmp_path, config, message):
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ValueError, match=message):
+        from_original("main.ckpt", "cfw.ckpt", tmp_path / "config.json")
 
 
 class Payload:
@@ -222,8 +240,18 @@ def test_training_framework_leftovers_stay_inert(checkpoints, monkeypatch):
 
 def test_a_file_without_state_dict_is_refused(tmp_path):
     torch.save({"weights": {"a": torch.zeros(1)}}, tmp_path / "main.ckpt")
-    with pytest.raises(ValueError, match="has no state_dict of tensors, got the keys weights"):
+    with pytest.raises(ValueError, match="has no state_dict of tensors, got weights"):
         from_original(tmp_path / "main.ckpt", tmp_path / "main.ckpt", TINY_CONFIG)
+    torch.save([1, 2], tmp_path / "main.ckpt")
+    with pytest.raises(ValueError, match="has no state_dict of tensors, got list"):
+        from_original(tmp_path / "main.ckpt", tmp_path / "main.ckpt", TINY_CONFIG)
+
+
+def test_a_file_that_was_cut_short_is_named(checkpoints):
+    main, cfw = checkpoints()
+    cfw.write_bytes(cfw.read_bytes()[:-5000])
+    with pytest.raises(ValueError, match=r"cfw.ckpt is cut short or no checkpoint \(.*\); fetch it again"):
+        from_original(main, cfw, TINY_CONFIG)
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import json
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
@@ -167,10 +167,7 @@ def from_original(
     Raises:
         ValueError: a key, a shape or a config argument that has no place here, or a missing one; the message names it.
     """
-    if config is None:
-        config = PUBLISHED_CONFIG
-    elif isinstance(config, str | Path):
-        config = cast("Mapping[str, Any]", json.loads(Path(config).read_text()))
+    config = _read_config(config)
     main, cfw = _load(main_ckpt), _load(cfw_ckpt)
     parts: dict[str, dict[str, Tensor]] = {
         prefix: {} for prefix in (UNET_PREFIX, STRUCTURE_PREFIX, AUTOENCODER_PREFIX, TEXT_PREFIX)
@@ -378,6 +375,26 @@ def autoencoder_names(vae: StableSRAutoencoderKL) -> dict[str, str]:
     return names
 
 
+def _read_config(config: Mapping[str, Any] | str | Path | None) -> Mapping[str, Any]:
+    """The original arguments, with what lies outside the models' own sections checked."""
+    if config is None:
+        return PUBLISHED_CONFIG
+    value: Any = config
+    if isinstance(config, str | Path):
+        try:
+            value = json.loads(Path(config).read_text())
+        except ValueError as error:
+            raise ValueError(f"config {config} is not JSON: {error}") from None
+    for section in ("unet", "structcond", "vae"):
+        if not isinstance(value, Mapping) or not isinstance(value.get(section), Mapping):
+            raise ValueError(f"config: no arguments under {section!r}; want an object with unet, structcond and vae")
+    for key in ("scale_factor", "linear_start", "linear_end", "image_size"):
+        number = value.get(key, PUBLISHED_CONFIG[key])
+        if not isinstance(number, int | float) and (key, number) != ("image_size", None):
+            raise ValueError(f"config: {key} must be a number, got {number!r}")
+    return value  # type: ignore[no-any-return]
+
+
 class _Arguments:
     """The original arguments of one model, of which every one must be read."""
 
@@ -385,16 +402,19 @@ class _Arguments:
         self.section, self.left, self.fixed = section, dict(arguments), fixed
 
     def take(self, key: str, default: Any = None) -> Any:
-        value = self.left.pop(key, default)
+        value = _plain(self.left.pop(key, default))
         if value is None:
             raise ValueError(f"config: {self.section}.{key} is missing")
+        like = PUBLISHED_CONFIG[self.section].get(key, value)
+        if type(value) is not type(like) or (isinstance(value, list) and not all(isinstance(v, int) for v in value)):
+            raise ValueError(f"config: {self.section}.{key} must be of the kind of {like!r}, got {value!r}")
         return value
 
     def heads(self, widths: Iterable[int]) -> list[int]:
         """Return the attention heads of each level: a given number, or a given width of one head."""
         number, width = self.left.pop("num_heads", -1), self.left.pop("num_head_channels", -1)
-        if number == -1 and width == -1:
-            raise ValueError(f"config: {self.section} needs num_heads or num_head_channels")
+        if not isinstance(number, int) or not isinstance(width, int) or number == width == -1:
+            raise ValueError(f"config: {self.section} needs an integer num_heads or num_head_channels")
         return [number if width == -1 else channels // width for channels in widths]
 
     def finish(self) -> None:
@@ -402,8 +422,12 @@ class _Arguments:
             if key not in self.fixed:
                 raise ValueError(f"config: {self.section}.{key}={value!r} is not an argument known here")
             wanted = self.fixed[key]
-            if wanted is not None and (list(value) if isinstance(wanted, list) else value) != wanted:
+            if wanted is not None and _plain(value) != wanted:
                 raise ValueError(f"config: {self.section}.{key} must be {wanted!r}, got {value!r}")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def _attention_levels(factors: Iterable[int], num_levels: int) -> list[bool]:
@@ -507,10 +531,12 @@ def _refuse(keys: list[str], what: str) -> None:
 def _load(path: str | Path) -> dict[str, Tensor]:
     """Read the state dict of a checkpoint; nothing in the file is executed."""
     mapped = zipfile.is_zipfile(path)
-    named = torch.serialization.get_unsafe_globals_in_checkpoint(path) if mapped else []
-    # Plain dictionaries stand in for the framework's objects, which nothing here reads.
-    inert: list[Any] = [(OrderedDict, name) for name in named if name.startswith(_INERT_MODULES)]
+    named: list[str] = []
     try:
+        if mapped:
+            named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        # Plain dictionaries stand in for the framework's objects, which nothing here reads.
+        inert: list[Any] = [(OrderedDict, name) for name in named if name.startswith(_INERT_MODULES)]
         with torch.serialization.safe_globals(inert):
             checkpoint = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -519,7 +545,11 @@ def _load(path: str | Path) -> dict[str, Tensor]:
             f"{path} holds more than tensors and is not loaded ({', '.join(refused) or error}); where its source is "
             "trusted, re-save its state_dict alone by torch.save"
         ) from error
-    weights = checkpoint.get("state_dict", checkpoint)
-    if not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-        raise ValueError(f"{path} has no state_dict of tensors, got the keys {', '.join(map(str, list(weights)[:8]))}")
+    except (RuntimeError, EOFError) as error:
+        reason = str(error).partition(". ")[0]
+        raise ValueError(f"{path} is cut short or no checkpoint ({reason}); fetch it again") from None
+    weights = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        held = ", ".join(map(str, list(weights)[:8])) if isinstance(weights, dict) else type(checkpoint).__name__
+        raise ValueError(f"{path} has no state_dict of tensors, got {held}")
     return dict(weights)
