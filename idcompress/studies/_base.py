@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .. import registry
 from ..artifacts.recipe import Recipe
 from ..artifacts.run_dir import RunDir
 from ..config import Config
@@ -121,6 +122,17 @@ class Arm:
     def key(self) -> dict[str, Any]:
         """How the trace names it."""
         return {"depth": self.recipe.depth, "sampler": self.config.sampler, "guidance": self.config.guidance()}
+
+    @cached_property
+    def costs(self) -> tuple[float, float]:
+        """GMACs of a step for one image without guidance, and parameters by the paper's rule, of all its networks."""
+        task = self.lab.benches["evaluate"].task
+        networks, size = task.networks(self.pipeline), self.pipeline.unet.config.sample_size
+        macs = registry.load("metric", "macs").Metric(
+            sample_size=size, encoder_tokens=task.encoder_tokens(self.pipeline)
+        )
+        parameters = registry.load("metric", "parameters").Metric()
+        return macs.measure(networks)["gmacs"], parameters.measure(networks)["params_paper"]
 
     def bench(self, split: str) -> Bench:
         return dataclasses.replace(self.lab.benches[split], config=self.config)

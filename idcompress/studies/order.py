@@ -5,12 +5,12 @@ from typing import Any
 from ..artifacts.recipe import Recipe
 from ..artifacts.run_dir import RunDir
 from ..config import Config
-from ..metrics.parameters import count_parameters
 from ..types import Chart, Study
-from ._base import Lab, difference, series, verdicts
+from ._base import Arm, Lab, difference, series, verdicts
 
 SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Sec. 3 and Tab. S2"
-ORDERS = ("depth, timesteps", "timesteps, depth")
+CUT_FIRST, CUT_LAST = "depth, timesteps", "timesteps, depth"
+OVER = "cutting first over it (dB)"
 
 
 def run(
@@ -26,42 +26,58 @@ def run(
     """Both orders from the full model; either second step works on what the first one left.
 
     The depth search compares the cut with the full model over the same timesteps: uniform ones where it comes first.
+    Beside both stands the full model at as many uniform steps as the multiply-accumulates of the first order pay for.
     """
     lab = Lab(config, recipe, run_dir, num_searched=num_searched, num_evaluated=num_evaluated)
     full, rows = lab.full(), list[dict[str, Any]]()
     for steps in num_inference_steps:
         # 1. depth first: timesteps for the cut model
         cut = lab.arm(lab.shallowest(reference_steps))
-        plans = [(cut, cut.search(steps, (cut, reference_steps)))]
+        after = cut.search(steps, (cut, reference_steps))
         # 2. timesteps first: a depth for the full model's list
-        schedule = full.search(steps, (full, reference_steps))
-        plans.append((lab.arm(lab.shallowest(schedule.timesteps)), schedule))
-        # 3. both against the original, on images that neither search has seen
-        values = [
-            arm.measure("evaluate", found.timesteps, against=(full, reference_steps))["psnr"] for arm, found in plans
-        ]
-        for order, (arm, found), value, other in zip(ORDERS, plans, values, reversed(values), strict=True):
+        before = full.search(steps, (full, reference_steps))
+        plans: dict[str, tuple[Arm, int | list[int], object]] = {
+            CUT_FIRST: (cut, after.timesteps, after.details.get("gamma")),
+            CUT_LAST: (lab.arm(lab.shallowest(before.timesteps)), before.timesteps, before.details.get("gamma")),
+        }
+        # 3. neither: fewer uniform steps
+        affordable = max(1, round(steps * cut.costs[0] / full.costs[0]))
+        for sampler in ("ddim", "dpm_solver"):
+            plans[f"neither, {sampler}"] = (lab.full(sampler=sampler), affordable, None)
+        # 4. all against the original, on images that no search has seen
+        values = {
+            plan: arm.measure("evaluate", over, against=(full, reference_steps))["psnr"]
+            for plan, (arm, over, _) in plans.items()
+        }
+        for plan, (arm, over, gamma) in plans.items():
+            count = len(arm.timesteps(over))
             rows.append(
                 {
-                    "steps": steps,
-                    "order": order,
+                    "plan": plan,
                     "depth": arm.recipe.depth or lab.model.full_depth,
-                    "parameters": count_parameters(arm.pipeline.unet)[0],
-                    "gamma": found.details.get("gamma"),
-                    "PSNR (dB)": value.value,
-                    "over the other order (dB)": difference(value, other, config.seed),
+                    "parameters": int(arm.costs[1]),
+                    "steps": count,
+                    "gamma": gamma,
+                    "GMACs": count * arm.costs[0],
+                    "PSNR (dB)": values[plan].value,
+                    OVER: None if plan == CUT_FIRST else difference(values[CUT_FIRST], values[plan], config.seed),
                 }
             )
-    by_order = {order: [row for row in rows if row["order"] == order] for order in ORDERS}
-    same = sum(a["depth"] == b["depth"] for a, b in zip(*by_order.values(), strict=True))
+    by_plan = {plan: [row for row in rows if row["plan"] == plan] for plan in plans}
+    same = sum(a["depth"] == b["depth"] for a, b in zip(by_plan[CUT_FIRST], by_plan[CUT_LAST], strict=True))
+    plain = [row[OVER] for plan in by_plan if plan.startswith("neither") for row in by_plan[plan]]
     return Study(
         rows,
         [
-            Chart("steps", column, [series(order, found, "steps", column) for order, found in by_order.items()])
-            for column in ("PSNR (dB)", "depth")
+            Chart("GMACs", "PSNR (dB)", [series(plan, of, "GMACs", "PSNR (dB)") for plan, of in by_plan.items()]),
+            Chart("steps", "depth", [series(plan, by_plan[plan], "steps", "depth") for plan in (CUT_FIRST, CUT_LAST)]),
         ],
-        f"Both orders end at the same depth at {same} of {len(num_inference_steps)} step counts; on unseen images "
-        f"cutting first is {verdicts([row['over the other order (dB)'] for row in by_order[ORDERS[0]]])} against "
-        "optimising first.",
-        [f"PSNR to the full model's {reference_steps} uniform steps.", lab.images_note()],
+        f"Both orders end at the same depth at {same} of {len(num_inference_steps)} step counts. On unseen images "
+        f"cutting first is {verdicts([row[OVER] for row in by_plan[CUT_LAST]])} against optimising first, and "
+        f"{verdicts(plain)} against the full model at as many multiply-accumulates.",
+        [
+            f"PSNR to the full model's {reference_steps} uniform steps.",
+            "GMACs: of all steps for one image, without guidance; parameters by the paper's rule, of all networks.",
+            lab.images_note(),
+        ],
     )

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from idcompress.studies import guidance, instructions
+
 GIVEN = "timesteps.gamma=0.8"  # no search: random models walk far
 SEARCH = ["study.reference_steps=4", GIVEN]
 # The least that each study does.
@@ -80,6 +82,8 @@ def test_an_interrupted_study_goes_on_with_its_trace(study, tmp_path, monkeypatc
     overrides = (f"data.path={tmp_path}", "study.num_searched=2")
     result, folder = study("solver", *overrides)
     found = check_what_it_left("solver", result, folder)
+    for row in found["rows"]:
+        assert row["gain (dB)"]["mean"] == pytest.approx(row["searched (dB)"] - row["uniform (dB)"], abs=1e-9)
     assert "results: 2 images of 2 photographs that no search has seen; searches: 2 of 2 others" in found["notes"]
 
     rows, info = trace(folder), json.loads((folder / "run.json").read_text())
@@ -110,3 +114,18 @@ def test_mistakes_are_a_line(study, name, overrides, message):
 def test_a_task_without_guidance_is_a_line(study):
     result, _ = study("guidance", task="stablesr")
     assert result.code == 2 and "task=stablesr samples without" in result.err, result.err
+
+
+def test_words_for_gammas():
+    assert guidance._trend([1.6, 1.6]) == "stays at 1.6"
+    assert guidance._trend([0.5, 0.5, 0.8]) == "rises from 0.5 to 0.8"
+    assert guidance._trend([2.0, 1.5]) == "falls from 2 to 1.5"
+    assert guidance._trend([1.5, 2.0, 1.6]) == "has no trend (1.5 to 2)"
+
+
+def test_the_depth_that_edits_bear_ends_before_the_first_loss():
+    column = "edit PSNR over full depth's (dB)"
+    verdicts = {13: {}, 9: {"verdict": "better"}, 7: {"verdict": "no gain"}, 6: {"verdict": "worse"}, 5: {}}
+    rows = [{"depth": depth, column: verdict} for depth, verdict in verdicts.items()]
+    assert instructions._kept(rows, 13) == 7
+    assert instructions._kept(rows[3:], 13) == 13
