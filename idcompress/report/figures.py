@@ -69,12 +69,15 @@ def image_picture(path: Path, alt: str, width: int = 128) -> Picture:
     return Picture(file.getvalue(), alt, width)
 
 
-def depth_curve(search: Stage, units: dict[str, str]) -> Picture:
+def depth_curve(
+    search: Stage, units: dict[str, str], tuned: tuple[int, dict[str, float | None]] | None = None
+) -> Picture:
     """Quality over depth, deepest on the left, with the thresholds and the chosen depth.
 
     Args:
         search: a depth search with at least one probed depth.
         units: of the metrics, where known.
+        tuned: a probed depth and the metrics that fine-tuning brought it to.
     """
     rows = sorted(search.trace, key=lambda row: -int(row["depth"]))
     names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
@@ -102,6 +105,14 @@ def depth_curve(search: Stage, units: dict[str, str]) -> Picture:
                 if threshold["metric"] == name:
                     text = f"threshold {threshold['direction']} {threshold['bound']:g}"
                     axes.axhline(threshold["bound"], color=LIMIT, linestyle="--", linewidth=1.2, label=text)
+            after = tuned[1].get(name) if tuned else None
+            if tuned and after is not None:
+                low = [value for depth, value, _ in points if depth == tuned[0]]
+                axes.plot(
+                    [tuned[0]] * (len(low) + 1), [*low, after], color=FAILED, linestyle=":", linewidth=1.4, zorder=2
+                )
+                text = f"after fine-tuning: depth {tuned[0]}"
+                axes.scatter([tuned[0]], [after], s=150, marker="*", color=FAILED, label=text, zorder=4)
             axes.axvline(chosen, color=OPTIMISED, linewidth=9, alpha=0.14, label=f"chosen: depth {chosen}", zorder=1)
             # Every depth has its place, probed or not.
             shares = {int(r["depth"]): f"\n{r['params'] / full_params:.0%}" for r in rows}
@@ -112,6 +123,7 @@ def depth_curve(search: Stage, units: dict[str, str]) -> Picture:
             axes.legend(loc="best", fontsize=8.5)
         axes.set_xlabel("depth (levels kept), and share of the U-Net's parameters")
         alt = f"{', '.join(names)} over depth {full} to {min(ticks)}, with thresholds; depth {chosen} is chosen"
+        alt += f"; a star at depth {tuned[0]} after fine-tuning" if tuned else ""
         return Picture(_png(figure), alt, 840)
 
 

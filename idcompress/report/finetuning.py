@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from PIL import Image, ImageDraw
+
+from .collect import Compression, Stage
+from .figures import Picture, recovery_curve
+from .tables import MISSING, Cell, Table
 
 _SIDE_PX = 160  # of an image in the grid, at least
 _GAP_PX, _CAPTION_PX = 4, 22
@@ -32,3 +37,57 @@ def preview_grid(columns: Mapping[str, Sequence[Image.Image]]) -> bytes:
     file = io.BytesIO()
     grid.save(file, format="PNG")
     return file.getvalue()
+
+
+def tuned_point(compression: Compression) -> tuple[int, dict[str, float | None]] | None:
+    """Depth and metrics of the fine-tuned model by the depth search's own measure; None where it was not taken."""
+    stage = compression.stage("finetune")
+    judged = stage.metrics.get("judged") if stage else None
+    return (int(stage.metrics["depth"]), judged["metrics"]) if stage and judged else None
+
+
+def section(compression: Compression, stage: Stage) -> tuple[str, list[Table | Picture]]:
+    """What the fine-tuning did: in words, before and after in numbers, over its updates, and in pictures."""
+    entry, metrics, judged = stage.entry, stage.metrics, stage.metrics["judged"]
+    kept, depth = metrics["kept_step"], metrics["depth"]
+    text = f"{entry['steps']} updates of {entry['batch_size']} images at depth {depth}, loss={entry['loss']}, on "
+    text += f"{entry['data']['photographs']} photographs, of which those below were only looked at. "
+    if kept is None:
+        text += f"A threshold is missed even so ({'; '.join(judged['missed'])}): the searched depth stays, untrained."
+    elif kept == 0:
+        text += "No validation was better than the start, so its weights are kept."
+    else:
+        text += f"The weights of update {kept} are kept." + (" All thresholds hold again." if judged else "")
+    units = {name: row["unit"] for name, row in compression.evaluations[0].values.items()}
+    shown = next(row for row in reversed(stage.trace) if row["step"] == kept or not kept)
+    table = _before_and_after(compression, stage, shown, units)
+    parts: list[Table | Picture] = [table, recovery_curve(stage.trace, units)]
+    assert stage.folder is not None
+    grid = stage.folder / "previews" / f"step_{shown['step']:06d}.png"
+    if grid.is_file():
+        alt = f"validation images: input, full model, depth {depth} before fine-tuning and at update {shown['step']}"
+        with Image.open(grid) as image:
+            parts.append(Picture(grid.read_bytes(), alt, min(image.width, 840)))
+    return text, parts
+
+
+def _before_and_after(
+    compression: Compression, stage: Stage, shown: Mapping[str, Any], units: Mapping[str, str]
+) -> Table:
+    metrics, judged, search = stage.metrics, stage.metrics["judged"], compression.stage("depth_search")
+    rows: list[list[Cell]] = []
+    probed = {int(row["depth"]): row["metrics"] for row in search.trace} if search else {}
+    for name, after in judged.get("metrics", {}).items():
+        before = probed.get(metrics["depth"], {})
+        label = f"{name}, {judged['num_images']} images of the depth search"
+        rows.append([label, _value(name, before, units), _value(name, {name: after}, units)])
+    for name in metrics["before"]:
+        label = f"{name}, {metrics['num_images']} validation images"
+        rows.append([label, _value(name, metrics["before"], units), _value(name, shown["metrics"], units)])
+    return Table([f"depth {metrics['depth']}", "before", f"after {shown['step']} updates"], rows)
+
+
+def _value(name: str, metrics: Mapping[str, Any], units: Mapping[str, str]) -> str:
+    if name not in metrics:
+        return MISSING
+    return "exact" if metrics[name] is None else f"{metrics[name]:.4g} {units.get(name, '')}".rstrip()

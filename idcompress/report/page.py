@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import registry
-from . import figures, tables
+from . import figures, finetuning, tables
 from .cite import citations
 from .collect import Compression, Stage
 from .figures import Picture
@@ -60,6 +60,7 @@ def compose(compression: Compression) -> list[Block]:
         Heading("Images"),
         tables.image_grid(compression),
         *_depth(compression),
+        *_finetuning(compression),
         *_gamma(compression),
         *_timesteps(compression),
     ]
@@ -119,7 +120,7 @@ def _depth(compression: Compression) -> list[Block]:
     text += f"the search takes the smallest depth before the first that misses a threshold: {metrics['depth']}."
     if metrics["depth"] == metrics["full_depth"]:
         text += " No level could go."
-    blocks += [Text(text), figures.depth_curve(search, units)]
+    blocks += [Text(text), figures.depth_curve(search, units, finetuning.tuned_point(compression))]
     lines = []
     if rows[-1]["depth"] > 1:
         how = "a lower depth_search.min_depth" if rows[-1]["passed"] else "depth_search.whole_curve=true"
@@ -127,6 +128,16 @@ def _depth(compression: Compression) -> list[Block]:
     for row in rows:
         lines += [f"Depth {row['depth']}, {name}: {note}, so it has no point." for name, note in row["notes"].items()]
     return [*blocks, *([Items(lines)] if lines else [])]
+
+
+def _finetuning(compression: Compression) -> list[Block]:
+    stage = compression.stage("finetune")
+    if stage is None:
+        return []
+    if stage.folder is None or "judged" not in stage.metrics:
+        return [Heading("Fine-tuning"), Text(_gone(stage))]
+    text, parts = finetuning.section(compression, stage)
+    return [Heading("Fine-tuning"), Text(text), *parts]
 
 
 def _gamma(compression: Compression) -> list[Block]:
