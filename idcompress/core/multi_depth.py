@@ -116,7 +116,7 @@ class Rivals:
 
 
 def rivals(
-    scored: Sequence[ScoredPlan], depth: int, *, quality_slack: Sequence[float], cost_slack: float | int
+    scored: Sequence[ScoredPlan], depth: int, *, quality_slack: Sequence[float | int], cost_slack: float | int
 ) -> Rivals:
     """Compare the plans with the one that has `depth` at every step.
 

@@ -1,0 +1,233 @@
+"""A depth for every few steps, found by exhaustive search, against one depth for all of them"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import registry
+from ..adapters.pipeline import alphas_cumprod
+from ..artifacts import files
+from ..artifacts.recipe import Recipe
+from ..artifacts.run_dir import RunDir
+from ..artifacts.timing import part
+from ..config import Config
+from ..console import progress
+from ..core.multi_depth import Plan, Rivals, ScoredPlan, depth_plans, pareto_front, rivals, sample_plans
+from ..errors import IdcError
+from ..metrics._base import MetricValue
+from ..stages._bench import Bench
+from ..tasks._base import initial_noise
+from ..types import Batch, Chart, DenoiseFn, Series, Study
+from ._base import Arm, Lab, difference, verdicts
+
+SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Tab. 1 and S6"
+
+Values = dict[Plan, list[MetricValue]]  # of each metric
+
+
+def run(
+    config: Config,
+    recipe: Recipe,
+    run_dir: RunDir,
+    *,
+    depths: list[int],
+    metrics: list[str],
+    quality_slack: list[float],
+    cost_slack: float = 0.01,
+    num_inference_steps: int = 12,
+    steps_per_depth: int = 2,
+    num_searched: int = 4,
+    num_evaluated: int = 16,
+    reference_steps: int = 50,
+) -> Study:
+    """Sample every plan over the search's images, choose beside each single depth, and try the choice on other images.
+
+    A plan costs the mean of its steps' multiply-accumulates; its model is as large as its deepest step's.
+
+    Raises:
+        IdcError: a depth that the model does not have, or not one slack per metric.
+    """
+    if len(metrics) != len(quality_slack):
+        raise IdcError(f"study.quality_slack must hold one bound for each of study.metrics, got {quality_slack}")
+    lab = Lab(config, recipe, run_dir, num_searched=num_searched, num_evaluated=num_evaluated)
+    wrong = [depth for depth in depths if not 1 <= depth <= lab.model.full_depth]
+    if wrong:
+        raise IdcError(f"study.depths must be between 1 and {lab.model.full_depth} for this model, got {wrong[0]}")
+    full = lab.full(sampler="ddim")
+    arms = {depth: lab.arm(depth, sampler="ddim") for depth in sorted(set(depths))}
+    gmacs, params = _costs(full)
+    costs = {depth: _costs(arm) for depth, arm in arms.items()}
+    signs = [1 if lab.benches["search"].metric(name).higher_is_better else -1 for name in metrics]
+
+    # 1. every plan, over the search's images
+    plans = depth_plans(arms, num_inference_steps, steps_per_depth)
+    searched, calls = _measure("search", arms, plans, metrics, full, reference_steps)
+    scored = [
+        ScoredPlan(
+            plan,
+            tuple(sign * _mean(value) for sign, value in zip(signs, searched[plan], strict=True)),
+            100 * math.fsum(costs[depth][0] for depth in plan) / len(plan) / gmacs,
+        )
+        for plan in plans
+    ]
+
+    # 2. what stands beside each single depth, and the best at every cost
+    found = [rivals(scored, depth, quality_slack=quality_slack, cost_slack=cost_slack) for depth in arms]
+    sought = [entry for beside in found for entry in _sought(beside, metrics)]
+    front = pareto_front(scored)
+
+    # 3. all of these over images that the search has not seen
+    shown = {one.plan for _, one, _ in sought} | {one.plan for one in front}
+    unseen, _ = _measure("evaluate", arms, sorted(shown), metrics, full, reference_steps)
+    rows = []
+    for words, one, single in sought:
+        row: dict[str, Any] = {
+            "depth": single.depth,
+            "sought": words,
+            "plan": "-".join(map(str, one.plan[::steps_per_depth])),
+            "MACs (%)": one.cost,
+            "MACs to the depth's (%)": 100 * (one.cost / single.cost - 1),
+            "parameters (%)": 100 * costs[one.depth][1] / params,
+        }
+        for name, sign, value, base in zip(metrics, signs, unseen[one.plan], unseen[single.plan], strict=True):
+            row[name] = value.value
+            row[f"{name} difference"] = difference(value, base, config.seed, higher_is_better=sign > 0)
+        rows.append(row)
+
+    naive = sum(map(len, plans))
+    singles = [beside.single for beside in found]
+    return Study(
+        rows,
+        [
+            Chart(
+                "MACs of a step (% of the full depth)",
+                f"{metrics[0]} on {images}",
+                [
+                    Series(label, [(one.cost, _mean(values[one.plan][0])) for one in of])
+                    for label, of in (("best multi-depth plans", front), ("one depth for all steps", singles))
+                ],
+            )
+            for images, values in (("the search's images", searched), ("other images", unseen))
+        ],
+        _outcome(rows, metrics[0]),
+        [
+            f"To the full model's {reference_steps} uniform steps. Plans: {num_inference_steps} uniform steps, "
+            f"{steps_per_depth} in a row share a depth. Same MACs: at most {100 * cost_slack:g} % more; same quality: "
+            f"at most {' and '.join(f'{s:g} less {m}' for s, m in zip(quality_slack, metrics, strict=True))}.",
+            f"The exhaustive search called the network {calls:,} times per batch of images for {len(plans):,} plans: "
+            f"{calls / naive:.1%} of the {naive:,} calls of one plan after the other.",
+            f"Plans are chosen by the search's images, the table is of the others; {lab.images_note()}",
+        ],
+    )
+
+
+def _costs(arm: Arm) -> tuple[float, float]:
+    """GMACs of a step and parameters by the paper's count, of all networks that a step calls."""
+    task, pipeline = arm.bench("evaluate").task, arm.pipeline
+    networks, size = task.networks(pipeline), pipeline.unet.config.sample_size
+    macs = registry.load("metric", "macs").Metric(sample_size=size, encoder_tokens=task.encoder_tokens(pipeline))
+    parameters = registry.load("metric", "parameters").Metric()
+    return macs.measure(networks)["gmacs"], parameters.measure(networks)["params_paper"]
+
+
+def _measure(
+    split: str, arms: dict[int, Arm], plans: Sequence[Plan], metrics: Sequence[str], full: Arm, reference_steps: int
+) -> tuple[Values, int]:
+    """Every metric of every plan over a split's images, and the network calls that a batch of them took.
+
+    The trace has a row per batch, which an interrupted run reads back.
+    """
+    bench, trace = full.bench(split), full.lab.trace
+    references, digest = full.results(split, reference_steps), files.digest(plans)
+    size = 1 if full.pipeline.unet.device.type == "cpu" else full.config.batch_size  # as Bench.images
+    per_image: dict[Plan, list[dict[int, float]]] = {plan: [{} for _ in metrics] for plan in plans}
+    network_calls = 0
+    for start in range(0, len(bench.examples), size):
+        key = {"split": split, "start": start, "plans": digest}
+        examples = bench.examples[start : start + size]
+        row = trace.find(**key)
+        if row is None:
+            batch = dataclasses.replace(bench, examples=examples)
+            row = trace.append({**key, **_sample(batch, arms, plans, metrics, references[start : start + size])})
+        network_calls = row["network_calls"]
+        for plan, found in zip(plans, row["values"], strict=True):
+            for known, values in zip(per_image[plan], found, strict=True):
+                known.update({e.index: v for e, v in zip(examples, values, strict=True) if v is not None})
+    for plan, of in per_image.items():
+        for name, known in zip(metrics, of, strict=True):
+            if not known:
+                raise IdcError(f"study.metrics: {name} has no number for the depths {plan}; choose another")
+    means = {plan: [MetricValue(math.fsum(v.values()) / len(v), v) for v in of] for plan, of in per_image.items()}
+    return means, network_calls
+
+
+@torch.inference_mode()
+def _sample(
+    bench: Bench, arms: dict[int, Arm], plans: Sequence[Plan], metrics: Sequence[str], references: Tensor
+) -> dict[str, Any]:
+    """The tree of the plans over one batch of images: {"network_calls", "values": per plan, metric and image}."""
+    task, pipeline, config = bench.task, bench.model.pipeline, bench.config
+    with part("encode"):
+        conditioning = task.encode(pipeline, bench.examples, config.seed)
+    called: list[int] = []
+
+    def counted(depth: int, denoise: DenoiseFn) -> DenoiseFn:
+        def call(sample: Tensor, timestep: Tensor) -> Tensor:
+            called.append(depth)
+            with part("denoise"):
+                return denoise(sample, timestep)
+
+        return call
+
+    sampled = sample_plans(
+        {d: counted(d, task.denoise(arm.pipeline, conditioning, config.guidance())) for d, arm in arms.items()},
+        initial_noise(pipeline, bench.examples, config.seed).to(pipeline.unet.device),
+        bench.uniform(len(plans[0])),
+        alphas_cumprod(pipeline),
+        plans,
+        prediction_type=pipeline.scheduler.config.prediction_type,
+    )
+    values = {}
+    for plan, latents in progress(sampled, f"{len(plans)} plans, {bench.examples[0].name}", len(plans)):
+        with part("decode"):
+            images = task.decode(pipeline, latents, conditioning)
+        with part("measure"):
+            batch = Batch(bench.examples, images, references)
+            values[plan] = [bench.metric(name).per_image(batch) for name in metrics]
+    return {"network_calls": len(called), "values": [values[plan] for plan in plans]}
+
+
+def _mean(value: MetricValue) -> float:
+    assert value.value is not None
+    return value.value
+
+
+def _sought(beside: Rivals, metrics: Sequence[str]) -> list[tuple[str, ScoredPlan, ScoredPlan]]:
+    """(what was sought, the plan, the single depth's) in the order of Tab. 1."""
+    best = [(f"best {name} at its MACs", one) for name, one in zip(metrics, beside.same_cost, strict=True)]
+    plans = [
+        ("this depth at every step", beside.single),
+        ("least MACs at its size and quality", beside.same_size),
+        *best,
+        ("least MACs at its quality", beside.same_quality),
+    ]
+    return [(words, one, beside.single) for words, one in plans]
+
+
+def _outcome(rows: Sequence[dict[str, Any]], name: str) -> str:
+    """The gain at equal cost and the saving at equal size and quality, by the first metric on unseen images."""
+    column = f"{name} difference"
+    best = [row[column] for row in rows if row["sought"] == f"best {name} at its MACs"]
+    small = [row for row in rows if row["sought"] == "least MACs at its size and quality"]
+    gains = [found["mean"] for found in best if found.get("verdict") == "better"]
+    saved = -min(row["MACs to the depth's (%)"] for row in small)
+    gained = f"multi-depth gains up to {max(gains, key=abs):+.2g} {name}" if gains else f"no gain in {name}"
+    return (
+        f"At a single depth's MACs {gained} on images that the search has not seen ({verdicts(best)} depths); at its "
+        f"size and, on the search's images, its quality multi-depth saves up to {saved:.1f} % of the MACs "
+        f"({verdicts([row[column] for row in small])} depths in {name} on the others)."
+    )
