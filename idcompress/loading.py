@@ -11,7 +11,6 @@ from .adapters.export import own_pipeline
 from .adapters.fold import fold_pipeline
 from .adapters.pipeline import Model, load_model
 from .artifacts.recipe import Recipe
-from .console import say
 from .errors import IdcError
 
 
@@ -80,14 +79,14 @@ def load_pipeline(
     pipeline = _load(path_or_recipe, device, dtype)
     if fold:
         for what, saved in fold_pipeline(pipeline).items():
-            say(f"folded: {what}, {saved:,} parameters less")
+            print(f"folded: {what}, {saved:,} parameters less")
     return pipeline
 
 
 def _load(path_or_recipe: str | Path | Recipe, device: str, dtype: str) -> Any:
     if not isinstance(path_or_recipe, Recipe):
         path = Path(path_or_recipe)
-        if path.is_dir() and (path / "model_index.json").is_file():
+        if any((path / name).is_file() for name in ("model_index.json", "unet.onnx")):
             return _load_folder(path, device, dtype)
         path_or_recipe = Recipe.load(path)
     recipe = path_or_recipe

@@ -199,6 +199,11 @@ def own_pipeline(pipeline: Any, timesteps: list[int] | None) -> Any:
 def save_pipeline(pipeline: Any, folder: Path) -> None:
     """Write a pipeline folder: safetensors and JSON, without the paths that its parts were loaded from."""
     pipeline.save_pretrained(folder, safe_serialization=True)
+    forget_paths(folder)
+
+
+def forget_paths(folder: Path) -> None:
+    """Take out of a folder's JSON files where the model was loaded from."""
     for path in folder.rglob("*.json"):
         value = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(value, dict) and {"_name_or_path", "name_or_path"} & value.keys():

@@ -4,7 +4,7 @@
 - Over a fixed list of timesteps the time embedding is a table, and so is what every residual layer makes of it.
 - Under a fixed prompt the keys and values of cross-attention are constant.
 
-None of it can be said in a stock configuration, so it is for use in process, not for folders.
+None of it can be said in a stock configuration, so it is for use in process and for ONNX, not for diffusers' folders.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from ..models.stablesr.prompt import EmptyPromptEmbedding
 from .unet import ZeroHidden
 
 
@@ -28,11 +29,17 @@ def fold_pipeline(pipeline: Any) -> dict[str, int]:
     """
     unet, timesteps = pipeline.unet, pipeline.scheduler.config.get("timesteps")
     saved = {"zeros at the cut": slim_first_layer(unet)}
-    networks = [unet, *([pipeline.controlnet] if "controlnet" in pipeline.components else [])]
+    names = ("unet", "controlnet", "structure_encoder")
+    networks = [getattr(pipeline, name) for name in names if name in pipeline.components]
     if timesteps is not None:
         saved["timesteps"] = sum(fold_timesteps(network, timesteps) for network in networks)
     if "prompt_embedding" in pipeline.components:
-        saved["prompt"] = fold_prompt(unet, pipeline.encode_prompt(1))
+        embedding = pipeline.encode_prompt(1)
+        saved["prompt"] = fold_prompt(unet, embedding)
+        if pipeline.text_encoder is not None:
+            saved["text encoder"] = _size(pipeline.text_encoder)
+            stored = EmptyPromptEmbedding.from_tensor(embedding[0])
+            pipeline.register_modules(prompt_embedding=stored, text_encoder=None, tokenizer=None)
     for network in networks:
         network.save_pretrained = _refuse_to_save
     return saved
@@ -124,7 +131,7 @@ class _AsItIs(nn.Module):
 
 @torch.no_grad()
 def fold_timesteps(network: Any, timesteps: Sequence[int]) -> int:
-    """Fold the time embedding of a U-Net or control branch, and what every residual layer projects it to, in place.
+    """Fold a network's time embedding, and what every residual layer projects it to, in place.
 
     Args:
         timesteps: the only ones that the network can be called with from now on; others give NaN.

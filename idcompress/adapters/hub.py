@@ -80,6 +80,8 @@ def check_folder(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise IdcError(f"model.path={folder} is no folder; want a diffusers pipeline folder (with model_index.json)")
+    if (folder / "unet.onnx").is_file():
+        raise IdcError(f"{folder} holds ONNX graphs; its README.md runs them, and idcompress wants their recipe=FILE")
     if not (folder / "model_index.json").is_file():
         raise IdcError(f"{folder} has no model_index.json; want a diffusers pipeline folder, made by save_pretrained")
     index = files.read_json(folder / "model_index.json", "model")
@@ -98,11 +100,12 @@ def check_folder(folder: Path) -> dict[str, Any]:
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of all that decides what a pipeline folder loads as: weights, configurations, tokenizers."""
+    """SHA-256 of all that decides what an exported folder loads as: weights, graphs, configurations, tokenizers."""
+    suffixes = (".safetensors", ".onnx", ".data", ".json", ".txt")
     return {
         str(path.relative_to(folder)): files.file_digest(path)
         for path in sorted(folder.rglob("*"))
-        if path.suffix in (".safetensors", ".json", ".txt") and path.is_file() and path != folder / "recipe.json"
+        if path.suffix in suffixes and path.is_file() and path != folder / "recipe.json"
     }
 
 

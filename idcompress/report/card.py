@@ -18,6 +18,12 @@ DDIMScheduler, accepts a list. diffusers warns that it ignores `timesteps` in th
 above brings them in. Of the stock schedulers DDPM, Euler, Heun, LCM, TCD and both DPM-Solvers take `timesteps=`; DDIM,
 PNDM, DEIS and UniPC do not. Never assign to `scheduler.timesteps`: the steps go astray then.
 `idcompress.load_pipeline` on this folder follows the list by itself."""
+_GUESS_MODE = "Guess mode of the shortened control branch weighs its residuals differently than the full one's."
+_DEEPCACHE = "DeepCache's `DeepCacheSDHelper` (0.1.1) works on it."
+_DEEPCACHE_STOCK = """\
+DeepCache's `DeepCacheSDHelper` (0.1.1) works on it, once a cut U-Net has a middle block for it to wrap, one that does
+nothing: `pipe.unet.mid_block = torch.nn.Module(); pipe.unet.mid_block.forward = lambda sample, *_: sample` before
+`enable()`."""
 
 
 @dataclass(frozen=True)
@@ -26,23 +32,31 @@ class Card:
 
     Attributes:
         recipe: that was exported, not the folder's own.
-        pipeline_class: to load it by.
-        stock: whether diffusers alone loads it.
-        host: the depth whose stock form holds a smaller one; None where nothing is padded.
+        library: what loads it: diffusers, idcompress or onnxruntime.
         parameters: network -> (parameters of the base model's, parameters in the folder).
-        dtype: of the weights, as torch spells it without the prefix.
         licence: of the base model; None where it is not known.
         metrics: rows of the evaluation's metrics.json; empty where this recipe was not evaluated.
+        digests: file -> SHA-256.
+        pipeline_class: to load it by.
+        host: the depth whose stock form holds a smaller one; None where nothing is padded.
+        dtype: of the weights, as torch spells it without the prefix.
+        example: of ONNX, Python that makes output.png from input.png.
+        errors: of ONNX, graph -> largest difference from torch, as a share of the largest value.
+        folded: what was folded -> parameters saved.
     """
 
     recipe: Recipe
-    pipeline_class: str
-    stock: bool
-    host: int | None
+    library: str
     parameters: dict[str, tuple[int, int]]
-    dtype: str
     licence: str | None
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any]
+    digests: dict[str, str]
+    pipeline_class: str = ""
+    host: int | None = None
+    dtype: str = "float32"
+    example: list[str] = field(default_factory=list)
+    errors: dict[str, float] = field(default_factory=dict)
+    folded: dict[str, int] = field(default_factory=dict)
 
     def text(self) -> str:
         """The page, with the header that the hub reads."""
@@ -68,7 +82,7 @@ class Card:
         repository = not self.recipe.model.get("path") and (self.recipe.model.get("repositories") or {}).get("pipeline")
         return [
             "---",
-            f"library_name: {'diffusers' if self.stock else 'idcompress'}",
+            f"library_name: {self.library}",
             *([f"license: {self.licence}"] if self.licence else []),
             *([f"base_model: {repository}"] if repository else []),
             "pipeline_tag: image-to-image",
@@ -90,6 +104,7 @@ class Card:
                 (f"parameters of {name}", f"{ours:,} of {base:,} ({ours / base:.1%})")
                 for name, (base, ours) in self.parameters.items()
             ),
+            *((f"folded: {what}", f"{saved:,} parameters less") for what, saved in self.folded.items()),
             ("weights", self.dtype),
             ("base model", self.base),
             ("licence", self.licence or "unknown, see the base model"),
@@ -107,47 +122,62 @@ class Card:
 
     def _use(self) -> list[str]:
         lines = ["## Use", "", *self._needs(), "", "```python", *self.code(), "```", ""]
-        if self.recipe.timesteps is None or not self.stock:
-            return lines
+        if self.library == "onnxruntime":
+            return [*lines, *self._graphs()]
+        stock = self.library == "diffusers"
+        if stock and self.recipe.timesteps:
+            lines += [_FOLLOWING, ""]
+        if stock and self.recipe.depth and "controlnet" in self.parameters:
+            lines += [_GUESS_MODE, ""]
+        return [*lines, _DEEPCACHE_STOCK if stock else _DEEPCACHE, ""]
+
+    def _graphs(self) -> list[str]:
+        """The graphs' files with what identifies them."""
         return [
-            *lines,
-            _FOLLOWING,
-            *(
-                ["", "Guess mode of the shortened control branch weighs its residuals differently than the full one's."]
-                if "controlnet" in self.parameters and self.recipe.depth is not None
-                else []
-            ),
+            "Batch and size are free; `timestep` is one number for the batch.",
+            "",
+            "| graph | largest difference from torch, as a share of the largest value |",
+            "|---|---|",
+            *(f"| {name} | {error:.1e} |" for name, error in self.errors.items()),
+            "",
+            "| file | SHA-256 |",
+            "|---|---|",
+            *(f"| {name} | {digest} |" for name, digest in self.digests.items()),
             "",
         ]
 
     def _needs(self) -> list[str]:
-        if self.stock:
+        if self.library == "onnxruntime":
+            return ["DDIM in NumPy; needs onnxruntime, Pillow and, for prompts, transformers. Run it in this folder:"]
+        if self.library == "diffusers":
             return ["Plain diffusers; run it in this folder or put the folder's path or repository for `.`:"]
         return ["Needs `idcompress` (`pip install idcompress`); put the folder's path for `.`:"]
 
     def code(self) -> list[str]:
         """Python that makes output.png from input.png, executable as it stands."""
+        if self.example:
+            return self.example
+        stock = self.library == "diffusers"
         arguments = {"ip2p": "'make it warmer', image=", "controlnet": "'a bright photograph', image="}
         call = arguments.get(self.recipe.task, "")
         scales = "".join(f", {name}={scale}" for name, scale in self.recipe.guidance.items())
         steps = f", num_inference_steps={len(self.recipe.timesteps)}" if self.recipe.timesteps else ""
         follow: list[str] = []
-        if self.stock and self.recipe.timesteps and self.recipe.task == "controlnet":
+        if stock and self.recipe.timesteps and self.recipe.task == "controlnet":
             steps = ", timesteps=pipe.scheduler.config['timesteps']"
-        elif self.stock and self.recipe.timesteps:
+        elif stock and self.recipe.timesteps:
             follow = [
                 "set_timesteps, listed = pipe.scheduler.set_timesteps, pipe.scheduler.config['timesteps']",
                 "pipe.scheduler.set_timesteps = lambda *_, device=None: set_timesteps(timesteps=listed, device=device)",
             ]
-        if self.stock:
-            load = [
-                f"from diffusers import {self.pipeline_class}",
-                f"pipe = {self.pipeline_class}.from_pretrained('.', dtype=torch.{self.dtype})",
-            ]
-        else:
-            load = ["import idcompress", f"pipe = idcompress.load_pipeline('.', dtype='{self.dtype}')"]
-        image = f"image = pipe({call}Image.open('input.png').convert('RGB'){steps}{scales}).images[0]"
-        return ["import torch", "from PIL import Image", *load, *follow, image, "image.save('output.png')"]
+        picture = "Image.open('input.png').convert('RGB')"
+        image = f"image = pipe({call}{picture}{steps}{scales}).images[0]"
+        save = "image.save('output.png')"
+        if not stock:
+            load = f"pipe = idcompress.load_pipeline('.', dtype='{self.dtype}')"
+            return ["import idcompress", "from PIL import Image", load, image, save]
+        load = f"pipe = diffusers.{self.pipeline_class}.from_pretrained('.', dtype=torch.{self.dtype})"
+        return ["import diffusers, torch", "from PIL import Image", load, *follow, image, save]
 
     def _origin(self) -> list[str]:
         lines = ["## How it was made", "", "By [idcompress](https://arxiv.org/abs/2401.17547), depth-skip pruning and"]

@@ -1,73 +1,92 @@
-"""Export a compressed model as a folder that plain diffusers loads"""
+"""Export a compressed model as a folder that plain diffusers or onnxruntime loads"""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..adapters import hub
 from ..adapters.export import host_depth, own_pipeline, save_pipeline, stock_obstacle, stock_pipeline
+from ..adapters.onnx import check_packages, export_onnx
+from ..adapters.pipeline import alphas_cumprod, vae_scale_factor
 from ..adapters.unet import depth as depth_of
+from ..adapters.unet import full_depth
+from ..artifacts import files
 from ..artifacts.recipe import Recipe
 from ..artifacts.run_dir import OUTPUTS, RunDir
 from ..config import Config
 from ..console import say
+from ..core.timestep_search import gamma_timesteps
 from ..errors import IdcError
 from ..loading import load_source, model_folders
 from ..report.card import Card, evaluation_of, licence_of
+from ..report.numpy_sampler import numpy_code
 from ._run import model_label, provenance, show, with_depth
 
 NETWORKS = ("unet", "controlnet", "structure_encoder")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a form's writer left in the folder.
+
+    Attributes:
+        pipeline: as it was written.
+        row: what the recipe says of it.
+        card: what the card says of it.
+        lines: what the user should know.
+    """
+
+    pipeline: Any
+    row: dict[str, Any]
+    card: dict[str, Any]
+    lines: list[str]
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     """Write the folder export.path, whole or not at all; the first of several recipes is used. No recipe is made.
 
     Raises:
-        IdcError: the model does not load, or there is something in export.path.
+        IdcError: the model does not load, there is something in export.path, the format does not go with the other
+            keys, or a graph differs from its network.
     """
     recipe = with_depth(recipes[0], config)
     if len(recipes) > 1:
         say(f"of {len(recipes)} recipes the one with {recipe.num_inference_steps} steps is used; others by recipe=FILE")
     folder = new_folder(config.export.path)
-    model = load_source(recipe.task, recipe.model, device=config.device, dtype=config.dtype, prune=recipe.prune)
+    onnx = config.export.format == "onnx"
+    check_format(config)
+    where = {"device": "cpu", "dtype": "float32"} if onnx else {"device": config.device, "dtype": config.dtype}
+    model = load_source(recipe.task, recipe.model, **where, prune=recipe.prune)
     recipe = recipe.derive_model(model.source)
     cut = model.for_recipe(recipe)
+    present = [name for name in NETWORKS if name in cut.components]
+    before, uncompressed = ({name: size(getattr(p, name)) for name in present} for p in (cut, model.pipeline))
 
-    # 1. the form: stock where that is exact, or where the user takes the size of the next depth that has one
-    timesteps = None if recipe.timesteps is None else list(recipe.timesteps)
-    depth = depth_of(cut.unet)
-    obstacle = stock_obstacle(cut.unet, depth)
-    host = host_depth(cut.unet) if config.export.host and obstacle else None
-    stock = obstacle is None or host is not None
-    exported = stock_pipeline(cut, timesteps) if stock else own_pipeline(cut, timesteps)
-
-    # 2. the folder, its recipe with the digest of every file, and its card
-    parameters = {
-        name: (size(getattr(model.pipeline, name)), size(getattr(exported, name)))
-        for name in NETWORKS
-        if name in cut.components
-    }
-    card = Card(
-        recipe,
-        pipeline_class=type(exported).__name__,
-        stock=stock,
-        host=host,
-        parameters=parameters,
-        dtype=str(exported.unet.dtype).removeprefix("torch."),
-        licence=licence_of(model_folders(recipe.task, recipe.model)["pipeline"]),
-        metrics=evaluation_of(recipe.digest, evaluations(config, recipe, run_dir)),
-    )
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # an interrupted export's
     try:
-        save_pipeline(exported, partial)
-        row = provenance("export", config, run_dir, {}, depth=recipe.depth, host=host, stock=stock)
-        row |= {"base": without_path(recipe.model), "files": hub.file_digests(partial)}
+        # 1. the networks
+        written = (write_onnx if onnx else write_diffusers)(config, recipe, cut, partial)
+
+        # 2. its recipe with the digest of every file, and its card
+        digests = hub.file_digests(partial)
+        row = provenance("export", config, run_dir, {}, depth=recipe.depth, **written.row)
+        row |= {"base": without_path(recipe.model), "files": digests}
         here = {"name": recipe.model["name"], "path": None, "repositories": None, "revision": None}
-        here["digest"] = hub.folder_digest([partial])
+        here["digest"] = files.digest(digests) if onnx else hub.folder_digest([partial])
         recipe.derive(row, model=here, depth=None, weights={}).save(partial / "recipe.json")
+        after = {name: size(getattr(written.pipeline, name)) for name in present}
+        card = Card(
+            recipe,
+            parameters={name: (uncompressed[name], after[name]) for name in present},
+            licence=licence_of(model_folders(recipe.task, recipe.model)["pipeline"]),
+            metrics=evaluation_of(recipe.digest, evaluations(config, recipe, run_dir)),
+            digests=digests,
+            **written.card,
+        )
         (partial / "README.md").write_text(card.text(), encoding="utf-8")
         if folder.exists():
             folder.rmdir()
@@ -76,21 +95,88 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         shutil.rmtree(partial, ignore_errors=True)
 
     # 3. what the user should know
-    for name, (before, after) in parameters.items():
-        dead = after - size(getattr(cut, name))
-        why = f", {dead:,} of them zero for the stock form's sake" if dead else ""
-        say(f"{name}: {after:,} of {before:,} parameters ({after / before:.1%}){why}")
-    if stock:
-        inside = f" inside that of depth {host}" if host else ""
-        say(f"stock form{inside}: plain diffusers loads it; its README.md shows how to follow the timesteps")
-    else:
-        others = [d for d in range(1, model.full_depth) if stock_obstacle(cut.unet, d) is None]
-        advice = f"; export.host=true pads it, depths {', '.join(map(str, others))} have one" if others else ""
-        say(f"depth {depth} has no stock form ({obstacle}): idcompress.load_pipeline loads it{advice}")
-    say(f"exported: {show(folder)}; use it by model.path={show(folder)}")
+    for name in present:
+        now, full = after[name], uncompressed[name]
+        why = f", {now - before[name]:,} of them zero for the stock form's sake" if now > before[name] else ""
+        say(f"{name}: {now:,} of {full:,} parameters ({now / full:.1%}){why}")
+    for line in written.lines:
+        say(line)
+    how = "its README.md runs it in onnxruntime" if onnx else f"use it by model.path={show(folder)}"
+    say(f"exported: {show(folder)}; {how}")
     if config.export.push_to:
         say(f"pushed: {hub.push(folder, config.export.push_to)}")
     return []
+
+
+def check_format(config: Config) -> None:
+    """Raise IdcError where export.format does not go with another key or wants a package that is not there."""
+    if config.export.format == "onnx":
+        if config.dtype not in ("auto", "float32"):
+            raise IdcError(
+                f"export.format=onnx writes float32, got dtype={config.dtype}; leave dtype at auto, and let the "
+                "runtime or its tools convert"
+            )
+        check_packages()
+    elif config.export.fold:
+        raise IdcError(
+            "export.fold: no stock class has a configuration for folded weights; use export.format=onnx, or "
+            "idcompress.load_pipeline(recipe, fold=True) in process"
+        )
+
+
+def write_diffusers(config: Config, recipe: Recipe, cut: Any, folder: Path) -> Written:
+    """A pipeline folder: stock where that is exact, or where the user takes the size of the next depth that has one."""
+    timesteps = None if recipe.timesteps is None else list(recipe.timesteps)
+    depth = depth_of(cut.unet)
+    obstacle = stock_obstacle(cut.unet, depth)
+    host = host_depth(cut.unet) if config.export.host and obstacle else None
+    stock = obstacle is None or host is not None
+    exported = stock_pipeline(cut, timesteps) if stock else own_pipeline(cut, timesteps)
+    save_pipeline(exported, folder)
+    if stock:
+        inside = f" inside that of depth {host}" if host else ""
+        line = f"stock form{inside}: plain diffusers loads it; its README.md shows how to follow the timesteps"
+    else:
+        others = [d for d in range(1, full_depth(cut.unet)) if stock_obstacle(cut.unet, d) is None]
+        advice = f"; export.host=true pads it, depths {', '.join(map(str, others))} have one" if others else ""
+        line = f"depth {depth} has no stock form ({obstacle}): idcompress.load_pipeline loads it{advice}"
+    return Written(
+        exported,
+        row={"host": host, "stock": stock},
+        card={
+            "library": "diffusers" if stock else "idcompress",
+            "pipeline_class": type(exported).__name__,
+            "host": host,
+            "dtype": str(exported.unet.dtype).removeprefix("torch."),
+        },
+        lines=[line],
+    )
+
+
+def write_onnx(config: Config, recipe: Recipe, cut: Any, folder: Path) -> Written:
+    """ONNX graphs, compared with torch; folded, in place, if the user wants it."""
+    timesteps = list(recipe.timesteps or gamma_timesteps(1.0, recipe.num_inference_steps))
+    exported = own_pipeline(cut, None if recipe.timesteps is None else timesteps)
+    folder.mkdir(parents=True)
+    errors, saved = export_onnx(exported, folder, timesteps, fold=config.export.fold)
+    example = numpy_code(
+        recipe.task,
+        timesteps,
+        alphas_cumprod(cut)[timesteps].tolist(),
+        recipe.guidance,
+        prediction_type=cut.scheduler.config.prediction_type,
+        latent_channels=cut.vae.config.latent_channels,
+        factor=vae_scale_factor(cut),
+    )
+    return Written(
+        exported,
+        row={"format": "onnx", "errors": errors, "folded": saved},
+        card={"library": "onnxruntime", "example": example, "errors": errors, "folded": saved},
+        lines=[
+            *(f"folded: {what}, {parameters:,} parameters less" for what, parameters in saved.items()),
+            *(f"{name}.onnx: at most {error:.1e} of the largest value from torch" for name, error in errors.items()),
+        ],
+    )
 
 
 def new_folder(path: str | None) -> Path:

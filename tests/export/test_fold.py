@@ -1,14 +1,16 @@
 """Folding constants into a network changes its output by rounding alone, and saves what the arithmetic says."""
 
 import json
+import re
 
 import pytest
 import tiny_random
 import torch
 from diffusers import UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from idcompress import load_pipeline
-from idcompress.adapters.fold import fold_prompt, fold_timesteps, slim_first_layer
+from idcompress.adapters.fold import fold_pipeline, fold_prompt, fold_timesteps, slim_first_layer
 from idcompress.adapters.unet import depth_skip
 
 from .folders import TIMESTEPS, arguments, recipe_for
@@ -71,10 +73,28 @@ def test_prompt():
 
 
 @pytest.mark.parametrize("task", ["ip2p", "controlnet", "stablesr"])
-def test_pipelines(task, random_model):
-    """load_pipeline(fold=True) gives the pipeline's result from fewer parameters."""
+def test_pipelines(task, random_model, capsys):
+    """load_pipeline(fold=True) gives the pipeline's result from fewer parameters, and prints how many."""
     recipe = recipe_for(task, random_model(task), 9)
     plain, folded = load_pipeline(recipe), load_pipeline(recipe, fold=True)
-    assert params(folded.unet) < params(plain.unet)
+    names = [name for name in ("unet", "controlnet", "structure_encoder") if name in plain.components]
+    saved = [params(getattr(plain, name)) - params(getattr(folded, name)) for name in names]
+    assert min(saved) > 0
+    printed = re.findall(r"folded: [\w ]+, ([\d,]+) parameters less", capsys.readouterr().out)
+    assert sum(int(number.replace(",", "")) for number in printed) == sum(saved)
     ours, theirs = (pipe(**arguments(task)).images for pipe in (plain, folded))
     assert (ours - theirs).abs().max() <= 1e-5 * max(1, float(ours.std()))
+
+
+def test_a_fixed_prompt_needs_no_text_encoder(random_model):
+    """A StableSR with its text tower in place of the stored embedding."""
+    pipeline = tiny_random.stablesr_pipeline()
+    config = CLIPTextConfig(
+        vocab_size=200, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    tokenizer = CLIPTokenizer.from_pretrained(random_model("ip2p") / "tokenizer")
+    pipeline.register_modules(prompt_embedding=None, text_encoder=CLIPTextModel(config).eval(), tokenizer=tokenizer)
+    plain, tower = pipeline(**arguments("stablesr")).images, params(pipeline.text_encoder)
+    assert fold_pipeline(pipeline)["text encoder"] == tower
+    assert pipeline.text_encoder is None and pipeline.tokenizer is None
+    assert (pipeline(**arguments("stablesr")).images - plain).abs().max() <= 1e-5

@@ -1,0 +1,127 @@
+"""The Python of an ONNX folder's card: input.png to output.png by NumPy and onnxruntime, executable as it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+# What a model output says of the sample at a noise level, as in core/ddim.py.
+_PREDICTIONS = {
+    "epsilon": "noise, x0 = output, (sample - (1 - level) ** 0.5 * output) / level**0.5",
+    "v_prediction": "noise, x0 = level**0.5 * output + (1 - level) ** 0.5 * sample, "
+    "level**0.5 * sample - (1 - level) ** 0.5 * output",
+    "sample": "noise, x0 = (sample - level**0.5 * output) / (1 - level) ** 0.5, output",
+}
+_HEAD = """\
+import numpy as np
+import onnxruntime
+from PIL import Image
+"""
+_NETWORKS = """\
+
+def network(name):
+    session = onnxruntime.InferenceSession(f"{{name}}.onnx")
+    names = [entry.name for entry in session.get_inputs()]
+    return lambda *inputs: session.run(None, dict(zip(names, inputs)))
+
+{names} = map(network, "{words}".split())
+"""
+_TEXT = """\
+tokenizer = CLIPTokenizer.from_pretrained("tokenizer")
+ids = tokenizer({prompts}, padding="max_length", truncation=True, return_tensors="np").input_ids
+"""
+_PICTURE = """\
+picture = Image.open("input.png").convert("RGB")
+{note}size = [side {enlarged}// {factor} * {factor} for side in picture.size]
+image = np.asarray(picture.resize(size, Image.Resampling.BICUBIC), np.float32).transpose(2, 0, 1)[None] {scale}
+rng = np.random.default_rng(0)
+timesteps = {timesteps}
+levels = {levels}  # alphas_cumprod there; 1 ends on the picture itself
+"""
+_SAMPLING = {
+    "ip2p": """
+states, (latents, _) = text_encoder(ids)[0], vae_encoder(image)
+images = np.concatenate([latents, latents, 0 * latents])
+sample = rng.standard_normal(latents.shape, np.float32)
+for timestep, level, next_level in zip(timesteps, levels, levels[1:]):
+    inputs = np.concatenate([sample.repeat(3, axis=0), images], axis=1)
+    text, silent, null = unet(inputs, np.array(timestep), states)[0][:, None]
+    output = null + {guidance_scale} * (text - silent) + {image_guidance_scale} * (silent - null)
+    {prediction}
+    sample = next_level**0.5 * x0 + (1 - next_level) ** 0.5 * noise
+decoded = vae_decoder(sample)[0]
+""",
+    "controlnet": """
+states, images = text_encoder(ids)[0], image.repeat(2, axis=0)
+sample = rng.standard_normal((1, {latent_channels}, size[1] // {factor}, size[0] // {factor}), np.float32)
+for timestep, level, next_level in zip(timesteps, levels, levels[1:]):
+    inputs = sample.repeat(2, axis=0), np.array(timestep), states
+    text, null = unet(*inputs, *controlnet(*inputs, images))[0][:, None]
+    output = null + {guidance_scale} * (text - null)
+    {prediction}
+    sample = next_level**0.5 * x0 + (1 - next_level) ** 0.5 * noise
+decoded = vae_decoder(sample)[0]
+""",
+    "stablesr": """
+mean, std, *features = vae_encoder(image)
+latents = mean + std * rng.standard_normal(mean.shape, np.float32)
+sample = rng.standard_normal(mean.shape, np.float32)
+for timestep, level, next_level in zip(timesteps, levels, levels[1:]):
+    structure = structure_encoder(latents, np.array(timestep))
+    output = unet(sample, np.array(timestep), *structure)[0]
+    {prediction}
+    sample = next_level**0.5 * x0 + (1 - next_level) ** 0.5 * noise
+decoded = vae_decoder(sample, np.array(0.5, np.float32), *features)[0]  # 0: realistic .. 1: faithful
+
+(mean, std), (ours, spread) = (
+    (x.mean((2, 3), keepdims=True), np.sqrt(x.var((2, 3), keepdims=True, ddof=1) + 1e-5)) for x in (image, decoded)
+)
+decoded = (decoded - ours) / spread * std + mean  # the input's colours
+""",
+}
+_SAVE = """
+pixels = (decoded[0] / 2 + 0.5).clip(0, 1).transpose(1, 2, 0)
+Image.fromarray((pixels * 255).round().astype(np.uint8)).save("output.png")
+"""
+# networks, prompts, how much a picture is enlarged, the range of its values
+_TASKS = {
+    "ip2p": ("text_encoder, vae_encoder, unet, vae_decoder", ["make it warmer", "", ""], "", "/ 127.5 - 1"),
+    "controlnet": ("text_encoder, controlnet, unet, vae_decoder", ["a bright photograph", ""], "", "/ 255"),
+    "stablesr": ("vae_encoder, structure_encoder, unet, vae_decoder", [], "* 4 ", "/ 127.5 - 1"),
+}
+_NOTE = "# idcompress's pipeline enlarges by torch's bicubic kernel, small pictures further, and tiles large ones\n"
+
+
+def numpy_code(
+    task: str,
+    timesteps: Sequence[int],
+    levels: Sequence[float],
+    guidance: dict[str, float],
+    prediction_type: str,
+    latent_channels: int,
+    factor: int,
+) -> list[str]:
+    """Lines that make output.png.
+
+    Args:
+        levels: alphas_cumprod at the timesteps.
+        factor: pixels per latent.
+    """
+    names, prompts, enlarged, scale = _TASKS[task]
+    head = _HEAD + ("from transformers import CLIPTokenizer\n" if prompts else "")
+    text = _TEXT.format(prompts=str(prompts).replace("'", '"')) if prompts else ""
+    networks = _NETWORKS.format(names=names, words=names.replace(",", ""))
+    picture = _PICTURE.format(
+        note=_NOTE if enlarged else "",
+        enlarged=enlarged,
+        factor=factor,
+        scale=scale,
+        timesteps=list(timesteps),
+        levels=[*(float(f"{level:.9g}") for level in levels), 1.0],
+    )
+    sampling = _SAMPLING[task].format(
+        prediction=_PREDICTIONS[prediction_type],
+        latent_channels=latent_channels,
+        factor=factor,
+        **({"guidance_scale": 1.0, "image_guidance_scale": 1.0} | guidance),
+    )
+    return (head + networks + text + picture + sampling + _SAVE).splitlines()

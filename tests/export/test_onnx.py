@@ -1,0 +1,141 @@
+"""idc export export.format=onnx: the card's sampler makes the in-process picture; every depth; what is refused."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from idcompress import Recipe, load_pipeline
+from idcompress.adapters import onnx
+from idcompress.adapters.export import own_pipeline
+from idcompress.errors import IdcError
+from idcompress.loading import load_source
+from idcompress.models.stablesr import pipeline as stablesr
+from idcompress.stages import export
+
+from .folders import TASKS, export_to, noise, recipe_for
+
+GRAPHS = {
+    "ip2p": {"text_encoder", "vae_encoder", "unet", "vae_decoder"},
+    "controlnet": {"text_encoder", "controlnet", "unet", "vae_decoder"},
+    "stablesr": {"vae_encoder", "structure_encoder", "unet", "vae_decoder"},
+}
+
+
+@pytest.fixture
+def said(monkeypatch, tmp_path):
+    """Lines that the stage says, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    lines = []
+    monkeypatch.setattr(export, "say", lines.append)
+    return lines
+
+
+def run_card(folder, monkeypatch):
+    """Execute the card's Python in its folder: what it leaves behind."""
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    monkeypatch.chdir(folder)
+    names = {}
+    exec(code, names)
+    return names
+
+
+def in_process(recipe, picture, monkeypatch):
+    """The pixels (H, W, 3) that the pipeline makes of a picture from the card's noise."""
+    pipe, rng = load_pipeline(recipe), np.random.default_rng(0)
+
+    def draw(height, width):
+        return torch.from_numpy(rng.standard_normal((1, 4, height, width), np.float32))
+
+    if recipe.task == "stablesr":
+        # the card's enlargement is Pillow's; posterior noise comes first
+        picture = picture.resize((64, 64), Image.Resampling.BICUBIC)
+        posterior = draw(8, 8)
+        monkeypatch.setattr(stablesr, "randn_like", lambda mean, generator: posterior)
+        return pipe(picture, upscale=1, eta=0, latents=draw(8, 8), output_type="np").images[0]
+    prompt = "make it warmer" if recipe.task == "ip2p" else "a bright photograph"
+    arguments = {"latents": draw(8, 8), "num_inference_steps": len(recipe.timesteps), "output_type": "np"}
+    return pipe(prompt, image=picture, **arguments, **recipe.guidance).images[0]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_card_makes_the_picture(task, random_model, tmp_path, said, monkeypatch):
+    """Folded: the NumPy sampler gives the pixels of the pipeline that is not folded."""
+    # the embedded ip2p predicts v, the random models predict noise
+    recipe = recipe_for(task, None if task == "ip2p" else random_model(task), 4)
+    folder = export_to(tmp_path / "graphs", recipe, format="onnx", fold=True)
+    assert {path.name for path in folder.glob("*.onnx")} == {f"{name}.onnx" for name in GRAPHS[task]}
+
+    picture = noise(16 if task == "stablesr" else 32)
+    picture.save(folder / "input.png")
+    made = run_card(folder, monkeypatch)["pixels"]
+    assert np.abs(made - in_process(recipe, picture, monkeypatch)).max() <= 1e-4
+    assert Image.open(folder / "output.png").size == made.shape[1::-1]
+
+    row = Recipe.load(folder).provenance[-1]
+    assert (row["depth"], row["format"]) == (4, "onnx")
+    assert set(row["errors"]) == GRAPHS[task] and max(row["errors"].values()) <= 1e-5
+    card, lines = (folder / "README.md").read_text(), "\n".join(said)
+    for what, saved in row["folded"].items():
+        assert f"folded: {what}, {saved:,} parameters less" in lines
+        assert f"| folded: {what} | {saved:,} parameters less |" in card
+    assert row["folded"]["timesteps"] > 0
+    assert (row["folded"].get("prompt", 0) > 0) == (task == "stablesr")
+    assert set(row["files"]) >= {f"{name}.onnx" for name in GRAPHS[task]} | {"unet.onnx.data"}
+    assert all(digest in card for digest in row["files"].values())
+    texts = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+    assert not any(str(tmp_path).encode() in text for text in texts)
+    with pytest.raises(IdcError, match=r"holds ONNX graphs; its README\.md runs them"):
+        load_pipeline(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("task", TASKS)
+def test_every_depth(task, fold, random_model, tmp_path):
+    """All graphs at other batches and sizes than the traced one, odd sizes among them."""
+    source = {"name": "tiny", "path": str(random_model(task))}
+    model = load_source(task, source, device="cpu", dtype="float32", prune="depth_skip")
+    for depth in range(13, 0, -1):
+        if depth == 13 and fold:
+            continue  # it would fold the model that the other depths are cut from
+        pipeline = own_pipeline(model.at(depth), [640, 3])
+        folder = tmp_path / str(depth)
+        folder.mkdir()
+        found = onnx.graphs(pipeline)
+        odd = onnx._values(pipeline, found, 1, 9, 15, 640)
+        errors, saved = onnx.export_onnx(pipeline, folder, [640, 3], fold=fold)
+        assert max(errors.values()) <= 1e-5, depth
+        assert ("zeros at the cut" in saved) == fold
+        if fold:
+            assert (saved["zeros at the cut"] > 0) == (depth not in (3, 4, 6, 7))
+        unet = next(graph for graph in found if graph.name == "unet")
+        assert onnx._error(unet, odd, folder / "unet.onnx") <= 1e-5, depth
+
+
+def test_a_recipe_without_timesteps_takes_uniform_ones(random_model, tmp_path, said):
+    recipe = recipe_for("ip2p", random_model("ip2p"), 1, timesteps=None)
+    folder = export_to(tmp_path / "graphs", recipe, format="onnx", fold=True)
+    row = Recipe.load(folder).provenance[-1]
+    assert list(row["folded"]) == ["zeros at the cut"]  # the list is only the example's
+    assert "timesteps = [999, 978, " in (folder / "README.md").read_text()
+
+
+def test_a_graph_that_differs_is_no_export(random_model, tmp_path, said, monkeypatch):
+    monkeypatch.setattr(onnx, "TOLERANCE", 0.0)
+    with pytest.raises(IdcError, match=r"text_encoder\.onnx is off by .* of the largest value"):
+        export_to(tmp_path / "graphs", recipe_for("ip2p", random_model("ip2p"), 1), format="onnx")
+    assert not list(tmp_path.glob("graphs*"))
+
+
+def test_mistakes(idc, random_model, monkeypatch):
+    common = (f"model.path={random_model('ip2p')}", "export.path=out")
+    assert "export.fold: no stock class" in idc("export", *common, "export.fold=true").err
+    half = idc("export", *common, "export.format=onnx", "dtype=float16").err
+    assert "export.format=onnx writes float32, got dtype=float16" in half
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    missing = idc("export", *common, "export.format=onnx").err
+    assert "export.format=onnx needs the package onnxruntime: pip install 'idcompress[onnx]'" in missing
