@@ -121,7 +121,8 @@ class Arm:
     @property
     def key(self) -> dict[str, Any]:
         """How the trace names it."""
-        return {"depth": self.recipe.depth, "sampler": self.config.sampler, "guidance": self.config.guidance()}
+        model = {"depth": self.recipe.depth, "fine_tuned": bool(self.recipe.weights)}
+        return {**model, "sampler": self.config.sampler, "guidance": self.config.guidance()}
 
     @cached_property
     def costs(self) -> tuple[float, float]:

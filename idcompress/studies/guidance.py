@@ -17,8 +17,8 @@ def run(
     *,
     scales: list[float],
     num_inference_steps: list[int],
-    num_searched: int = 8,
-    num_evaluated: int = 16,
+    num_searched: int = 6,
+    num_evaluated: int = 12,
     reference_steps: int = 50,
 ) -> Study:
     """Search gamma at every scale of the image guidance, or of the text guidance where a task has no other.
