@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import registry
 from ..adapters.pipeline import alphas_cumprod
 from ..artifacts import files
 from ..artifacts.recipe import Recipe
@@ -59,8 +58,8 @@ def run(
         raise IdcError(f"study.depths must be between 1 and {lab.model.full_depth} for this model, got {wrong[0]}")
     full = lab.full(sampler="ddim")
     arms = {depth: lab.arm(depth, sampler="ddim") for depth in sorted(set(depths))}
-    gmacs, params = _costs(full)
-    costs = {depth: _costs(arm) for depth, arm in arms.items()}
+    gmacs, params = full.costs
+    costs = {depth: arm.costs for depth, arm in arms.items()}
     signs = [1 if lab.benches["search"].metric(name).higher_is_better else -1 for name in metrics]
 
     # 1. every plan, over the search's images
@@ -123,15 +122,6 @@ def run(
             f"Plans are chosen by the search's images, the table is of the others; {lab.images_note()}",
         ],
     )
-
-
-def _costs(arm: Arm) -> tuple[float, float]:
-    """GMACs of a step and parameters by the paper's count, of all networks that a step calls."""
-    task, pipeline = arm.bench("evaluate").task, arm.pipeline
-    networks, size = task.networks(pipeline), pipeline.unet.config.sample_size
-    macs = registry.load("metric", "macs").Metric(sample_size=size, encoder_tokens=task.encoder_tokens(pipeline))
-    parameters = registry.load("metric", "parameters").Metric()
-    return macs.measure(networks)["gmacs"], parameters.measure(networks)["params_paper"]
 
 
 def _measure(
