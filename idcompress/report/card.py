@@ -9,9 +9,10 @@ from typing import Any
 
 from ..artifacts import files
 from ..artifacts.recipe import Recipe
+from .collect import COSTS
 
 # Rows of metrics.json that depend on the machine or are no scores; sizes have a line of their own.
-_NOT_SCORES = ("params", "params_paper", "gmacs_with_attention", "num_inference_steps")
+_NOT_SCORES = {*COSTS} - {"gmacs"}
 _FOLLOWING = """\
 The scheduler takes the steps of DDIM over that list: DPM-Solver++ of order 1 is DDIM and, unlike diffusers'
 DDIMScheduler, accepts a list. diffusers warns that it ignores `timesteps` in the scheduler's configuration; the code

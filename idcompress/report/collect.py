@@ -17,7 +17,10 @@ from ..errors import IdcError
 
 SYSTEMS = ("original", "compressed", "uniform")
 # Rows of metrics.json that are costs of the networks; every other row is a quality of the images.
-COSTS = ("params", "params_paper", "gmacs", "gmacs_with_attention", "num_inference_steps", "latency_ms")
+COSTS = (
+    *("params", "params_paper", "weights_mb", "gmacs", "gmacs_with_attention"),
+    *("num_inference_steps", "network_calls", "latency_ms"),
+)
 _WARNING = " WARNING warning: "
 
 
@@ -77,12 +80,14 @@ class Stage:
         folder: its run folder; None where no run with its digest is left.
         metrics: its metrics.json; empty where it searched nothing.
         trace: its rows, one per evaluated candidate.
+        seconds: of its parts, which sum to its wall time.
     """
 
     entry: dict[str, Any]
     folder: Path | None
     metrics: dict[str, Any] = field(default_factory=dict)
     trace: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -102,6 +107,7 @@ class Compression:
         run_info: run.json of the evaluation.
         warnings: what the evaluation warned of.
         examples: names of the images to show.
+        seconds: of the evaluation's parts, which sum to its wall time.
     """
 
     folder: Path
@@ -112,6 +118,7 @@ class Compression:
     run_info: dict[str, Any]
     warnings: list[str]
     examples: list[str]
+    seconds: dict[str, float]
 
     @property
     def task(self) -> str:
@@ -199,6 +206,7 @@ def collect(folder: Path, num_images: int) -> Compression:
         run_info=_read_optional(folder / "run.json"),
         warnings=_warnings(top / "log.txt"),
         examples=_examples(evaluations[0], num_images),
+        seconds=_seconds(folder),
     )
 
 
@@ -231,7 +239,13 @@ def _runs_by_digest(folder: Path) -> dict[str, Path]:
 def _stage(entry: dict[str, Any], folder: Path | None) -> Stage:
     if folder is None:
         return Stage(entry, None)
-    return Stage(entry, folder, _read_optional(folder / "metrics.json"), Trace(folder / "trace.jsonl").rows)
+    metrics, trace = _read_optional(folder / "metrics.json"), Trace(folder / "trace.jsonl").rows
+    return Stage(entry, folder, metrics, trace, _seconds(folder))
+
+
+def _seconds(folder: Path) -> dict[str, float]:
+    seconds: dict[str, float] = _read_optional(folder / "timing.json").get("seconds", {})
+    return seconds
 
 
 def _read_optional(path: Path) -> dict[str, Any]:

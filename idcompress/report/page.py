@@ -74,6 +74,9 @@ def compose(compression: Compression) -> list[Block]:
         if table is not None:
             blocks += [Heading(f"{evaluation.steps} steps", PART), table]
     blocks += [Heading("What was run, and on what"), *_provenance(compression)]
+    spent = tables.times(compression)
+    if spent is not None:
+        blocks += [Heading("Where the time went"), spent]
     meanings = tables.metric_meanings(compression)
     if meanings:
         blocks += [Heading("What the metrics say"), Items(meanings)]
@@ -211,6 +214,7 @@ def _provenance(compression: Compression) -> list[Block]:
         ("guidance", guidance),
         ("data", metrics["data"]),
         ("images evaluated", metrics["num_images"]),
+        ("their photographs that a search had seen", metrics.get("num_photographs_seen")),
         ("data split", f"{config['data']['split']} (data.split)" if "data" in config else None),
         ("photographs that the searches used", f"{len(searched)}: {', '.join(searched)}" if searched else "none"),
         ("device", metrics.get("device") or config.get("device")),

@@ -16,9 +16,11 @@ _EXACT = "equals its reference exactly"
 _COST_LABELS = {
     "params": "parameters, in the files",
     "params_paper": "parameters, paper's rule: without time embedding",
+    "weights_mb": "weights of the networks (MB)",
     "gmacs": "MACs of one network call, convolutions and linear layers (GMAC)",
     "gmacs_with_attention": "the same with attention products (GMAC)",
-    "num_inference_steps": "steps: network calls per image and guidance branch",
+    "num_inference_steps": "steps",
+    "network_calls": "calls of the networks per image, one for each guidance branch",
 }
 _TOTAL_LABELS = {
     "gmacs": "network calls \N{MULTIPLICATION SIGN} MACs, convolutions and linear layers (GMAC)",
@@ -30,6 +32,7 @@ _MODELS = {"original": "full model", "compressed": "compressed model"}
 _SAMPLERS = {"ddim": "DDIM", "ancestral": "ancestral (DDIM with eta 1)", "dpm_solver": "DPM-Solver++ 2M"}
 _WORST = 5  # images that are shown
 _GRID_PX = 830  # of the page, for the images of a row
+_PARTS = ("load", "encode", "denoise", "decode", "measure", "train")  # columns of the table of times, before the rest
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,9 @@ def result_sentence(compression: Compression) -> str:
         if name is not None:
             clause += f", with {name} {number(name, values[name], 'compressed', unit=True)}"
             if values[name]["uniform"] is not None and not compression.is_uniform(evaluation):
-                clause += f" (uniform steps: {number(name, values[name], 'uniform', unit=True)})"
+                verdict = values[name].get("compressed_minus_uniform", {}).get("verdict", "better")
+                words = {"better": "", "worse": ", which is better", "no gain": ", no gain"}[verdict]
+                clause += f" (uniform steps: {number(name, values[name], 'uniform', unit=True)}{words})"
         clauses.append(clause)
     share = _share(first.values["params"]["ratio"])
     return f"The compressed model ({depth_words(compression)}) keeps {share} of the parameters; {'; '.join(clauses)}."
@@ -97,14 +102,17 @@ def summary(compression: Compression) -> Table:
 
     rows: list[list[Cell]] = [["Cost"]]
     for name, label in _COST_LABELS.items():
-        rows.append([label, *_cost_cells([_costs(e, name) for e in evaluations])])
+        if name in original.values:
+            rows.append([label, *_cost_cells([_costs(e, name) for e in evaluations])])
+    calls = "network_calls" if "network_calls" in original.values else "num_inference_steps"
     for name, label in _TOTAL_LABELS.items():
-        totals = [_products(_costs(e, name), _costs(e, "num_inference_steps")) for e in evaluations]
+        totals = [_products(_costs(e, name), _costs(e, calls)) for e in evaluations]
         rows.append([label, *_cost_cells(totals)])
     if "latency_ms" in original.values:
-        cells, note = _latency(evaluations)
-        rows.append(["latency, as a ratio measured in one run", *cells])
-        notes.append(note)
+        rows.append(["latency end to end, as a ratio measured in one run", *_latency_cells(evaluations, "ratio")])
+        if "denoising_ratio" in original.values["latency_ms"]:
+            rows.append(["of it denoising alone, as a ratio", *_latency_cells(evaluations, "denoising_ratio")])
+        notes += _latency_notes(evaluations)
     else:
         notes.append("Latency was not measured (evaluate.latency=false).")
 
@@ -218,6 +226,25 @@ def image_grid(compression: Compression) -> Table:
         cells = [_image(evaluation, kind, name, label, width) for label, evaluation, kind in columns]
         rows.append([f"{prompts[name]}\n{name}", *cells])
     return Table(["prompt", *(label for label, _, _ in columns)], rows)
+
+
+def times(compression: Compression) -> Table | None:
+    """Where the wall time of every run went, by part; None where none is on record."""
+    runs = [(f"idc {stage.name.replace('_', '-')}", stage.seconds) for stage in compression.stages]
+    rows: list[list[Cell]] = []
+    for command, seconds in [*runs, ("idc evaluate", compression.seconds)]:
+        parts: dict[str, dict[str, float]] = {}
+        for path, value in seconds.items():
+            outer, _, last = path.rpartition("/")
+            row, column = (outer, last) if last in _PARTS else ("" if path == "other" else path, "rest")
+            parts.setdefault(row, {})[column] = parts.get(row, {}).get(column, 0.0) + value
+        for row, found in sorted(parts.items()):
+            cells = [f"{found[column]:.1f}" if column in found else "" for column in (*_PARTS, "rest")]
+            rows.append([f"{command}: {row}" if row else command, *cells, f"{sum(found.values()):.1f}"])
+        if len(parts) > 1:
+            rows.append([f"{command}, all of it", *[""] * (len(_PARTS) + 1), f"{sum(seconds.values()):.1f}"])
+    notes = ["Seconds of these runs on their machine; no latency, since what is cached is read and not computed."]
+    return Table(["", *_PARTS, "rest", "sum"], rows, notes=notes) if rows else None
 
 
 def worst_images(evaluation: Evaluation) -> Table | None:
@@ -356,19 +383,37 @@ def _cost_cells(costs: list[dict[str, float]]) -> list[Cell]:
     return cells
 
 
-def _latency(evaluations: list[Evaluation]) -> tuple[list[Cell], str]:
+def _latency_cells(evaluations: list[Evaluation], name: str) -> list[Cell]:
     cells: list[Cell] = ["1"]
-    medians = []
     for evaluation in evaluations:
         row = evaluation.values["latency_ms"]
         low, high = row["ratio_quartiles"]
-        cells += [f"{row['ratio']:.3g}\nquartiles {low:.3g} to {high:.3g}", "the same"]
-        medians.append(f"{row['compressed']:.4g} ms against {row['original']:.4g} ms at {evaluation.steps} steps")
-    unit = evaluations[0].values["latency_ms"]["unit"].removeprefix("ms ")
-    return cells, (
-        f"Latency: original and compressed took turns in one run; median of the pairs' ratios. Medians on this machine "
-        f"({unit}): {'; '.join(medians)}."
-    )
+        quartiles = f"\nquartiles {low:.3g} to {high:.3g}" if name == "ratio" else ""
+        cells += [f"{row[name]:.3g}{quartiles}", "the same"]
+    return cells
+
+
+def _latency_notes(evaluations: list[Evaluation]) -> list[str]:
+    """How it was measured, what its stages took, and milliseconds where the networks are wide enough for them."""
+    found = [(evaluation, evaluation.values["latency_ms"]) for evaluation in evaluations]
+    notes = ["Latency: original and compressed took turns in one run; median of the pairs' ratios."]
+    for evaluation, row in found:
+        stages = {
+            system: ", ".join(f"{name} {_share(share)}" for name, share in shares.items())
+            for system, shares in row.get("stages", {}).items()
+        }
+        if stages:
+            notes.append(
+                f"Stages in the original's time: original {stages['original']}; compressed at {evaluation.steps} steps "
+                f"{stages['compressed']}."
+            )
+    medians = [
+        f"{row['compressed']:.4g} ms against {row['original']:.4g} ms at {evaluation.steps} steps"
+        for evaluation, row in found
+        if row["original"] is not None
+    ]
+    told = f"Medians on this machine, {found[0][1]['unit'].removeprefix('ms ')}: {'; '.join(medians)}."
+    return [*notes, told if medians else "Narrower than Stable Diffusion, so no milliseconds are told."]
 
 
 def _quality_cells(evaluations: list[Evaluation], name: str) -> list[Cell]:
@@ -380,6 +425,9 @@ def _quality_cells(evaluations: list[Evaluation], name: str) -> list[Cell]:
             low, high = (_format(name, row, bound) for bound in row["interval"])
             value += f"\n[{low}, {high}]"
         cells += [value, number(name, row, "uniform")]
+        difference = row.get("compressed_minus_uniform")
+        if difference:
+            cells[-1] = f"{cells[-1]}\ncompressed {_verdict(name, row, difference)}"
     return cells
 
 

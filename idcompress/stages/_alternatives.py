@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -17,64 +17,61 @@ from ._bench import Bench
 Row = dict[str, Any]
 
 
-def measure(
-    bench: Bench,
-    recipe: Recipe,
-    pipeline: Any,
-    names: Sequence[str],
-    compressed: dict[str, MetricValue],
-    references: Tensor,
-    gmacs: Row,
-) -> list[Row]:
-    """Run the plain alternatives over the same images.
+@dataclass(frozen=True)
+class Plan:
+    """A way to make images: a model, a list, a sampler.
+
+    Attributes:
+        pipeline: the full one, or a recipe's.
+        reference: the plan whose images it is compared with; one that is its own is the full model at uniform steps,
+            whose results are kept on disk.
+    """
+
+    pipeline: Any
+    timesteps: tuple[int, ...]
+    sampler: str
+    reference: str = "original"
+
+    def images(self, bench: Bench, name: str) -> Tensor:
+        """Of a bench's examples, (N, 3, H, W), float32 in [0, 1]; `name` is the plan's own."""
+        bench = dataclasses.replace(bench, config=dataclasses.replace(bench.config, sampler=self.sampler))
+        if name == self.reference:
+            return bench.references(None, len(self.timesteps), name)
+        return bench.images(self.pipeline, self.timesteps, name)
+
+
+def rows(recipe: Recipe, gmacs: Row) -> list[Row]:
+    """The plain alternatives to a recipe, without their metrics.
 
     The full model gets as many steps as the multiply-accumulates of the compressed plan pay for, uniform ones by DDIM
     and by DPM-Solver++ 2M; the compressed model its own number, uniform ones by DPM-Solver++ 2M.
 
     Args:
-        pipeline: the recipe's.
-        compressed: metrics of the recipe's plan.
-        references: the original's images.
         gmacs: of one step, `original` and `compressed`.
 
     Returns:
-        per alternative `model` ("original" or "compressed"), `sampler`, `num_inference_steps`, `gmacs_ratio` to the
-        plan, and per metric `value` and `compressed_minus_this` with a verdict on the compressed plan.
+        per alternative `model` ("original" or "compressed"), `sampler`, `num_inference_steps`, and `gmacs_ratio` to
+        the plan.
     """
-    steps, full = recipe.num_inference_steps, bench.model.pipeline
+    steps = recipe.num_inference_steps
     affordable = max(1, round(steps * gmacs["compressed"] / gmacs["original"]))
-    plans = [("original", full, affordable, "ddim"), ("original", full, affordable, "dpm_solver")]
+    plans = [("original", "ddim", affordable), ("original", "dpm_solver", affordable)]
     if gmacs["compressed"] != gmacs["original"]:
-        plans.append(("compressed", pipeline, steps, "dpm_solver"))
-    rows = []
-    for model, which, count, sampler in plans:
-        config = dataclasses.replace(bench.config, sampler=sampler)
-        images = dataclasses.replace(bench, config=config).images(
-            which, bench.uniform(count), f"{model}, {count} steps, {sampler}"
-        )
-        values = bench.measure(names, images, references)
-        rows.append(
-            {
-                "model": model,
-                "sampler": sampler,
-                "num_inference_steps": count,
-                "gmacs_ratio": count * gmacs[model] / (steps * gmacs["compressed"]),
-                "metrics": {
-                    name: {
-                        "value": values[name].value,
-                        **paired(
-                            compressed[name],
-                            values[name],
-                            "compressed_minus_this",
-                            higher_is_better=bench.metric(name).higher_is_better,
-                            seed=bench.config.seed,
-                        ),
-                    }
-                    for name in names
-                },
-            }
-        )
-    return rows
+        plans.append(("compressed", "dpm_solver", steps))
+    return [
+        {
+            "model": model,
+            "sampler": sampler,
+            "num_inference_steps": count,
+            "gmacs_ratio": count * gmacs[model] / (steps * gmacs["compressed"]),
+        }
+        for model, sampler, count in plans
+    ]
+
+
+def words(row: Row) -> str:
+    """An alternative's name."""
+    return f"{row['model']} model, {row['num_inference_steps']} uniform steps by {row['sampler']}"
 
 
 def paired(value: MetricValue, other: MetricValue, key: str, *, higher_is_better: bool, seed: int) -> Row:

@@ -145,14 +145,19 @@ class Bench:
     def metric(self, name: str) -> ImageMetric:
         """A metric, made once: weights are loaded or refused then, and a new result takes the old one's place."""
         if name not in self._metrics:
-            entry = registry.load("metric", name, "metric").Metric
-            if not issubclass(entry, ImageMetric):
-                raise IdcError(f"{name} is a cost, which every evaluation measures; name metrics of images only")
-            parameters = dict(registry.bind(entry, self.config.metrics.get(name, {}), f"metrics.{name}"))
-            if "device" in inspect.signature(entry).parameters:
-                parameters.setdefault("device", str(self.model.pipeline.unet.device))
-            self._metrics[name] = entry(**parameters)
+            self._metrics[name] = self.new_metric(name)
         return self._metrics[name]
+
+    def new_metric(self, name: str) -> ImageMetric:
+        """A metric that has seen nothing, as the configuration says."""
+        entry = registry.load("metric", name, "metric").Metric
+        if not issubclass(entry, ImageMetric):
+            raise IdcError(f"{name} is a cost, which every evaluation measures; name metrics of images only")
+        parameters = dict(registry.bind(entry, self.config.metrics.get(name, {}), f"metrics.{name}"))
+        if "device" in inspect.signature(entry).parameters:
+            parameters.setdefault("device", str(self.model.pipeline.unet.device))
+        made: ImageMetric = entry(**parameters)
+        return made
 
     def uniform(self, num_inference_steps: int) -> list[int]:
         return gamma_timesteps(1.0, num_inference_steps)
@@ -181,6 +186,7 @@ def open_bench(
     num_samples: int,
     split: str = "search",
     photos: Sequence[photographs.Photograph] | None = None,
+    first: int = 0,
 ) -> Bench:
     """Load the model and choose the examples of a stage.
 
@@ -188,6 +194,7 @@ def open_bench(
         split: "search" or "evaluate"; a photograph never serves both. Evaluation leaves out every photograph that the
             recipe's stages have seen.
         photos: to use in place of a split's.
+        first: of the num_samples examples, where only a portion of them is wanted.
 
     Raises:
         IdcError: the model does not load, or no photograph is left.
@@ -195,8 +202,8 @@ def open_bench(
     task = make_task(config, recipe.task)
     model = _load(config, recipe)
     photos = choose_photographs(config, recipe, split, num_samples) if photos is None else photos
-    examples = task.examples(photos, num_samples, native_size(model.pipeline), config.prompts())
-    return Bench(config, task, model, examples, {photo.name: photo.digest for photo in photos[:num_samples]})
+    examples = task.examples(photos, num_samples, native_size(model.pipeline), config.prompts(), first=first)
+    return Bench(config, task, model, examples, {photo.name: photo.digest for photo in photos[first:num_samples]})
 
 
 _loaded: dict[str, Model] = {}

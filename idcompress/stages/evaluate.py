@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Callable, Sequence
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +16,44 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..artifacts import files
+from ..artifacts import files, timing
 from ..artifacts.recipe import Recipe
 from ..artifacts.run_dir import RunDir
 from ..config import Config
 from ..console import say, warn
+from ..core.guidance import num_branches
 from ..core.stats import bootstrap_interval
 from ..data.images import save_png
 from ..metrics._base import ImageMetric, MetricValue
-from ..metrics.latency import measure_ratio, synchroniser
+from ..metrics.latency import is_full_width, measure_ratio, synchroniser
 from ..tasks import _base
+from ..types import Batch, Example
 from . import _alternatives
-from ._alternatives import paired
-from ._bench import Bench, data_label, open_bench
+from ._alternatives import Plan, paired
+from ._bench import Bench, choose_photographs, data_label, open_bench
 from ._run import with_depth
 
 SYSTEMS = ("original", "compressed", "uniform")
+PORTION = 128  # examples that are held at a time; the paper's sets have thousands
+
+Values = dict[str, dict[str, MetricValue]]  # plan, metric
+
+
+class Portions:
+    """The examples of an evaluation, a bench for each portion; one portion is kept, so small sets are made once."""
+
+    def __init__(self, config: Config, recipe: Recipe) -> None:
+        self.number = config.evaluate.num_samples
+        with timing.part("load"):
+            photos = choose_photographs(config, recipe, "evaluate", self.number)
+        self.open: Callable[[int], Bench] = lru_cache(maxsize=1)(
+            lambda first: open_bench(
+                config, recipe, photos=photos, first=first, num_samples=min(first + PORTION, self.number)
+            )
+        )
+
+    def __iter__(self) -> Iterator[Bench]:
+        return map(self.open, range(0, self.number, PORTION))
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
@@ -37,16 +62,16 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     Writes metrics.json, per_image.csv and images/ (below steps_N/ where there are several recipes). No recipe is
     made.
     """
-    bench: Bench | None = None
+    recipes = [with_depth(recipe, config) for recipe in recipes]
+    portions = Portions(config, recipes[0])
     for recipe in recipes:
-        recipe = with_depth(recipe, config)
-        if bench is None:
-            bench = open_bench(config, recipe, split="evaluate", num_samples=config.evaluate.num_samples)
         folder = run_dir.path if len(recipes) == 1 else run_dir / f"steps_{recipe.num_inference_steps}"
         if (folder / "metrics.json").is_file():
             continue  # a finished part of an interrupted run
         _warn_where_it_differs(config, recipe)
-        _evaluate(bench, recipe.derive_model(bench.model.source), folder)
+        with timing.record() as seconds:
+            result = _evaluate(portions, recipe, folder)
+        files.write_json(folder / "metrics.json", {**result, "timing": timing.summary(seconds)})
     return []
 
 
@@ -66,102 +91,128 @@ def _warn_where_it_differs(config: Config, recipe: Recipe) -> None:
         warn(f"num_inference_steps={config.num_inference_steps}, the recipe says {recipe.num_inference_steps}")
 
 
-def _evaluate(bench: Bench, recipe: Recipe, folder: Path) -> None:
-    config = bench.config
+def _evaluate(portions: Portions, recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Measure one recipe and write its files but metrics.json, whose content is returned."""
+    # 1. what is run: the three systems, what costs as much, and other samplers that the task reports
+    bench = portions.open(0)
+    config, full = bench.config, bench.model.pipeline
+    recipe = recipe.derive_model(bench.model.source)
     names = bench.available(config.evaluate.metrics)
-    # 1. the three systems; the original is the cached reference of every other comparison
     pipeline = bench.model.for_recipe(recipe)
-    uniform = bench.uniform(recipe.num_inference_steps)
-    timesteps = uniform if recipe.timesteps is None else list(recipe.timesteps)
-    outputs = {"original": bench.references(None, config.num_inference_steps, "original")}
-    same_as_original = recipe.is_full and recipe.num_inference_steps == config.num_inference_steps
-    outputs["compressed"] = outputs["original"] if same_as_original else bench.images(pipeline, timesteps, "compressed")
-    outputs["uniform"] = (
-        outputs["compressed"] if timesteps == uniform else bench.images(pipeline, uniform, "uniform steps")
-    )
+    many, uniform = (tuple(bench.uniform(n)) for n in (config.num_inference_steps, recipe.num_inference_steps))
+    timesteps = uniform if recipe.timesteps is None else recipe.timesteps
+    plans = {
+        "original": Plan(full, many, config.sampler),
+        "compressed": Plan(pipeline, timesteps, config.sampler),
+        "uniform": Plan(pipeline, uniform, config.sampler),
+    }
+    with timing.part("costs"):
+        metrics = costs(bench, pipeline, timesteps)
+    plain: list[dict[str, Any]] = []
+    reported = bench.task.reported_samplers if config.evaluate.alternatives else ()
+    endings = {sampler: "" if sampler == config.sampler else f"_{sampler}" for sampler in reported}
+    for sampler, ending in endings.items():
+        if ending:  # compared with the original's result by the same sampler, with common noise
+            plans[f"original{ending}"] = Plan(full, many, sampler, reference=f"original{ending}")
+            plans[f"compressed{ending}"] = Plan(pipeline, timesteps, sampler, reference=f"original{ending}")
+    saved = list(plans)
+    if config.evaluate.alternatives and plans["compressed"] != plans["original"]:
+        plain = _alternatives.rows(recipe, metrics["gmacs"])
+        for row in plain:
+            which = full if row["model"] == "original" else pipeline
+            steps = tuple(bench.uniform(row["num_inference_steps"]))
+            plans[_alternatives.words(row)] = Plan(which, steps, row["sampler"])
 
-    # for the eye: the pruned model at the original's steps, on some of the images
-    if recipe.depth is not None:
-        shown = _shown(bench)
-        kept = shown.references(recipe, config.num_inference_steps, "depth-skipped")
-        _save_images(shown, kept, folder / "images" / "depth_skipped")
-
-    # 2. image metrics, then costs
-    values = {system: bench.measure(names, images, outputs["original"]) for system, images in outputs.items()}
-    metrics = {name: _row(bench.metric(name), [values[s][name] for s in SYSTEMS], config.seed) for name in names}
-    metrics |= costs(bench, pipeline, timesteps)
-    plain = []
-    if config.evaluate.alternatives and not same_as_original:
-        compressed = values["compressed"]
-        plain = _alternatives.measure(bench, recipe, pipeline, names, compressed, outputs["original"], metrics["gmacs"])
-    samplers = _samplers(bench, pipeline, timesteps, names, values, folder) if config.evaluate.alternatives else {}
-
-    # 3. files
-    for system, images in outputs.items():
-        _save_images(bench, images, folder / "images" / system)
-    for example in bench.examples:
+    # 2. their images, a portion at a time, into metrics of their own
+    meters = {plan: {name: bench.new_metric(name) for name in names} for plan in plans}
+    examples: list[Example] = []
+    for bench in portions:
+        for plan, images, references in _made(bench, plans):
+            with timing.part("measure"):
+                for metric in meters[plan].values():
+                    metric.update(Batch(bench.examples, images, references))
+            if plan in saved:
+                _save_images(bench.examples, images, folder / "images" / plan)
         for kind in ("image", "target", "condition"):
-            if getattr(example, kind) is not None:
-                save_png(getattr(example, kind), folder / "images" / kind / f"{example.name}.png")
-    files.write_text(folder / "per_image.csv", _per_image(bench, names, values))
+            having = [example for example in bench.examples if getattr(example, kind) is not None]
+            _save_images(having, [getattr(example, kind) for example in having], folder / "images" / kind)
+        shown = _shown(bench, portions.number)
+        if recipe.depth is not None and shown:  # for the eye: the pruned model at the original's steps
+            with timing.part("depth-skipped"):
+                few = dataclasses.replace(bench, examples=shown, _conditioning={})
+                kept = few.references(recipe, config.num_inference_steps, "depth-skipped")
+            _save_images(shown, kept, folder / "images" / "depth_skipped")
+        # Names and digests stay, pictures go.
+        none = torch.empty(0)
+        examples += [dataclasses.replace(e, image=none, target=None, condition=None) for e in bench.examples]
+
+    # 3. values
+    with timing.part("measure"):
+        values: Values = {
+            plan: {name: metric.compute() for name, metric in own.items()} for plan, own in meters.items()
+        }
+        qualities = {
+            name: _row(metric, [values[system][name] for system in SYSTEMS], config)
+            for name, metric in meters["compressed"].items()
+        }
+        for row in plain:
+            found = values[_alternatives.words(row)]
+            row["metrics"] = {
+                name: {
+                    "value": found[name].value,
+                    **_minus("this", metric, values["compressed"][name], found[name], config),
+                }
+                for name, metric in meters["compressed"].items()
+            }
+    metrics = qualities | metrics
+    by_sampler = {
+        sampler: {name: {s: values[f"{s}{ending}"][name].value for s in SYSTEMS[:2]} for name in names}
+        for sampler, ending in endings.items()
+    }
+    seen = {example.photo for example in examples} & recipe.searched_photographs()
+    if seen:
+        warn(f"{len(seen)} of the photographs were seen by a search of this recipe (data.split={config.data.split})")
+
+    # 4. files
+    files.write_text(folder / "per_image.csv", _per_image(examples, names, values))
     recipe_file = files.write_json(folder / "evaluated_recipe.json", recipe.to_json())
-    files.write_json(
-        folder / "metrics.json",
-        {
-            "version": 1,
-            "task": recipe.task,
-            "model": recipe.model["name"],
-            "data": data_label(bench.config),
-            "num_images": len(bench.examples),
-            "recipe": {
-                "file": recipe_file.name,
-                "digest": recipe.digest,
-                "depth": recipe.depth,
-                "timesteps": timesteps,
-            },
-            "guidance": config.guidance(),
-            "sampler": config.sampler,
-            "device": device_name(pipeline.unet.device),
-            "metrics": metrics,
-            **({"alternatives": plain} if plain else {}),
-            **({"samplers": samplers} if samplers else {}),
-        },
-    )
     _print_table(metrics, recipe)
     for row in plain:
         say(_alternative_line(row, names))
-    for sampler, rows in samplers.items():
+    for sampler, rows in by_sampler.items():
         cells = [f"{name} {_number(row['original'])} / {_number(row['compressed'])}" for name, row in rows.items()]
         say(f"  by {sampler}, original / compressed: {', '.join(cells)}")
+    return {
+        "version": 1,
+        "task": recipe.task,
+        "model": recipe.model["name"],
+        "data": data_label(config),
+        "num_images": len(examples),
+        "num_photographs": len({example.photo for example in examples}),
+        "num_photographs_seen": len(seen),
+        "recipe": {
+            "file": recipe_file.name,
+            "digest": recipe.digest,
+            "depth": recipe.depth,
+            "timesteps": list(timesteps),
+        },
+        "guidance": config.guidance(),
+        "sampler": config.sampler,
+        "device": device_name(pipeline.unet.device),
+        "metrics": metrics,
+        **({"alternatives": plain} if plain else {}),
+        **({"samplers": by_sampler} if by_sampler else {}),
+    }
 
 
-def _samplers(
-    bench: Bench,
-    pipeline: Any,
-    timesteps: list[int],
-    names: Sequence[str],
-    values: dict[str, dict[str, MetricValue]],
-    folder: Path,
-) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Every sampler that the task reports, {sampler: {metric: {"original", "compressed"}}}, and its images.
-
-    What is compared with the original's result is compared with that of the same sampler, with common noise.
-
-    Args:
-        values: of the configured sampler, {system: {metric: value}}.
-    """
-    found: dict[str, dict[str, dict[str, float | None]]] = {}
-    for sampler in bench.task.reported_samplers:
-        measured = values
-        if sampler != bench.config.sampler:
-            other = dataclasses.replace(bench, config=dataclasses.replace(bench.config, sampler=sampler))
-            original = other.references(None, bench.config.num_inference_steps, f"original, {sampler}")
-            outputs = {"original": original, "compressed": other.images(pipeline, timesteps, f"compressed, {sampler}")}
-            measured = {system: bench.measure(names, images, original) for system, images in outputs.items()}
-            for system, images in outputs.items():
-                _save_images(bench, images, folder / "images" / f"{system}_{sampler}")
-        found[sampler] = {name: {system: measured[system][name].value for system in SYSTEMS[:2]} for name in names}
-    return found
+def _made(bench: Bench, plans: dict[str, Plan]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Every plan's images beside its reference's; plans that are the same share theirs."""
+    made: dict[Plan, Tensor] = {}
+    for name, plan in plans.items():
+        if plan not in made:
+            with timing.part(name):
+                made[plan] = plan.images(bench, name)
+        yield name, made[plan], made[plans[plan.reference]]
 
 
 def device_name(device: torch.device) -> str:
@@ -169,38 +220,45 @@ def device_name(device: torch.device) -> str:
     return f"cuda: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
 
 
-def _shown(bench: Bench) -> Bench:
-    """report.num_images of the examples, evenly over the set, which the report shows side by side."""
-    number = min(bench.config.report.num_images, len(bench.examples))
-    picks = [bench.examples[i * len(bench.examples) // number] for i in range(number)]
-    return dataclasses.replace(bench, examples=picks, _conditioning={})
+def _shown(bench: Bench, total: int) -> list[Example]:
+    """Of report.num_images examples, evenly over all, which the report shows side by side, those of this portion."""
+    number = min(bench.config.report.num_images, total)
+    picks = {i * total // number for i in range(number)}
+    return [example for example in bench.examples if example.index in picks]
 
 
-def _save_images(bench: Bench, images: Tensor, folder: Path) -> None:
-    for example, image in zip(bench.examples, images, strict=True):
-        save_png(image, folder / f"{example.name}.png")
+def _save_images(examples: Sequence[Example], images: Tensor | Sequence[Tensor], folder: Path) -> None:
+    with timing.part("files"):
+        for example, image in zip(examples, images, strict=True):
+            save_png(image, folder / f"{example.name}.png")
 
 
-def _row(metric: ImageMetric, values: Sequence[MetricValue], seed: int) -> dict[str, Any]:
-    per_image = list(values[SYSTEMS.index("compressed")].per_image.values())
+def _minus(other: str, metric: ImageMetric, value: MetricValue, than: MetricValue, config: Config) -> dict[str, Any]:
+    key, higher = f"compressed_minus_{other}", metric.higher_is_better
+    return paired(value, than, key, higher_is_better=higher, seed=config.seed)
+
+
+def _row(metric: ImageMetric, values: Sequence[MetricValue], config: Config) -> dict[str, Any]:
+    """A metric's row of metrics.json, from its values by SYSTEMS."""
+    _, compressed, uniform = values
+    per_image = list(compressed.per_image.values())
     notes = {system: value.note for system, value in zip(SYSTEMS, values, strict=True) if value.note}
     return {
         **{system: value.value for system, value in zip(SYSTEMS, values, strict=True)},
         "unit": metric.unit,
         "higher_is_better": metric.higher_is_better,
         "compares": metric.compares,
-        "interval": list(bootstrap_interval(per_image, seed=seed)) if per_image else None,
-        **paired(values[1], values[2], "compressed_minus_uniform", higher_is_better=metric.higher_is_better, seed=seed),
+        "interval": list(bootstrap_interval(per_image, seed=config.seed)) if per_image else None,
+        **_minus("uniform", metric, compressed, uniform, config),
         **({"notes": notes} if notes else {}),
         **({"weights": metric.weight_digests} if metric.weight_digests else {}),
     }
 
 
-def costs(bench: Bench, pipeline: Any, timesteps: list[int]) -> dict[str, Any]:
-    """Parameters by both rules, MACs of one network call, steps and (unless switched off) latency."""
+def costs(bench: Bench, pipeline: Any, timesteps: Sequence[int]) -> dict[str, Any]:
+    """Parameters by both rules and their bytes, MACs of one network call, steps, calls and (unless off) latency."""
     full = bench.model.pipeline
     networks = [bench.task.networks(p) for p in (full, pipeline)]
-    steps = (bench.config.num_inference_steps, len(timesteps))
     rows: dict[str, Any] = {}
     size, tokens = full.unet.config.sample_size, bench.task.encoder_tokens(full)
     for name, arguments in (("parameters", {}), ("macs", {"sample_size": size, "encoder_tokens": tokens})):
@@ -208,7 +266,11 @@ def costs(bench: Bench, pipeline: Any, timesteps: list[int]) -> dict[str, Any]:
         before, after = (metric.measure(modules) for modules in networks)
         for key in before:
             rows[key] = _cost(before[key], after[key], metric.unit)
-    rows["num_inference_steps"] = _cost(*steps, "")
+    before, after = (sum(p.nbytes for module in modules for p in module.parameters()) for modules in networks)
+    rows["weights_mb"] = _cost(before / 1e6, after / 1e6, "MB")
+    many, few, branches = bench.config.num_inference_steps, len(timesteps), num_branches(bench.config.guidance())
+    rows["num_inference_steps"] = _cost(many, few, "")
+    rows["network_calls"] = _cost(many * branches, few * branches, "per image, one for each guidance branch")
     if bench.config.evaluate.latency:
         rows["latency_ms"] = _latency(bench, pipeline, timesteps)
     return rows
@@ -226,35 +288,57 @@ def _cost(original: float, compressed: float, unit: str) -> dict[str, Any]:
     }
 
 
-def _latency(bench: Bench, pipeline: Any, timesteps: list[int]) -> dict[str, Any]:
-    """One image through each, in turn in one run: the ratio is what can be compared between machines."""
-    example = bench.examples[:1]
-    conditioning = bench.task.encode(bench.model.pipeline, example)
+def _latency(bench: Bench, pipeline: Any, timesteps: Sequence[int]) -> dict[str, Any]:
+    """One image end to end through each, in turn in one run: the ratio is what can be compared between machines.
 
-    def translator(which: Any, steps: list[int]) -> Callable[[], Tensor]:
-        return lambda: _base.translate(
-            bench.task, which, example, steps, bench.config.guidance(), conditioning=conditioning
-        )
+    Returns:
+        a cost's row, with `ratio_quartiles`, `denoising_ratio` (of the networks' share alone) and `stages`: by system
+        the shares of encoding, denoising, decoding and the rest in the original's time, which sum to the system's own.
+        Milliseconds only where the U-Net is as wide as Stable Diffusion's.
+    """
+    example, records = bench.examples[:1], dict[str, list[dict[str, float]]]()
 
-    with torch.inference_mode():
-        ratio = measure_ratio(
-            translator(bench.model.pipeline, bench.uniform(bench.config.num_inference_steps)),
-            translator(pipeline, timesteps),
+    def translator(system: str, which: Any, steps: Sequence[int]) -> Callable[[], None]:
+        def translate() -> None:
+            with timing.record() as seconds:
+                _base.translate(
+                    bench.task, which, example, steps, bench.config.guidance(), sampler=bench.config.sampler
+                )
+            records.setdefault(system, []).append(seconds)
+
+        return translate
+
+    full, many = bench.model.pipeline, bench.uniform(bench.config.num_inference_steps)
+    with timing.part("latency"):
+        measured = measure_ratio(
+            translator("original", full, many),
+            translator("compressed", pipeline, timesteps),
             warmup=1,
             repeats=5,
             synchronise=synchroniser(pipeline.unet.device),
         )
-    row = _cost(ratio.base.median_ms, ratio.other.median_ms, "ms per image, denoising and decoding")
-    return row | {"ratio": ratio.median, "ratio_quartiles": [ratio.lower_quartile, ratio.upper_quartile]}
+    # The run whose time is the median: its stages sum to its time.
+    middle = {system: sorted(runs[1:], key=lambda r: math.fsum(r.values()))[2] for system, runs in records.items()}
+    base = math.fsum(middle["original"].values())
+    denoising = [c["denoise"] / o["denoise"] for o, c in zip(*(runs[1:] for runs in records.values()), strict=True)]
+    row = _cost(measured.base.median_ms, measured.other.median_ms, "ms per image, end to end")
+    if not is_full_width(full.unet):
+        row |= dict.fromkeys(SYSTEMS)
+    return row | {
+        "ratio": measured.median,
+        "ratio_quartiles": [measured.lower_quartile, measured.upper_quartile],
+        "denoising_ratio": statistics.median(denoising),
+        "stages": {system: {name: s / base for name, s in found.items()} for system, found in middle.items()},
+    }
 
 
-def _per_image(bench: Bench, names: Sequence[str], values: dict[str, dict[str, MetricValue]]) -> str:
+def _per_image(examples: Sequence[Example], names: Sequence[str], values: Values) -> str:
     """CSV: a row per image, a column per metric and system."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     columns = [(name, system) for name in names for system in SYSTEMS]
     writer.writerow(["index", "name", "prompt", "tags", *(f"{name}.{system}" for name, system in columns)])
-    for example in bench.examples:
+    for example in examples:
         cells = [values[system][name].per_image.get(example.index, "") for name, system in columns]
         writer.writerow([example.index, example.name, example.prompt, " ".join(example.tags), *cells])
     return table.getvalue()
@@ -264,13 +348,16 @@ def _print_table(metrics: dict[str, Any], recipe: Recipe) -> None:
     say(f"depth {recipe.depth or 'full'}, {recipe.num_inference_steps} steps")
     say(f"  {'metric':<26}{'original':>16}{'compressed':>16}{'uniform':>16}")
     for name, row in metrics.items():
-        cells = "".join(f"{_number(row[system]):>16}" for system in SYSTEMS)
-        say(f"  {name:<26}{cells}  {row['unit']}".rstrip())
+        cells = [_number(row[system]) for system in SYSTEMS]
+        unit = row["unit"]
+        if name == "latency_ms" and row["original"] is None:
+            cells, unit = ["1", *[_number(row["ratio"])] * 2], "of the original's time, end to end"
+        say(f"  {name:<26}{''.join(f'{cell:>16}' for cell in cells)}  {unit}".rstrip())
 
 
 def _alternative_line(row: dict[str, Any], names: Sequence[str]) -> str:
     """One alternative, by the first metric that compares image by image."""
-    text = f"  plain: {row['model']} model, {row['num_inference_steps']} uniform steps by {row['sampler']}"
+    text = f"  plain: {_alternatives.words(row)}"
     for name in names:
         difference = row["metrics"][name].get("compressed_minus_this")
         if difference:

@@ -138,9 +138,15 @@ class Task(ABC):
         return example.prompt, translate(self, pipeline, [example], timesteps, guidance, seed=seed, sampler=sampler)[0]
 
     def examples(
-        self, photographs: Sequence[Photograph], num_samples: int, size: int, prompts: Sequence[str] = ()
+        self,
+        photographs: Sequence[Photograph],
+        num_samples: int,
+        size: int,
+        prompts: Sequence[str] = (),
+        *,
+        first: int = 0,
     ) -> list[Example]:
-        """Examples 0 .. num_samples - 1: photographs in turn, each time round another crop, prompts in turn.
+        """Examples first .. num_samples - 1: photographs in turn, each time round another crop, prompts in turn.
 
         Args:
             size: side of the square crops, in pixels.
@@ -149,7 +155,7 @@ class Task(ABC):
         from ..data.images import crop_square
 
         made = []
-        for index in range(num_samples):
+        for index in range(first, num_samples):
             photo, number = photographs[index % len(photographs)], index // len(photographs)
             image = crop_square(photo.open(), size, number)
             prompt = prompts[index % len(prompts)] if prompts else photo.prompt or None

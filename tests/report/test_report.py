@@ -165,7 +165,9 @@ def test_summary_gives_both_counting_rules_totals_and_intervals(report: Report) 
     totals = [cells for label, cells in rows.items() if label.startswith("network calls")]
     assert [cells[0] for cells in totals] == ["8", "10"]
     assert [cells[3] for cells in totals] == ["2\n25 %", "2\n20 %"]
-    assert rows["latency, as a ratio measured in one run"][:3] == ["1", "0.25\nquartiles 0.24 to 0.26", "the same"]
+    latency = rows["latency end to end, as a ratio measured in one run"]
+    assert latency[:3] == ["1", "0.25\nquartiles 0.24 to 0.26", "the same"]
+    assert any("100 ms against 400 ms at 3 steps" in note for note in table.notes)
     assert rows["psnr ↑ (dB)"][:3] == ["exact", "28.75\n[22.50, 35.00]", "27.25"]
     assert rows["edit_success_rate ↑"][:3] == ["100 %", "75 %\n[25 %, 100 %]", "25 %"]
     assert any("perfect by definition" in note for note in table.notes)
@@ -240,6 +242,66 @@ def test_plain_alternatives_and_no_gain_are_said(folder: Path) -> None:
     run_folders.write_json(evaluation / "metrics.json", metrics)
     sentence = tables.gain_sentence(collect(evaluation, 2))
     assert sentence.endswith("beats: psnr 0 of 1, no gain.")
+
+
+def test_no_gain_over_uniform_is_said(folder: Path) -> None:
+    evaluation = run_folders.compress_run(folder, [3]) / "evaluate"
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    for verdict, interval, words in (
+        ("better", [0.5, 2.5], "27.25 dB)."),
+        ("no gain", [-0.5, 2.5], "27.25 dB, no gain)."),
+        ("worse", [-2.5, -0.5], "27.25 dB, which is better)."),
+    ):
+        row = {"mean": 1.5, "interval": interval, "num_images": 4, "verdict": verdict}
+        metrics["metrics"]["psnr"]["compressed_minus_uniform"] = row
+        run_folders.write_json(evaluation / "metrics.json", metrics)
+        compression = collect(evaluation, 2)
+        assert tables.result_sentence(compression).replace(tables.SPACE, " ").endswith(words)
+        cells = {str(line[0]): line[1:] for line in tables.summary(compression).rows}["psnr ↑ (dB)"]
+        assert cells[2] == f"27.25\ncompressed {verdict}: 1.50 [{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
+def test_narrow_networks_show_ratios_calls_and_bytes_and_no_milliseconds(folder: Path) -> None:
+    evaluation = run_folders.compress_run(folder, [3]) / "evaluate"
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    rows = metrics["metrics"]
+    rows["latency_ms"] |= dict.fromkeys(run_folders.SYSTEMS) | {"denoising_ratio": 0.2}
+    parts = {"encode": 0.1, "denoise": 0.8, "decode": 0.05, "other": 0.05}
+    rows["latency_ms"]["stages"] = {"original": parts, "compressed": {**parts, "denoise": 0.05}}
+    rows["network_calls"] = rows["num_inference_steps"] | {"original": 8, "compressed": 6, "uniform": 6}
+    rows["weights_mb"] = rows["params"] | {"original": 4.0, "compressed": 2.0, "uniform": 2.0}
+    run_folders.write_json(evaluation / "metrics.json", metrics)
+    table = tables.summary(collect(evaluation, 2))
+    cells = {str(line[0]): [str(c).replace(tables.SPACE, " ") for c in line[1:]] for line in table.rows}
+    assert cells["of it denoising alone, as a ratio"] == ["1", "0.2", "the same"]
+    assert cells["calls of the networks per image, one for each guidance branch"][1] == "6\n75 %"
+    assert cells["weights of the networks (MB)"][:2] == ["4", "2\n50 %"]
+    totals = [line for label, line in cells.items() if label.startswith("network calls")]
+    assert [line[0] for line in totals] == ["16", "20"]  # eight calls
+    notes = " ".join(table.notes).replace(tables.SPACE, " ")
+    assert "compressed at 3 steps encode 10 %, denoise 5 %, decode 5 %, other 5 %" in notes
+    assert "no milliseconds are told" in notes
+    assert not re.search(r"\d ms\b", notes)
+
+
+def test_times_of_every_run_sum_to_its_wall_time(folder: Path) -> None:
+    evaluation = run_folders.compress_run(folder, [3]) / "evaluate"
+    assert tables.times(collect(evaluation, 2)) is None
+    search = {"load": 2.0, "denoise": 5.0, "other": 0.5}
+    run_folders.write_json(evaluation.parent / "depth_search/timing.json", {"seconds": search})
+    seconds = {"load": 1.0, "original": 0.25, "original/denoise": 8.0, "compressed/denoise": 2.0, "costs": 3.0}
+    run_folders.write_json(evaluation / "timing.json", {"seconds": {**seconds, "other": 0.75}})
+    table = tables.times(collect(evaluation, 2))
+    assert table is not None
+    assert table.header == ["", "load", "encode", "denoise", "decode", "measure", "train", "rest", "sum"]
+    assert table.rows == [
+        ["idc depth-search", "2.0", "", "5.0", "", "", "", "0.5", "7.5"],
+        ["idc evaluate", "1.0", "", "", "", "", "", "0.8", "1.8"],
+        ["idc evaluate: compressed", "", "", "2.0", "", "", "", "", "2.0"],
+        ["idc evaluate: costs", "", "", "", "", "", "", "3.0", "3.0"],
+        ["idc evaluate: original", "", "", "8.0", "", "", "", "0.2", "8.2"],
+        ["idc evaluate, all of it", *[""] * 7, "15.0"],
+    ]
 
 
 def test_samplers_stand_side_by_side(folder: Path) -> None:
