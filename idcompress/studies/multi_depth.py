@@ -60,7 +60,8 @@ def run(
     arms = {depth: lab.arm(depth, sampler="ddim") for depth in sorted(set(depths))}
     gmacs, params = full.costs
     costs = {depth: arm.costs for depth, arm in arms.items()}
-    signs = [1 if lab.benches["search"].metric(name).higher_is_better else -1 for name in metrics]
+    judges = {name: lab.benches["search"].metric(name) for name in metrics}
+    signs = [1 if judge.higher_is_better else -1 for judge in judges.values()]
 
     # 1. every plan, over the search's images
     plans = depth_plans(arms, num_inference_steps, steps_per_depth)
@@ -93,7 +94,7 @@ def run(
             "parameters (%)": 100 * costs[one.depth][1] / params,
         }
         for name, sign, value, base in zip(metrics, signs, unseen[one.plan], unseen[single.plan], strict=True):
-            row[name] = value.value
+            row[_with_unit(name, judges[name].unit)] = value.value
             row[f"{name} difference"] = difference(value, base, config.seed, higher_is_better=sign > 0)
         rows.append(row)
 
@@ -104,7 +105,7 @@ def run(
         [
             Chart(
                 "MACs of a step (% of the full depth)",
-                f"{metrics[0]} on {images}",
+                f"{_with_unit(metrics[0], judges[metrics[0]].unit)}, {images}",
                 [
                     Series(label, [(one.cost, _mean(values[one.plan][0])) for one in of])
                     for label, of in (("best multi-depth plans", front), ("one depth for all steps", singles))
@@ -189,6 +190,10 @@ def _sample(
             batch = Batch(bench.examples, images, references)
             values[plan] = [bench.metric(name).per_image(batch) for name in metrics]
     return {"network_calls": len(called), "values": [values[plan] for plan in plans]}
+
+
+def _with_unit(name: str, unit: str) -> str:
+    return f"{name} ({unit})" if unit else name
 
 
 def _mean(value: MetricValue) -> float:

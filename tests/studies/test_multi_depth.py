@@ -65,7 +65,7 @@ def test_every_plan_once_and_the_choice_on_other_images(study):
     # one depth for all steps is what the task's own sampling makes of it
     result, _, alone = study("study=step_counts", "depth=9", "study.num_inference_steps=[3]", "timesteps.gamma=0.8")
     assert result.code == 0, result.err
-    assert alone["rows"][0]["uniform (dB)"] == singles[9]["psnr"]
+    assert alone["rows"][0]["uniform (dB)"] == singles[9]["psnr (dB)"]
 
 
 @pytest.mark.parametrize(
