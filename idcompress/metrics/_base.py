@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ..errors import IdcError, did_you_mean
 
@@ -60,7 +61,17 @@ class ImageMetric(ABC):
 
     def __init__(self) -> None:
         self.weight_digests: dict[str, str] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every example."""
         self._values: dict[int, float] = {}
+
+    def fresh(self) -> Self:
+        """The same metric, with the same weights in memory, that has seen no example."""
+        new = copy.copy(self)
+        new.reset()
+        return new
 
     @abstractmethod
     def per_image(self, batch: Batch) -> list[float]:

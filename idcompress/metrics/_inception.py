@@ -67,6 +67,9 @@ class InceptionMetric(ImageMetric):
         path = _find(weights, name)
         self._network = _load(path, device)
         self.weight_digests[path.name] = file_digest(path)
+
+    def reset(self) -> None:
+        super().reset()
         self._features: dict[int, tuple[Tensor, Tensor]] = {}
 
     @abstractmethod

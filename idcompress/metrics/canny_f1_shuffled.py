@@ -39,8 +39,8 @@ class Metric(ImageMetric):
     compares = "edges of the output with another photograph's condition"
     nothing = "no two photographs of this set have conditions of one size"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def reset(self) -> None:
+        super().reset()
         self._edges: dict[int, _Edges] = {}
 
     def per_image(self, batch: Batch) -> list[float]:

@@ -69,6 +69,12 @@ def rows(recipe: Recipe, gmacs: Row) -> list[Row]:
     ]
 
 
+def plan(row: Row, bench: Bench, pipeline: Any) -> Plan:
+    """How an alternative is run; `pipeline` is the recipe's."""
+    which = bench.model.pipeline if row["model"] == "original" else pipeline
+    return Plan(which, tuple(bench.uniform(row["num_inference_steps"])), row["sampler"])
+
+
 def words(row: Row) -> str:
     """An alternative's name."""
     return f"{row['model']} model, {row['num_inference_steps']} uniform steps by {row['sampler']}"

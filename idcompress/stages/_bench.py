@@ -145,19 +145,14 @@ class Bench:
     def metric(self, name: str) -> ImageMetric:
         """A metric, made once: weights are loaded or refused then, and a new result takes the old one's place."""
         if name not in self._metrics:
-            self._metrics[name] = self.new_metric(name)
+            entry = registry.load("metric", name, "metric").Metric
+            if not issubclass(entry, ImageMetric):
+                raise IdcError(f"{name} is a cost, which every evaluation measures; name metrics of images only")
+            parameters = dict(registry.bind(entry, self.config.metrics.get(name, {}), f"metrics.{name}"))
+            if "device" in inspect.signature(entry).parameters:
+                parameters.setdefault("device", str(self.model.pipeline.unet.device))
+            self._metrics[name] = entry(**parameters)
         return self._metrics[name]
-
-    def new_metric(self, name: str) -> ImageMetric:
-        """A metric that has seen nothing, as the configuration says."""
-        entry = registry.load("metric", name, "metric").Metric
-        if not issubclass(entry, ImageMetric):
-            raise IdcError(f"{name} is a cost, which every evaluation measures; name metrics of images only")
-        parameters = dict(registry.bind(entry, self.config.metrics.get(name, {}), f"metrics.{name}"))
-        if "device" in inspect.signature(entry).parameters:
-            parameters.setdefault("device", str(self.model.pipeline.unet.device))
-        made: ImageMetric = entry(**parameters)
-        return made
 
     def uniform(self, num_inference_steps: int) -> list[int]:
         return gamma_timesteps(1.0, num_inference_steps)

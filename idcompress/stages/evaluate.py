@@ -93,93 +93,59 @@ def _warn_where_it_differs(config: Config, recipe: Recipe) -> None:
 
 def _evaluate(portions: Portions, recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Measure one recipe and write its files but metrics.json, whose content is returned."""
-    # 1. what is run: the three systems, what costs as much, and other samplers that the task reports
+    # 1. what is run: the three systems, other samplers that the task reports, and what costs as much
     bench = portions.open(0)
-    config, full = bench.config, bench.model.pipeline
+    config = bench.config
     recipe = recipe.derive_model(bench.model.source)
-    names = bench.available(config.evaluate.metrics)
     pipeline = bench.model.for_recipe(recipe)
-    many, uniform = (tuple(bench.uniform(n)) for n in (config.num_inference_steps, recipe.num_inference_steps))
-    timesteps = uniform if recipe.timesteps is None else recipe.timesteps
-    plans = {
-        "original": Plan(full, many, config.sampler),
-        "compressed": Plan(pipeline, timesteps, config.sampler),
-        "uniform": Plan(pipeline, uniform, config.sampler),
-    }
+    timesteps = tuple(recipe.timesteps or bench.uniform(recipe.num_inference_steps))
     with timing.part("costs"):
         metrics = costs(bench, pipeline, timesteps)
-    plain: list[dict[str, Any]] = []
-    reported = bench.task.reported_samplers if config.evaluate.alternatives else ()
-    endings = {sampler: "" if sampler == config.sampler else f"_{sampler}" for sampler in reported}
-    for sampler, ending in endings.items():
-        if ending:  # compared with the original's result by the same sampler, with common noise
-            plans[f"original{ending}"] = Plan(full, many, sampler, reference=f"original{ending}")
-            plans[f"compressed{ending}"] = Plan(pipeline, timesteps, sampler, reference=f"original{ending}")
-    saved = list(plans)
+    plans = _plans(bench, recipe, pipeline, timesteps)
+    saved, plain = list(plans), list[dict[str, Any]]()
     if config.evaluate.alternatives and plans["compressed"] != plans["original"]:
         plain = _alternatives.rows(recipe, metrics["gmacs"])
-        for row in plain:
-            which = full if row["model"] == "original" else pipeline
-            steps = tuple(bench.uniform(row["num_inference_steps"]))
-            plans[_alternatives.words(row)] = Plan(which, steps, row["sampler"])
+        plans |= {_alternatives.words(row): _alternatives.plan(row, bench, pipeline) for row in plain}
 
     # 2. their images, a portion at a time, into metrics of their own
-    meters = {plan: {name: bench.new_metric(name) for name in names} for plan in plans}
+    ready = {name: bench.metric(name) for name in bench.available(config.evaluate.metrics)}
+    meters = {plan: {name: metric.fresh() for name, metric in ready.items()} for plan in plans}
     examples: list[Example] = []
-    for bench in portions:
-        for plan, images, references in _made(bench, plans):
+    for portion in portions:
+        for plan, images, references in _made(portion, plans):
             with timing.part("measure"):
                 for metric in meters[plan].values():
-                    metric.update(Batch(bench.examples, images, references))
+                    metric.update(Batch(portion.examples, images, references))
             if plan in saved:
-                _save_images(bench.examples, images, folder / "images" / plan)
-        for kind in ("image", "target", "condition"):
-            having = [example for example in bench.examples if getattr(example, kind) is not None]
-            _save_images(having, [getattr(example, kind) for example in having], folder / "images" / kind)
-        shown = _shown(bench, portions.number)
-        if recipe.depth is not None and shown:  # for the eye: the pruned model at the original's steps
-            with timing.part("depth-skipped"):
-                few = dataclasses.replace(bench, examples=shown, _conditioning={})
-                kept = few.references(recipe, config.num_inference_steps, "depth-skipped")
-            _save_images(shown, kept, folder / "images" / "depth_skipped")
+                _save_images(portion.examples, images, folder / "images" / plan)
+        _save_inputs(portion, recipe, folder / "images", portions.number)
         # Names and digests stay, pictures go.
         none = torch.empty(0)
-        examples += [dataclasses.replace(e, image=none, target=None, condition=None) for e in bench.examples]
+        examples += [dataclasses.replace(e, image=none, target=None, condition=None) for e in portion.examples]
 
     # 3. values
     with timing.part("measure"):
-        values: Values = {
-            plan: {name: metric.compute() for name, metric in own.items()} for plan, own in meters.items()
-        }
-        qualities = {
-            name: _row(metric, [values[system][name] for system in SYSTEMS], config)
-            for name, metric in meters["compressed"].items()
-        }
+        values = {plan: {name: metric.compute() for name, metric in own.items()} for plan, own in meters.items()}
+        metrics = {
+            name: _row(m, [values[system][name] for system in SYSTEMS], config) for name, m in ready.items()
+        } | metrics
         for row in plain:
-            found = values[_alternatives.words(row)]
-            row["metrics"] = {
-                name: {
-                    "value": found[name].value,
-                    **_minus("this", metric, values["compressed"][name], found[name], config),
-                }
-                for name, metric in meters["compressed"].items()
-            }
-    metrics = qualities | metrics
-    by_sampler = {
-        sampler: {name: {s: values[f"{s}{ending}"][name].value for s in SYSTEMS[:2]} for name in names}
-        for sampler, ending in endings.items()
+            row["metrics"] = _against(values["compressed"], values[_alternatives.words(row)], ready, config)
+    samplers = {
+        sampler: {name: {s: values[f"{s}{ending}"][name].value for s in SYSTEMS[:2]} for name in ready}
+        for sampler, ending in _endings(bench).items()
     }
     seen = {example.photo for example in examples} & recipe.searched_photographs()
     if seen:
         warn(f"{len(seen)} of the photographs were seen by a search of this recipe (data.split={config.data.split})")
 
     # 4. files
-    files.write_text(folder / "per_image.csv", _per_image(examples, names, values))
+    files.write_text(folder / "per_image.csv", _per_image(examples, list(ready), values))
     recipe_file = files.write_json(folder / "evaluated_recipe.json", recipe.to_json())
     _print_table(metrics, recipe)
     for row in plain:
-        say(_alternative_line(row, names))
-    for sampler, rows in by_sampler.items():
+        say(_alternative_line(row, list(ready)))
+    for sampler, rows in samplers.items():
         cells = [f"{name} {_number(row['original'])} / {_number(row['compressed'])}" for name, row in rows.items()]
         say(f"  by {sampler}, original / compressed: {', '.join(cells)}")
     return {
@@ -201,8 +167,33 @@ def _evaluate(portions: Portions, recipe: Recipe, folder: Path) -> dict[str, Any
         "device": device_name(pipeline.unet.device),
         "metrics": metrics,
         **({"alternatives": plain} if plain else {}),
-        **({"samplers": by_sampler} if by_sampler else {}),
+        **({"samplers": samplers} if samplers else {}),
     }
+
+
+def _plans(bench: Bench, recipe: Recipe, pipeline: Any, timesteps: tuple[int, ...]) -> dict[str, Plan]:
+    """The three systems, and by every other sampler that the task reports two of them.
+
+    What is compared with the original's result is compared with that of the same sampler, with common noise.
+    """
+    full, sampler = bench.model.pipeline, bench.config.sampler
+    many, uniform = (tuple(bench.uniform(n)) for n in (bench.config.num_inference_steps, recipe.num_inference_steps))
+    plans = {
+        "original": Plan(full, many, sampler),
+        "compressed": Plan(pipeline, timesteps, sampler),
+        "uniform": Plan(pipeline, uniform, sampler),
+    }
+    for other, ending in _endings(bench).items():
+        if ending:
+            plans[f"original{ending}"] = Plan(full, many, other, reference=f"original{ending}")
+            plans[f"compressed{ending}"] = Plan(pipeline, timesteps, other, reference=f"original{ending}")
+    return plans
+
+
+def _endings(bench: Bench) -> dict[str, str]:
+    """Samplers that the task reports, with what ends the names of their plans."""
+    reported = bench.task.reported_samplers if bench.config.evaluate.alternatives else ()
+    return {sampler: "" if sampler == bench.config.sampler else f"_{sampler}" for sampler in reported}
 
 
 def _made(bench: Bench, plans: dict[str, Plan]) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -220,22 +211,28 @@ def device_name(device: torch.device) -> str:
     return f"cuda: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
 
 
-def _shown(bench: Bench, total: int) -> list[Example]:
-    """Of report.num_images examples, evenly over all, which the report shows side by side, those of this portion."""
+def _save_inputs(bench: Bench, recipe: Recipe, folder: Path, total: int) -> None:
+    """What the examples bring along; and for the eye the pruned model at the original's steps, on a few of them.
+
+    Those are report.num_images of the `total` examples, evenly over all, which the report shows side by side.
+    """
+    for kind in ("image", "target", "condition"):
+        having = [example for example in bench.examples if getattr(example, kind) is not None]
+        _save_images(having, [getattr(example, kind) for example in having], folder / kind)
     number = min(bench.config.report.num_images, total)
     picks = {i * total // number for i in range(number)}
-    return [example for example in bench.examples if example.index in picks]
+    shown = [example for example in bench.examples if example.index in picks]
+    if recipe.depth is not None and shown:
+        few = dataclasses.replace(bench, examples=shown, _conditioning={})
+        with timing.part("depth-skipped"):
+            kept = few.references(recipe, bench.config.num_inference_steps, "depth-skipped")
+        _save_images(shown, kept, folder / "depth_skipped")
 
 
 def _save_images(examples: Sequence[Example], images: Tensor | Sequence[Tensor], folder: Path) -> None:
     with timing.part("files"):
         for example, image in zip(examples, images, strict=True):
             save_png(image, folder / f"{example.name}.png")
-
-
-def _minus(other: str, metric: ImageMetric, value: MetricValue, than: MetricValue, config: Config) -> dict[str, Any]:
-    key, higher = f"compressed_minus_{other}", metric.higher_is_better
-    return paired(value, than, key, higher_is_better=higher, seed=config.seed)
 
 
 def _row(metric: ImageMetric, values: Sequence[MetricValue], config: Config) -> dict[str, Any]:
@@ -249,9 +246,23 @@ def _row(metric: ImageMetric, values: Sequence[MetricValue], config: Config) -> 
         "higher_is_better": metric.higher_is_better,
         "compares": metric.compares,
         "interval": list(bootstrap_interval(per_image, seed=config.seed)) if per_image else None,
-        **_minus("uniform", metric, compressed, uniform, config),
+        **paired(
+            compressed, uniform, "compressed_minus_uniform", higher_is_better=metric.higher_is_better, seed=config.seed
+        ),
         **({"notes": notes} if notes else {}),
         **({"weights": metric.weight_digests} if metric.weight_digests else {}),
+    }
+
+
+def _against(
+    compressed: dict[str, MetricValue], other: dict[str, MetricValue], metrics: dict[str, ImageMetric], config: Config
+) -> dict[str, dict[str, Any]]:
+    """An alternative's values, and the compressed plan against them."""
+    key, seed = "compressed_minus_this", config.seed
+    return {
+        name: {"value": value.value}
+        | paired(compressed[name], value, key, higher_is_better=metrics[name].higher_is_better, seed=seed)
+        for name, value in other.items()
     }
 
 

@@ -111,8 +111,11 @@ def test_any_split_and_order_gives_the_same_value(name, make, batch):
     if name == "niqe":  # wants larger images, and looks at no other
         large = torch.nn.functional.interpolate(batch.outputs, size=(96, 192), mode="bicubic").clamp(0, 1)
         batch = dataclasses.replace(batch, outputs=large)
-    whole = value_of(make(name), batch)
+    used = make(name)
+    whole = value_of(used, batch)
     assert whole.value is not None
+    assert used.fresh().compute().value is None
+    assert used.compute() == whole == value_of(used.fresh(), batch)
     generator = random.Random(name)
     for _ in range(2):
         order = generator.sample(range(NUMBER), NUMBER)
