@@ -96,6 +96,7 @@ def _evaluate(portions: Portions, recipe: Recipe, folder: Path) -> dict[str, Any
     # 1. what is run: the three systems, other samplers that the task reports, and what costs as much
     bench = portions.open(0)
     config = bench.config
+    ready = {name: bench.metric(name) for name in bench.available(config.evaluate.metrics)}
     recipe = recipe.derive_model(bench.model.source)
     pipeline = bench.model.for_recipe(recipe)
     timesteps = tuple(recipe.timesteps or bench.uniform(recipe.num_inference_steps))
@@ -108,7 +109,6 @@ def _evaluate(portions: Portions, recipe: Recipe, folder: Path) -> dict[str, Any
         plans |= {_alternatives.words(row): _alternatives.plan(row, bench, pipeline) for row in plain}
 
     # 2. their images, a portion at a time, into metrics of their own
-    ready = {name: bench.metric(name) for name in bench.available(config.evaluate.metrics)}
     meters = {plan: {name: metric.fresh() for name, metric in ready.items()} for plan in plans}
     examples: list[Example] = []
     for portion in portions:
