@@ -59,7 +59,7 @@ def _flat(column: str, value: Any) -> list[tuple[str, Any]]:
 def _cell(value: Any) -> str:
     if isinstance(value, dict):
         if not value:
-            return "same images"
+            return "no difference"
         low, high = value["interval"]
         return f"{value['mean']:+.3g} [{low:.3g}, {high:.3g}]\n{value['verdict']}"
     if isinstance(value, float):

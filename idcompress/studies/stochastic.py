@@ -59,14 +59,15 @@ def run(
                 }
             )
     by_metric = {name: [row for row in rows if row["metric"] == name] for name in metrics}
-    judged = {name: [row["stochastic over deterministic"] for row in found] for name, found in by_metric.items()}
-    words = [f"{name} {verdicts(differences)}" for name, differences in judged.items() if any(differences)]
+    judged = {name: [row["stochastic over deterministic"] for row in of] for name, of in by_metric.items()}
+    differing = [name for name, differences in judged.items() if any(differences)]
+    words = [f"{name} {verdicts(judged[name])}" for name in differing]
     gammas = [schedule.details.get("gamma") for schedule in lists]
     return Study(
         rows,
         [
-            Chart("steps", name, [series(how, found, "steps", how) for how in ("deterministic", "stochastic")])
-            for name, found in by_metric.items()
+            Chart("steps", name, [series(how, by_metric[name], "steps", how) for how in ("deterministic", "stochastic")])
+            for name in differing or metrics
         ],
         f"Stochastic against deterministic sampling: {', '.join(words) or 'no gain'}.",
         [
