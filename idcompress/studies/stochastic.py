@@ -66,7 +66,9 @@ def run(
     return Study(
         rows,
         [
-            Chart("steps", name, [series(how, by_metric[name], "steps", how) for how in ("deterministic", "stochastic")])
+            Chart(
+                "steps", name, [series(how, by_metric[name], "steps", how) for how in ("deterministic", "stochastic")]
+            )
             for name in differing or metrics
         ],
         f"Stochastic against deterministic sampling: {', '.join(words) or 'no gain'}.",
