@@ -122,11 +122,26 @@ class Finetuning(pl.LightningModule):
         """Recovery has a start: sample before a strategy wraps or shards the networks."""
         device = self.trainer.strategy.root_device
         self.frozen.to(device, list(self.components))
+        self.components.to(device)
         if self.trainer.ckpt_path is None:
-            self.components.to(device).eval()
-            with self.trainer.precision_plugin.val_step_context():
-                self.frozen.preview(0)
-            self.components.train()
+            self._look(0)
+
+    def on_train_start(self) -> None:
+        """Catch up on a validation that an interruption cut off: its step was saved before it."""
+        interval = int(self.trainer.val_check_interval) // self.trainer.accumulate_grad_batches
+        if self.global_step and self.global_step % interval == 0:
+            averages = [c for c in self.trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
+            for callback in averages:
+                callback.on_validation_epoch_start(self.trainer, self)
+            self._look(self.global_step)
+            for callback in averages:
+                callback.on_validation_epoch_end(self.trainer, self)
+
+    def _look(self, step: int) -> None:
+        self.components.eval()
+        with self.trainer.precision_plugin.val_step_context():
+            self.frozen.preview(step)
+        self.components.train()
 
     def training_step(self, batch: TrainingBatch, batch_index: int) -> Tensor:
         terms = self.losses(batch)

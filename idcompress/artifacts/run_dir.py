@@ -78,11 +78,11 @@ class RunDir:
 
         A folder that the user chose stays, with what was in it before; of ours nothing does.
         """
+        self.release()
         files_here = [path for path in self.path.rglob("*") if path.is_file()]
         ours = [path for path in files_here if path.name in BOOKKEEPING]
         if self.resumed or (len(ours) < len(files_here) and self.info["own_folder"]):
             return
-        self.release()
         if self.explicit:
             for name in BOOKKEEPING:
                 (self.path / name).unlink(missing_ok=True)

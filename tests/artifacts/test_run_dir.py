@@ -227,7 +227,6 @@ def test_a_result_is_never_discarded(here, explicit):
     run.trace().append({"depth": 13})
     run.discard_if_empty()
     assert (run / "trace.jsonl").is_file()
-    leave(run)
     resumed = opened(explicit=folder)
     assert resumed.resumed
     (resumed / "trace.jsonl").unlink()
