@@ -22,7 +22,7 @@ from ..errors import IdcError
 from .export import forget_paths
 from .fold import fold_pipeline
 from .pipeline import vae_scale_factor
-from .unet import depth, full_depth
+from .unet import full_depth
 
 OPSET = 17
 TOLERANCE = 1e-4  # of the largest value of an output; rounding in another order gives about 1e-6
@@ -62,7 +62,7 @@ def graphs(pipeline: Any) -> list[Graph]:
     `timestep`, int64, for the batch. `mean` and `std` are of the latents, scaled for StableSR and unscaled for
     InstructPix2Pix, as either wants them; `latents` are scaled.
     """
-    parts, unet, vae = pipeline.components, pipeline.unet, pipeline.vae
+    parts, vae = pipeline.components, pipeline.vae
     sampled = ["sample", "timestep"]
     if "structure_encoder" in parts:
         features = _numbered("feature", len(vae.fusion_blocks))
@@ -77,9 +77,11 @@ def graphs(pipeline: Any) -> list[Graph]:
     text_encoder = Graph("text_encoder", _TextEncoder(pipeline), ["input_ids"], ["encoder_hidden_states"])
     decoder = Graph("vae_decoder", _Decoder(vae), ["latents"], ["decoded"])
     if "controlnet" in parts:
-        residuals = _numbered("residual", depth(unet))
-        branch = Graph("controlnet", _Branch(pipeline), [*sampled, "controlnet_cond"], residuals)
-        return [text_encoder, branch, Graph("unet", _UNet(pipeline), [*sampled, *residuals], ["model_output"]), decoder]
+        branch = _Branch(pipeline)
+        residuals = _numbered("residual", branch.units + branch.has_middle)
+        control = Graph("controlnet", branch, [*sampled, "controlnet_cond"], residuals)
+        unet = Graph("unet", _UNet(pipeline), [*sampled, *residuals], ["model_output"])
+        return [text_encoder, control, unet, decoder]
     encoder = Graph("vae_encoder", _Encoder(vae, 1.0), ["image"], ["mean", "std"])
     return [text_encoder, encoder, Graph("unet", _UNet(pipeline), sampled, ["model_output"]), decoder]
 
@@ -121,19 +123,18 @@ class _Decoder(nn.Module):
 
 
 class _UNet(nn.Module):
-    """With the control residuals in a row: those of the encoder units and, at full depth, the middle one."""
+    """With the control residuals in a row: those of the encoder units and, of an uncut branch, the middle one."""
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__()
-        self.unet = pipeline.unet
-        self.encoder_units = full_depth(pipeline.unet) - 1
+        self.unet, self.units = pipeline.unet, full_depth(pipeline.unet) - 1
 
     def forward(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *residuals: Tensor
     ) -> tuple[Tensor, ...]:
         control = (
             {
-                "down_block_additional_residuals": residuals[: self.encoder_units],
+                "down_block_additional_residuals": residuals[: self.units],
                 "mid_block_additional_residual": residuals[-1],  # a cut U-Net takes zero for it
             }
             if residuals
@@ -143,13 +144,17 @@ class _UNet(nn.Module):
 
 
 class _Branch(nn.Module):
+    """The residuals that the U-Net reads; a stock branch may have more than its U-Net, a cut one has no middle."""
+
     def __init__(self, pipeline: Any) -> None:
         super().__init__()
-        self.controlnet, self.depth = pipeline.controlnet, depth(pipeline.unet)
+        self.controlnet = pipeline.controlnet
+        self.units = min(len(self.controlnet.controlnet_down_blocks), full_depth(pipeline.unet) - 1)
+        self.has_middle = self.controlnet.config.get("depth") is None
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         down, middle = self.controlnet(*inputs, return_dict=False)
-        return (*down, middle)[: self.depth]
+        return (*down[: self.units], middle) if self.has_middle else tuple(down)
 
 
 class _Structure(nn.Module):
@@ -210,8 +215,8 @@ def export_onnx(
         IdcError: a graph is off by more than TOLERANCE.
     """
     found = graphs(pipeline)
-    traced = _values(pipeline, found, *_TRACED, timesteps[0])
-    checked = _values(pipeline, found, *_CHECKED, timesteps[-1])
+    traced = example_values(pipeline, found, *_TRACED, timesteps[0])
+    checked = example_values(pipeline, found, *_CHECKED, timesteps[-1])
     saved = fold_pipeline(pipeline) if fold else {}
     if "input_ids" in traced:
         pipeline.tokenizer.save_pretrained(folder / "tokenizer")
@@ -220,7 +225,7 @@ def export_onnx(
     for graph in found:
         path = folder / f"{graph.name}.onnx"
         _write(graph, traced, path)
-        errors[graph.name] = _error(graph, checked, path)
+        errors[graph.name] = largest_error(graph, checked, path)
         if not errors[graph.name] <= TOLERANCE:
             raise IdcError(
                 f"{path.name} is off by {errors[graph.name]:.1e} of the largest value, more than {TOLERANCE:.0e}, in "
@@ -230,7 +235,9 @@ def export_onnx(
     return errors, saved
 
 
-def _values(pipeline: Any, found: list[Graph], batch: int, height: int, width: int, timestep: int) -> dict[str, Tensor]:
+def example_values(
+    pipeline: Any, found: list[Graph], batch: int, height: int, width: int, timestep: int
+) -> dict[str, Tensor]:
     """Random inputs of all graphs by name, and what torch makes of them."""
     generator = torch.Generator().manual_seed(0)
 
@@ -284,14 +291,14 @@ def _write(graph: Graph, values: dict[str, Tensor], path: Path) -> None:
         weights.chmod(path.stat().st_mode)  # onnx makes it readable for its owner alone
 
 
-def _error(graph: Graph, values: dict[str, Tensor], path: Path) -> float:
+def largest_error(graph: Graph, values: dict[str, Tensor], path: Path) -> float:
     """Largest difference between onnxruntime and torch, as a share of the largest value of an output."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feeds = {entry.name: values[entry.name].numpy() for entry in session.get_inputs()}
+    feeds = {name: values[name].numpy() for name in graph.inputs}
     errors = []
     for name, made in zip(graph.outputs, session.run(graph.outputs, feeds), strict=True):
         wanted = values[name].numpy()

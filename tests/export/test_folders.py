@@ -85,6 +85,9 @@ def test_the_card_says_what_was_evaluated(idc, tmp_path):
     for line in ("license: apache-2.0", "| depth | 9 |", "| timesteps | 900, 300 |", "| psnr | exact |"):
         assert line in card
     assert "image_guidance_scale=1.3" in card
+    code = card.split("```")[1].splitlines()[1:]
+    assert len(code) == 5 + 2  # five to run it, two that make the scheduler follow the list
+    assert "DeepCache" in card
 
 
 # mistakes and damage

@@ -1,5 +1,6 @@
 """idc export export.format=onnx: the card's sampler makes the in-process picture; every depth; what is refused."""
 
+import dataclasses
 import re
 import sys
 
@@ -92,6 +93,18 @@ def test_the_card_makes_the_picture(task, random_model, tmp_path, said, monkeypa
         load_pipeline(folder)
 
 
+def test_a_stock_folder_as_graphs(random_model, tmp_path, said, monkeypatch):
+    """Its control branch has whole levels and a middle block: the graphs pass on what the U-Net reads."""
+    recipe = recipe_for("controlnet", random_model("controlnet"), 2)
+    stock = export_to(tmp_path / "stock", recipe)
+    again = Recipe.load(stock)
+    again = dataclasses.replace(again, model=again.model | {"path": str(stock)})
+    folder = export_to(tmp_path / "graphs", again, format="onnx")
+    noise(32).save(folder / "input.png")
+    made = run_card(folder, monkeypatch)["pixels"]
+    assert np.abs(made - in_process(recipe, noise(32), monkeypatch)).max() <= 1e-4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fold", [False, True])
 @pytest.mark.parametrize("task", TASKS)
@@ -106,14 +119,14 @@ def test_every_depth(task, fold, random_model, tmp_path):
         folder = tmp_path / str(depth)
         folder.mkdir()
         found = onnx.graphs(pipeline)
-        odd = onnx._values(pipeline, found, 1, 9, 15, 640)
+        odd = onnx.example_values(pipeline, found, 1, 9, 15, 640)
         errors, saved = onnx.export_onnx(pipeline, folder, [640, 3], fold=fold)
         assert max(errors.values()) <= 1e-5, depth
         assert ("zeros at the cut" in saved) == fold
         if fold:
             assert (saved["zeros at the cut"] > 0) == (depth not in (3, 4, 6, 7))
         unet = next(graph for graph in found if graph.name == "unet")
-        assert onnx._error(unet, odd, folder / "unet.onnx") <= 1e-5, depth
+        assert onnx.largest_error(unet, odd, folder / "unet.onnx") <= 1e-5, depth
 
 
 def test_a_recipe_without_timesteps_takes_uniform_ones(random_model, tmp_path, said):
