@@ -225,7 +225,7 @@ def choose_photographs(
 
     Args:
         split: "train", "search" or "evaluate"; data.split overrules it. Evaluation takes all of a data set that has
-            no split of its own, less what was seen.
+            no split of its own, less what was seen; its half alone where a training saw too many to list them.
         num_samples: so many are wanted, spread over the set; None wants all.
 
     Raises:
@@ -233,7 +233,8 @@ def choose_photographs(
     """
     chosen = split if config.data.split == "auto" else config.data.split
     found = _load_data(config, chosen)
-    if chosen == "evaluate" and config.data.split == "auto" and not found.own_splits:
+    listed = all(entry.get("photographs") for entry in recipe.provenance if entry["stage"] == "finetune")
+    if chosen == "evaluate" and config.data.split == "auto" and not found.own_splits and listed:
         found = _load_data(config, "all")
     if num_samples is not None and len(found) >= 2 * max(num_samples, _CANDIDATES):
         step = len(found) // max(num_samples, _CANDIDATES)

@@ -51,6 +51,14 @@ def test_evaluation_takes_what_no_search_has_seen(folder):
         choose_photographs(config, recipe(*everything), "evaluate")
 
 
+def test_evaluation_keeps_to_its_half_where_training_photographs_are_not_listed(folder):
+    trained = {"stage": "finetune", "photographs": {}, "data": {"photographs": 5000}}
+    tuned = Recipe(task="ip2p", model={"name": "tiny"}, provenance=(trained,))
+    config = make_config(path=str(folder))
+    assert names(choose_photographs(config, tuned, "evaluate", 2)) == ["1", "3", "5"]
+    assert not {*names(choose_photographs(config, tuned, "train"))} & {"1", "3", "5"}
+
+
 def test_a_chosen_split_overrules_the_stage(folder):
     searched = [Photograph(name, folder / f"{name}.jpg") for name in "0246"]
     for split, wanted in (("search", "0246"), ("evaluate", "135"), ("train", "0246"), ("all", "135")):
