@@ -86,7 +86,7 @@ def load_pipeline(
 def _load(path_or_recipe: str | Path | Recipe, device: str, dtype: str) -> Any:
     if not isinstance(path_or_recipe, Recipe):
         path = Path(path_or_recipe)
-        if any((path / name).is_file() for name in ("model_index.json", "unet.onnx")):
+        if (path / "model_index.json").is_file() or Recipe.of_folder(path) is not None:
             return _load_folder(path, device, dtype)
         path_or_recipe = Recipe.load(path)
     recipe = path_or_recipe

@@ -125,7 +125,8 @@ class Recipe:
     def of_folder(cls, folder: str | Path) -> Recipe | None:
         """The recipe that `idc export` left in a pipeline folder; None where there is none."""
         path = Path(folder) / "recipe.json"
-        return cls.load(path) if path.is_file() else None
+        recipe = cls.load(path) if path.is_file() else None
+        return recipe if recipe is not None and recipe.stage == "export" else None
 
 
 def _plain(value: Any) -> Any:
