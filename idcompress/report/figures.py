@@ -281,7 +281,7 @@ def charts(drawn: Sequence[Chart], alt: str) -> tuple[Picture, str]:
             if any(line.intervals for line in chart.series):  # of differences
                 axes.axhline(0, color=UNIFORM, linestyle="--", linewidth=1.2)
             numbers = sorted({x for line in chart.series for x, _ in line.points if not isinstance(x, str)})
-            if numbers and len(numbers) <= 16:
+            if 0 < len(numbers) <= 16 and all(x == round(x, 2) for x in numbers):
                 axes.set_xticks(numbers, [f"{x:g}" for x in numbers])
             axes.set_xlabel(chart.x_label)
             axes.set_ylabel(chart.y_label)

@@ -54,7 +54,6 @@ def run(
             Chart("steps", column, [series(name, found, "steps", column) for name, found in by_model.items()])
             for column in ("gamma", "gain (dB)")
         ],
-        f"A model's own list, searched at full depth or at depth {depth}, is "
-        f"{verdicts(own_gains)} cases against the other model's list.",
+        f"A model's own list against the other's, at full depth and at depth {depth}: {verdicts(own_gains)} cases.",
         [f"PSNR to the same model's {reference_steps} uniform steps.", lab.images_note()],
     )

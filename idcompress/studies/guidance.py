@@ -45,8 +45,8 @@ def run(
             Chart(name, column, [series(f"{steps} steps", found, name, column) for steps, found in by_steps.items()])
             for column in ("gamma", "gain (dB)")
         ],
-        f"Over {name} {min(scales):g} to {max(scales):g} gamma {', '.join(trends)}; against as many uniform steps the "
-        f"searched list is {verdicts([row['gain (dB)'] for row in rows])} settings.",
+        f"Over {name} {min(scales):g} to {max(scales):g} gamma {', '.join(trends)}. The searched list "
+        f"against as many uniform steps: {verdicts([row['gain (dB)'] for row in rows])} settings.",
         [f"PSNR to the same model's {reference_steps} uniform steps at the same guidance.", lab.images_note()],
     )
 

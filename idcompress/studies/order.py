@@ -70,11 +70,10 @@ def run(
         rows,
         [
             Chart("GMACs", "PSNR (dB)", [series(plan, of, "GMACs", "PSNR (dB)") for plan, of in by_plan.items()]),
-            Chart("steps", "depth", [series(plan, by_plan[plan], "steps", "depth") for plan in (CUT_FIRST, CUT_LAST)]),
         ],
-        f"Both orders end at the same depth at {same} of {len(num_inference_steps)} step counts. On unseen images "
-        f"cutting first is {verdicts([row[OVER] for row in by_plan[CUT_LAST]])} against optimising first, and "
-        f"{verdicts(plain)} against the full model at as many multiply-accumulates.",
+        f"Both orders end at the same depth at {same} of {len(num_inference_steps)} step counts. Cutting first on "
+        f"unseen images, against optimising first: {verdicts([row[OVER] for row in by_plan[CUT_LAST]])}; against the "
+        f"full model at as many multiply-accumulates: {verdicts(plain)}.",
         [
             f"PSNR to the full model's {reference_steps} uniform steps.",
             "GMACs: of all steps for one image, without guidance; parameters by the paper's rule, of all networks.",

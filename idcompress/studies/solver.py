@@ -58,7 +58,7 @@ def run(
                 [series(sampler, of, "steps", "gain (dB)") for sampler, of in by_sampler.items()],
             ),
         ],
-        f"Against uniform steps the searched list is {gains['ddim']} step counts with DDIM and {gains['dpm_solver']} "
-        f"with DPM-Solver++ 2M; DPM-Solver++ with its searched list is {against_ddim} against DDIM with its own.",
+        f"The searched list against uniform steps: {gains['ddim']} step counts with DDIM, {gains['dpm_solver']} with "
+        f"DPM-Solver++ 2M. DPM-Solver++ against DDIM, each with its searched list: {against_ddim}.",
         [f"PSNR to {reference_steps} uniform steps of DDIM by the same model.", lab.images_note()],
     )
