@@ -85,7 +85,7 @@ class Finetuning(pl.LightningModule):
         weights: {"task", "output", "features"} weights of the loss terms.
         timesteps: training timesteps to draw from, each equally likely.
         preview: called with the step before the first one and at every validation, when the averaged weights are in
-            place; its numbers are logged.
+            place, and again with a step that it knows when a run is continued; its numbers are logged.
     """
 
     def __init__(
@@ -123,8 +123,7 @@ class Finetuning(pl.LightningModule):
         device = self.trainer.strategy.root_device
         self.frozen.to(device, list(self.components))
         self.components.to(device)
-        if self.trainer.ckpt_path is None:
-            self._look(0)
+        self._look(0)
 
     def on_train_start(self) -> None:
         """Catch up on a validation that an interruption cut off: its step was saved before it."""

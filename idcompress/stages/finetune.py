@@ -120,9 +120,10 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         return []
 
     # 4. What is kept, and its recipe.
-    last = torch.load(run_dir / "checkpoints" / training.CHECKPOINT, weights_only=True, map_location="cpu")[
-        "state_dict"
-    ]
+    own = run_dir / "checkpoints" / training.CHECKPOINT
+    done = own if own.is_file() else checkpoint  # one that had no update left to make
+    assert done is not None
+    last: dict[str, Tensor] = torch.load(done, weights_only=True, map_location="cpu")["state_dict"]
     with trainer.precision_plugin.val_step_context():
         preview.last(trainer.global_step, last)
     kept: int | None = preview.best_step() if settings.keep == "best" else trainer.global_step
@@ -134,7 +135,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         changes["weights"] = {name: _save(state, name, run_dir) for name in trained}
     judged: dict[str, Any] = {}
     if settings.keep == "best" and recipes[0].depth is not None and identity["depth"] < recipes[0].depth:
-        judged = _judge(config, dataclasses.replace(recipe, **changes, folder=run_dir.path))
+        judged = _judge(config, dataclasses.replace(recipe, **changes, folder=run_dir.path if kept else recipe.folder))
         say(_verdict(judged, identity["depth"], recipes[0].depth))
         if judged["missed"]:
             kept = None
@@ -176,6 +177,11 @@ class Preview:
         self.before: Tensor | None = None
 
     def __call__(self, step: int) -> dict[str, float]:
+        """The metrics of a step; one that is on record, as before an interruption, is not sampled again."""
+        row = self.trace.find(step=step) or self._look(step)
+        return {name: float("inf") if value is None else value for name, value in row["metrics"].items()}
+
+    def _look(self, step: int) -> dict[str, Any]:
         bench, settings = self.bench, self.config.finetune
         device = self.student.vae.device
         if self.references is None:
@@ -185,21 +191,19 @@ class Preview:
                 for name in self.trained:
                     getattr(bench.model.pipeline, name).to("cpu")
         outputs = bench.images(self.student, bench.uniform(settings.num_inference_steps), f"step {step}")
-        values = {
-            name: value.value for name, value in bench.measure(settings.metrics, outputs, self.references).items()
-        }
         if not outputs.isfinite().all():
             raise IdcError(f"the validation images of step {step} are no numbers; lower finetune.optimizer.lr")
+        values = bench.measure(settings.metrics, outputs, self.references)
+        row = {"step": step, "metrics": {name: value.value for name, value in values.items()}}
         if is_main_process():
-            earlier = [row for row in self.trace.rows if row["step"] < step]
-            if settings.keep == "best" and earlier and self._score(values) > max(map(self._score_of, earlier)):
-                files.write_bytes(self.best, save(self._weights()))
-            if self.trace.find(step=step) is None:
-                self.trace.append({"step": step, "metrics": values})
-            numbers = "  ".join(f"{name} {'equal' if v is None else f'{v:.3f}'}" for name, v in values.items())
+            numbers = "  ".join(f"{n} {'equal' if v.value is None else f'{v.value:.3f}'}" for n, v in values.items())
             say(f"  step {step:>5}  {numbers}  (validation images)")
-            self._draw(step, outputs)
-        return {name: float("inf") if value is None else value for name, value in values.items()}
+            earlier = self.trace.rows
+            if settings.keep == "best" and earlier and self._score(row) > max(map(self._score, earlier)):
+                files.write_bytes(self.best, save(self._weights()))
+            self._draw(row, outputs)
+            self.trace.append(row)
+        return row
 
     def last(self, step: int, state: dict[str, Tensor]) -> None:
         """Look at the result too, where no validation fell on the last step.
@@ -210,21 +214,18 @@ class Preview:
         if self.trace.find(step=step) is None:
             for name in self.trained:
                 getattr(self.student, name).to(self.student.vae.device).load_state_dict(_part(state, name))
-            self(step)
+            self._look(step)
 
     def best_step(self) -> int:
         """Of the validations so far, the start among them; the earlier one of equals."""
-        return int(max(self.trace.rows, key=lambda row: (self._score_of(row), -row["step"]))["step"])
+        return int(max(self.trace.rows, key=lambda row: (self._score(row), -row["step"]))["step"])
 
-    def _score_of(self, row: dict[str, Any]) -> float:
-        return self._score(row["metrics"])
-
-    def _score(self, values: dict[str, float | None]) -> float:
+    def _score(self, row: dict[str, Any]) -> float:
         name = self.config.finetune.metrics[0]
-        value = values[name]
+        value = row["metrics"][name]
         if value is None:  # all images equal the full model's
             return float("inf")
-        return value if self.bench.metric(name).higher_is_better else -value
+        return float(value if self.bench.metric(name).higher_is_better else -value)
 
     def _weights(self) -> dict[str, Tensor]:
         return {
@@ -233,10 +234,10 @@ class Preview:
             for key, value in getattr(self.student, name).state_dict().items()
         }
 
-    def _draw(self, step: int, outputs: Tensor) -> None:
-        """A row per image: input, full model, pruned model before training, now."""
+    def _draw(self, row: dict[str, Any], outputs: Tensor) -> None:
+        """A row per image: input, full model, pruned model before training, now; and the curve so far."""
         assert self.references is not None
-        before = self.run_dir / "previews" / "before.safetensors"
+        step, before = row["step"], self.run_dir / "previews" / "before.safetensors"
         if step == 0:
             files.write_bytes(before, save({"images": outputs}))
         if self.before is None and before.is_file():
@@ -250,7 +251,7 @@ class Preview:
         grid = preview_grid({name: [to_pil(image) for image in images] for name, images in columns.items()})
         files.write_bytes(self.run_dir / "previews" / f"step_{step:06d}.png", grid)
         units = {name: self.bench.metric(name).unit for name in self.config.finetune.metrics}
-        files.write_bytes(self.run_dir / "recovery.png", recovery_curve(self.trace.rows, units).data)
+        files.write_bytes(self.run_dir / "recovery.png", recovery_curve([*self.trace.rows, row], units).data)
 
 
 def _judge(config: Config, tuned: Recipe) -> dict[str, Any]:

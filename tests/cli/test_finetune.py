@@ -191,6 +191,9 @@ def test_a_checkpoint_of_another_depth_or_none_at_all(idc, command, work):
     result = idc(*command(), checkpoint, "depth=4")
     assert result.code == 2
     assert "is of depth=5, this run is of depth=4" in result.err
+    result = idc(*command(), checkpoint, "trainer.max_steps=1", "hydra.run.dir=again")  # nothing left to do
+    assert result.code == 0, result.err
+    assert file_digest(work / "again/unet.safetensors") == file_digest(work / "run/unet.safetensors")
     torn = work / "torn.ckpt"
     torn.write_bytes((work / "run/checkpoints/last.ckpt").read_bytes()[:1000])
     assert "not a whole checkpoint" in idc(*command(), f"finetune.checkpoint={torn}").err
