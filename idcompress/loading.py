@@ -64,7 +64,8 @@ def load_pipeline(
     """A diffusers pipeline from a recipe, a run folder with one, or a diffusers folder, exported ones included.
 
     The U-Net is cut to the recipe's depth and the scheduler follows its timesteps, so the pipeline is called as ever:
-    its `num_inference_steps` is overruled by the list. `save_pretrained` writes a folder that loads here again.
+    its `num_inference_steps` is overruled by the list, and eta 0 by the recipe's ancestral sampling. `save_pretrained`
+    writes a folder that loads here again.
 
     Args:
         path_or_recipe: a Recipe, a recipe.json, a folder that holds one, or a diffusers pipeline folder.
@@ -91,14 +92,16 @@ def _load(path_or_recipe: str | Path | Recipe, device: str, dtype: str) -> Any:
         path_or_recipe = Recipe.load(path)
     recipe = path_or_recipe
     model = load_source(recipe.task, recipe.model, device=device, dtype=dtype, prune=recipe.prune)
-    return own_pipeline(model.for_recipe(recipe), None if recipe.timesteps is None else list(recipe.timesteps))
+    timesteps = None if recipe.timesteps is None else list(recipe.timesteps)
+    return own_pipeline(model.for_recipe(recipe), timesteps, recipe.sampler)
 
 
 def _load_folder(folder: Path, device: str, dtype: str) -> Any:
-    pipeline_class = hub.check_folder(folder).get("_class_name")
+    pipeline_class, exported = hub.check_folder(folder).get("_class_name"), Recipe.of_folder(folder)
     for task in registry.names("task"):
         if registry.load("task", task).Task.pipeline_class == pipeline_class:
             source = {"name": folder.name, "path": str(folder)}
             pipeline = load_source(task, source, device=device, dtype=dtype, prune="none").pipeline
-            return own_pipeline(pipeline, pipeline.scheduler.config.get("timesteps"))
+            timesteps = pipeline.scheduler.config.get("timesteps")
+            return own_pipeline(pipeline, timesteps, None if exported is None else exported.sampler)
     raise IdcError(f"{folder} is a {pipeline_class}, which no task of idcompress uses")

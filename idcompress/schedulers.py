@@ -27,6 +27,7 @@ class FixedTimestepsScheduler(DDIMScheduler):
 
     Args:
         timesteps: training-timestep indices, never increasing, within [0, num_train_timesteps - 1]; None for uniform.
+        eta: of steps that are called with eta 0, as pipelines do that are told none; 1 samples ancestrally.
         The rest is DDIMScheduler's. The defaults are Stable Diffusion's noise schedule and no clipping.
 
     Raises:
@@ -52,8 +53,9 @@ class FixedTimestepsScheduler(DDIMScheduler):
         timestep_spacing: str = "leading",
         rescale_betas_zero_snr: bool = False,
         timesteps: Sequence[int] | None = None,
+        eta: float = 0.0,
     ) -> None:
-        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__", "timesteps")}
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__", "timesteps", "eta")}
         super().__init__(**arguments)
         if timesteps is not None:
             self.register_to_config(timesteps=check_timesteps(timesteps, num_train_timesteps))
@@ -105,8 +107,8 @@ class FixedTimestepsScheduler(DDIMScheduler):
     ) -> DDIMSchedulerOutput | tuple[Any, ...]:
         """One DDIM step from the present position to the next one in the list.
 
-        Arguments and result are those of `DDIMScheduler.step`; `timestep` is only looked at on the first step of a
-        run, to find where in the list it begins.
+        Arguments and result are those of `DDIMScheduler.step`, but eta 0 stands for the configured one; `timestep` is
+        only looked at on the first step of a run, to find where in the list it begins.
         """
         if self.num_inference_steps is None:
             raise ValueError("call set_timesteps before step")
@@ -119,7 +121,12 @@ class FixedTimestepsScheduler(DDIMScheduler):
         prediction = predict(model_output, sample, level, self.config.prediction_type)
         prediction = self._limit(prediction, sample, level, use_clipped_model_output)
         prev_sample = ddim_step(
-            prediction, level, next_level, eta=eta, generator=generator, variance_noise=variance_noise
+            prediction,
+            level,
+            next_level,
+            eta=eta or self.config.eta,
+            generator=generator,
+            variance_noise=variance_noise,
         )
         if not return_dict:
             return (prev_sample, prediction.pred_original_sample)

@@ -152,15 +152,17 @@ def _fill(stock: Any, weights: dict[str, Tensor], full_model_name: Any) -> Any:
     return stock.eval().requires_grad_(False)
 
 
-def stock_scheduler(pipeline: Any, timesteps: list[int]) -> DPMSolverMultistepScheduler:
+def stock_scheduler(pipeline: Any, timesteps: list[int], sampler: str | None = None) -> DPMSolverMultistepScheduler:
     """The stock scheduler whose steps over a given list are those of DDIM, with the list in its configuration.
+
+    Of order 1, DPM-Solver++ is DDIM, and its stochastic form is DDIM at eta 1, ancestral sampling.
 
     `set_timesteps(timesteps=...)` of DDIMScheduler does not exist, and an assigned list is stepped through wrongly.
     """
     unfit = ("thresholding", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
     scheduler = DPMSolverMultistepScheduler.from_config(
-        pipeline.scheduler.config,
-        algorithm_type="dpmsolver++",
+        _own_entries(pipeline.scheduler.config),
+        algorithm_type="sde-dpmsolver++" if sampler == "ancestral" else "dpmsolver++",
         solver_order=1,
         final_sigmas_type="zero",
         **dict.fromkeys(unfit, False),
@@ -169,8 +171,11 @@ def stock_scheduler(pipeline: Any, timesteps: list[int]) -> DPMSolverMultistepSc
     return scheduler
 
 
-def stock_pipeline(pipeline: Any, timesteps: list[int] | None) -> Any:
+def stock_pipeline(pipeline: Any, timesteps: list[int] | None, sampler: str | None = None) -> Any:
     """A cut pipeline with stock classes only, inside the smallest depth that has a stock form.
+
+    Args:
+        sampler: over the timesteps: "ancestral", anything else is DDIM.
 
     Raises:
         ValueError: no depth has one.
@@ -183,16 +188,20 @@ def stock_pipeline(pipeline: Any, timesteps: list[int] | None) -> Any:
         levels = len(replaced["unet"].config.block_out_channels)
         replaced["controlnet"] = stock_controlnet(pipeline.controlnet, levels)
     if timesteps is not None:
-        replaced["scheduler"] = stock_scheduler(pipeline, timesteps)
+        replaced["scheduler"] = stock_scheduler(pipeline, timesteps, sampler)
     return with_components(pipeline, replaced)
 
 
-def own_pipeline(pipeline: Any, timesteps: list[int] | None) -> Any:
-    """A cut pipeline that save_pretrained and from_pretrained keep as it is, over the list if there is one."""
+def own_pipeline(pipeline: Any, timesteps: list[int] | None, sampler: str | None = None) -> Any:
+    """A cut pipeline that save_pretrained and from_pretrained keep as it is, over the list if there is one.
+
+    Args:
+        sampler: over the timesteps: "ancestral", anything else is DDIM; StableSR's pipeline has an eta of its own.
+    """
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     replaced: dict[str, Any] = {name: named(part) for name, part in modules.items()}
     if timesteps is not None:
-        replaced["scheduler"] = fixed_scheduler(pipeline, timesteps)
+        replaced["scheduler"] = fixed_scheduler(pipeline, timesteps, ancestral=sampler == "ancestral")
     return with_components(pipeline, replaced)
 
 

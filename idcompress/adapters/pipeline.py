@@ -233,9 +233,9 @@ def native_size(pipeline: Any) -> int:
     return int(pipeline.unet.config.sample_size) * vae_scale_factor(pipeline)
 
 
-def fixed_scheduler(pipeline: Any, timesteps: list[int]) -> FixedTimestepsScheduler:
+def fixed_scheduler(pipeline: Any, timesteps: list[int], *, ancestral: bool = False) -> FixedTimestepsScheduler:
     """The pipeline's noise schedule and prediction type, over a list of timesteps."""
     scheduler: FixedTimestepsScheduler = FixedTimestepsScheduler.from_config(
-        pipeline.scheduler.config, timesteps=timesteps, clip_sample=False
+        pipeline.scheduler.config, timesteps=timesteps, clip_sample=False, **({"eta": 1.0} if ancestral else {})
     )
     return scheduler

@@ -68,6 +68,11 @@ class Recipe:
         """The stage that made it; "" for the full model."""
         return str(self.provenance[-1]["stage"]) if self.provenance else ""
 
+    @property
+    def sampler(self) -> str | None:
+        """The sampler of the stage that made it; None where none did, or an old one that does not say."""
+        return self.provenance[-1].get("sampler") if self.provenance else None
+
     def derive(self, provenance: dict[str, Any], **changes: Any) -> Recipe:
         """A new recipe made from this one by a stage; weights that it keeps are still found in this one's folder."""
         if changes.get("timesteps") is not None:

@@ -165,8 +165,7 @@ def full_recipe(config: Config, *, needs_weights: bool = True) -> Recipe:
 def follow_recipe(config: Config, recipe: Recipe, overrides: Sequence[str]) -> Config:
     """Guidance scales and sampler default to those that the recipe was searched with; the command line wins."""
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
-    last = recipe.provenance[-1] if recipe.provenance else {}
-    searched: dict[str, Any] = recipe.guidance | {name: value for name, value in last.items() if name == "sampler"}
+    searched: dict[str, Any] = recipe.guidance | ({"sampler": recipe.sampler} if recipe.sampler else {})
     return dataclasses.replace(config, **{name: value for name, value in searched.items() if name not in given})
 
 

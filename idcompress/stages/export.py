@@ -17,7 +17,7 @@ from ..artifacts import files
 from ..artifacts.recipe import Recipe
 from ..artifacts.run_dir import OUTPUTS, RunDir
 from ..config import Config
-from ..console import say
+from ..console import say, warn
 from ..core.timestep_search import gamma_timesteps
 from ..errors import IdcError
 from ..loading import load_source, model_folders
@@ -101,6 +101,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         say(f"{name}: {now:,} of {full:,} parameters ({now / full:.1%}){why}")
     for line in written.lines:
         say(line)
+    if config.sampler == "dpm_solver" or (config.sampler == "ancestral" and onnx):
+        warn(f"sampler={config.sampler}, but what was exported samples by DDIM; its timesteps may not suit")
     how = "its README.md runs it in onnxruntime" if onnx else f"use it by model.path={show(folder)}"
     say(f"exported: {show(folder)}; {how}")
     if config.export.push_to:
@@ -131,7 +133,7 @@ def write_diffusers(config: Config, recipe: Recipe, cut: Any, folder: Path) -> W
     obstacle = stock_obstacle(cut.unet, depth)
     host = host_depth(cut.unet) if config.export.host and obstacle else None
     stock = obstacle is None or host is not None
-    exported = stock_pipeline(cut, timesteps) if stock else own_pipeline(cut, timesteps)
+    exported = (stock_pipeline if stock else own_pipeline)(cut, timesteps, config.sampler)
     save_pipeline(exported, folder)
     if stock:
         inside = f" inside that of depth {host}" if host else ""

@@ -50,6 +50,16 @@ def test_loaded_pipelines_save_themselves(random_model, tmp_path):
     assert torch.allclose(*made, atol=1e-5)
 
 
+def test_ancestral_sampling_travels(idc, random_model, tmp_path):
+    row = {"stage": "tsopt", "sampler": "ancestral"}
+    path = recipe_for("ip2p", random_model("ip2p"), 9, provenance=(row,)).save(tmp_path / "recipe.json")
+    assert idc("export", f"recipe={path}", "export.path=out").code == 0
+    assert json.loads(Path("out/scheduler/scheduler_config.json").read_text())["algorithm_type"] == "sde-dpmsolver++"
+    load_pipeline(path).save_pretrained("own")
+    for place in (path, "out", "own"):
+        assert load_pipeline(place).scheduler.config.eta == 1
+
+
 # what is in a folder
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import tiny_random
@@ -15,6 +16,7 @@ from diffusers import (
 
 import idcompress
 from idcompress import registry
+from idcompress.adapters.export import stock_scheduler
 from idcompress.adapters.pipeline import encode_image_latents, encode_prompts, fixed_scheduler, with_components
 from idcompress.core.noise_schedule import scaled_linear_alphas_cumprod
 from idcompress.schedulers import FixedTimestepsScheduler
@@ -136,6 +138,32 @@ def test_one_generator_per_image_makes_batches_splittable():
     generators = [torch.Generator().manual_seed(i) for i in range(4)]
     expected = idcompress.ddim_sample(lambda x, _: 0.4 * x, start(4), TIMESTEPS, ALPHAS, eta=1.0, generator=generators)
     torch.testing.assert_close(whole, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_configured_eta_stands_in_for_zero(tmp_path):
+    FixedTimestepsScheduler(timesteps=TIMESTEPS, eta=1.0).save_pretrained(tmp_path)
+    ancestral, plain = FixedTimestepsScheduler.from_pretrained(tmp_path), FixedTimestepsScheduler(timesteps=TIMESTEPS)
+
+    def first_step(scheduler, **arguments):
+        scheduler.set_timesteps(1)
+        generator = torch.Generator().manual_seed(1)
+        return scheduler.step(network(start(), 999), 999, start(), generator=generator, **arguments).prev_sample
+
+    assert torch.equal(first_step(ancestral), first_step(plain, eta=1.0))
+    assert torch.equal(first_step(ancestral, eta=0.5), first_step(plain, eta=0.5))
+
+
+def test_stock_schedulers_step_as_ddim_and_ancestrally():
+    """The exported forms, with the same noise; repeats are legal."""
+    pipeline = SimpleNamespace(scheduler=FixedTimestepsScheduler(timesteps=TIMESTEPS))
+    noises = torch.randn(len(TIMESTEPS), *start().shape, generator=torch.Generator().manual_seed(2))
+    for sampler, eta in (("ddim", 0), ("ancestral", 1)):
+        stock, sample = stock_scheduler(pipeline, TIMESTEPS, sampler), start()
+        stock.set_timesteps(timesteps=TIMESTEPS)
+        for timestep, noise in zip(stock.timesteps, noises, strict=True):
+            sample = stock.step(network(sample, int(timestep)), timestep, sample, variance_noise=noise).prev_sample
+        expected = idcompress.ddim_sample(network, start(), TIMESTEPS, ALPHAS, eta=eta, step_noise=noises[:-1])
+        torch.testing.assert_close(sample, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_given_noise():
