@@ -20,8 +20,8 @@ _NETWORKS = """\
 
 def network(name):
     session = onnxruntime.InferenceSession(f"{{name}}.onnx")
-    names = [entry.name for entry in session.get_inputs()]
-    return lambda *inputs: session.run(None, dict(zip(names, inputs)))
+    inputs, outputs = ([entry.name for entry in ends] for ends in (session.get_inputs(), session.get_outputs()))
+    return lambda **values: dict(zip(outputs, session.run(outputs, {{name: values[name] for name in inputs}})))
 
 {names} = map(network, "{words}".split())
 """
@@ -39,38 +39,39 @@ levels = {levels}  # alphas_cumprod there; 1 ends on the picture itself
 """
 _SAMPLING = {
     "ip2p": """
-states, (latents, _) = text_encoder(ids)[0], vae_encoder(image)
-images = np.concatenate([latents, latents, 0 * latents])
-sample = rng.standard_normal(latents.shape, np.float32)
+text, image_latents = text_encoder(input_ids=ids), vae_encoder(image=image)["mean"]
+images = np.concatenate([image_latents, image_latents, 0 * image_latents])
+sample = rng.standard_normal(image_latents.shape, np.float32)
 for timestep, level, next_level in zip(timesteps, levels, levels[1:]):
-    inputs = np.concatenate([sample.repeat(3, axis=0), images], axis=1)
-    text, silent, null = unet(inputs, np.array(timestep), states)[0][:, None]
-    output = null + {guidance_scale} * (text - silent) + {image_guidance_scale} * (silent - null)
+    noisy = np.concatenate([sample.repeat(3, axis=0), images], axis=1)
+    both, image, null = unet(sample=noisy, timestep=np.array(timestep), **text)["model_output"][:, None]
+    output = null + {guidance_scale} * (both - image) + {image_guidance_scale} * (image - null)
     {prediction}
     sample = next_level**0.5 * x0 + (1 - next_level) ** 0.5 * noise
-decoded = vae_decoder(sample)[0]
+decoded = vae_decoder(latents=sample)["decoded"]
 """,
     "controlnet": """
-states, images = text_encoder(ids)[0], image.repeat(2, axis=0)
+text, images = text_encoder(input_ids=ids), image.repeat(2, axis=0)
 sample = rng.standard_normal((1, {latent_channels}, size[1] // {factor}, size[0] // {factor}), np.float32)
 for timestep, level, next_level in zip(timesteps, levels, levels[1:]):
-    inputs = sample.repeat(2, axis=0), np.array(timestep), states
-    text, null = unet(*inputs, *controlnet(*inputs, images))[0][:, None]
-    output = null + {guidance_scale} * (text - null)
+    inputs = {{"sample": sample.repeat(2, axis=0), "timestep": np.array(timestep), **text}}
+    with_text, null = unet(**inputs, **controlnet(**inputs, controlnet_cond=images))["model_output"][:, None]
+    output = null + {guidance_scale} * (with_text - null)
     {prediction}
     sample = next_level**0.5 * x0 + (1 - next_level) ** 0.5 * noise
-decoded = vae_decoder(sample)[0]
+decoded = vae_decoder(latents=sample)["decoded"]
 """,
     "stablesr": """
-mean, std, *features = vae_encoder(image)
-latents = mean + std * rng.standard_normal(mean.shape, np.float32)
-sample = rng.standard_normal(mean.shape, np.float32)
+encoded = vae_encoder(image=image)
+image_latents = encoded["mean"] + encoded["std"] * rng.standard_normal(encoded["mean"].shape, np.float32)
+sample = rng.standard_normal(image_latents.shape, np.float32)
 for timestep, level, next_level in zip(timesteps, levels, levels[1:]):
-    structure = structure_encoder(latents, np.array(timestep))
-    output = unet(sample, np.array(timestep), *structure)[0]
+    structure = structure_encoder(image_latents=image_latents, timestep=np.array(timestep))
+    output = unet(sample=sample, timestep=np.array(timestep), **structure)["model_output"]
     {prediction}
     sample = next_level**0.5 * x0 + (1 - next_level) ** 0.5 * noise
-decoded = vae_decoder(sample, np.array(0.5, np.float32), *features)[0]  # 0: realistic .. 1: faithful
+fidelity_weight = np.array(0.5, np.float32)  # 0: realistic .. 1: faithful
+decoded = vae_decoder(latents=sample, fidelity_weight=fidelity_weight, **encoded)["decoded"]
 
 (mean, std), (ours, spread) = (
     (x.mean((2, 3), keepdims=True), np.sqrt(x.var((2, 3), keepdims=True, ddof=1) + 1e-5)) for x in (image, decoded)

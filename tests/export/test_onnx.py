@@ -94,8 +94,11 @@ def test_the_card_makes_the_picture(task, random_model, tmp_path, said, monkeypa
 
 
 def test_a_stock_folder_as_graphs(random_model, tmp_path, said, monkeypatch):
-    """Its control branch has whole levels and a middle block: the graphs pass on what the U-Net reads."""
-    recipe = recipe_for("controlnet", random_model("controlnet"), 2)
+    """Its control branch has whole levels and a middle block: the graphs pass on what the U-Net reads.
+
+    At depth 1 time and text play no part in the branch, and its graph takes neither.
+    """
+    recipe = recipe_for("controlnet", random_model("controlnet"), 1)
     stock = export_to(tmp_path / "stock", recipe)
     again = Recipe.load(stock)
     again = dataclasses.replace(again, model=again.model | {"path": str(stock)})
