@@ -95,17 +95,17 @@ def test_offloaded_to_the_cpu(exported, task, depth, device):
 # LoRA
 
 
-@pytest.mark.parametrize(("depth", "block"), [(9, "down_blocks.1"), (7, "up_blocks.3")])
-def test_lora_of_the_full_model(exported, tmp_path, depth, block):
-    """On a kept block it does what it does to the full model before the cut; unloaded, nothing is left of it.
+@pytest.mark.parametrize(("depth", "blocks"), [(9, ("down_blocks.1",)), (7, ("down_blocks", "mid_block", "up_blocks"))])
+def test_lora_of_the_full_model(exported, tmp_path, depth, blocks):
+    """On kept blocks it does what it does to the full model before the cut; unloaded, nothing is left of it.
 
-    Names stay in cut models and in the encoder of stock forms, whose decoder is numbered from its own first block.
+    Cut models keep their names and take it whole. So does the encoder of stock forms; their decoder is renumbered.
     """
     recipe = recipe_for("ip2p", None, depth, TIMESTEPS)
     full = load_source("ip2p", recipe.model, device="cpu", dtype="float32", prune="depth_skip")
     generator, lora = torch.Generator().manual_seed(0), {}
     for name, layer in full.pipeline.unet.named_modules():
-        if name.startswith(block) and name.endswith(("to_q", "to_v", "to_out.0")):
+        if name.startswith(blocks) and name.endswith(("to_q", "to_v", "to_out.0")):
             down = torch.randn(2, layer.in_features, generator=generator) / 10
             up = torch.randn(layer.out_features, 2, generator=generator)
             lora |= {f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}
