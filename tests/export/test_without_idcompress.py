@@ -34,8 +34,9 @@ assert "idcompress" not in sys.modules
 """
 
 
-def test_plain_diffusers_runs_the_card(tmp_path, monkeypatch):
-    """The embedded models: the code of each card, where idcompress cannot be imported, makes the in-process picture."""
+@pytest.fixture
+def exported(tmp_path, monkeypatch):
+    """folder -> recipe of every embedded model that has a stock form."""
     monkeypatch.chdir(tmp_path)
     folders = {}
     for task in ("ip2p", "controlnet"):
@@ -43,10 +44,15 @@ def test_plain_diffusers_runs_the_card(tmp_path, monkeypatch):
         folder = export_to(tmp_path / task, recipe)
         noise(64).save(folder / "input.png")
         folders[folder] = recipe
-    command = [sys.executable, "-c", STOCK_PROGRAM, *map(str, folders)]
+    return folders
+
+
+def run_cards(exported, *python):
+    """Run the code of each card where idcompress cannot be imported, and look at the picture that it wrote."""
+    command = [*python, "-c", STOCK_PROGRAM, *map(str, exported)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for folder, recipe in folders.items():
+    for folder, recipe in exported.items():
         check(folder, recipe)
 
 
@@ -61,13 +67,14 @@ def check(folder, recipe):
     assert (ours * 255 - theirs).abs().max() <= 0.5 + 1e-4 * 255
 
 
+def test_plain_diffusers_runs_the_card(exported):
+    """The embedded models: the code of each card, where idcompress cannot be imported, makes the in-process picture."""
+    run_cards(exported, sys.executable)
+
+
 @pytest.mark.slow
-def test_a_second_environment(tmp_path, monkeypatch):
+def test_a_second_environment(exported, tmp_path):
     """The same in an environment of its own that has diffusers, transformers and no idcompress."""
-    monkeypatch.chdir(tmp_path)
-    recipe = recipe_for("ip2p", None, 9, timesteps=(970, 640, 300, 40))
-    folder = export_to(tmp_path / "ip2p", recipe)
-    noise(64).save(folder / "input.png")
     home = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
     # the libraries are this environment's, all but the one that must not be there
@@ -78,6 +85,4 @@ def test_a_second_environment(tmp_path, monkeypatch):
     python = home / "bin/python"
     absent = subprocess.run([python, "-I", "-c", "import idcompress"], capture_output=True, check=False)
     assert absent.returncode == 1
-    done = subprocess.run([python, "-I", "-c", STOCK_PROGRAM, str(folder)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    check(folder, recipe)
+    run_cards(exported, python, "-I")
