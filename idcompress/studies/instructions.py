@@ -23,6 +23,7 @@ def run(
     depths: list[int],
     num_inference_steps: int = 20,
     num_evaluated: int = 40,
+    tolerance_db: float = 0.1,
 ) -> Study:
     """Cut the model to every depth and judge edits whose true result is known, the easy and the hard ones apart.
 
@@ -58,7 +59,7 @@ def run(
                 }
             )
     by_kind = {kind: [row for row in rows if row["instructions"] == kind] for kind in groups}
-    kept = {kind: _kept(found, lab.model.full_depth) for kind, found in by_kind.items()}
+    kept = {kind: _kept(found, lab.model.full_depth, tolerance_db) for kind, found in by_kind.items()}
     answer = "no gain from easy instructions alone"
     if kept["easy"] < kept["hard"]:
         answer = "easy instructions bear a deeper cut"
@@ -73,6 +74,7 @@ def run(
         f"Down from full depth, edits stay as near to the truth to depth {kept['easy']} for easy instructions and to "
         f"depth {kept['hard']} for hard ones: {answer}.",
         [
+            f"A loss of edit PSNR is one that the interval leaves no doubt of and that exceeds {tolerance_db:g} dB.",
             "An edit succeeds where the result is nearer to the true edit than the input is; a flat picture in the "
             "input's mean colour can too, so that share says little for hard instructions.",
             lab.images_note(),
@@ -86,11 +88,12 @@ def _only(value: MetricValue, indices: list[int]) -> MetricValue:
     return MetricValue(math.fsum(kept.values()) / len(kept) if kept else None, kept)
 
 
-def _kept(rows: list[dict[str, Any]], full_depth: int) -> int:
-    """The last depth, going down, before edits first become worse."""
+def _kept(rows: list[dict[str, Any]], full_depth: int, tolerance_db: float) -> int:
+    """The last depth, going down, before edits first become worse by more than the tolerance."""
     kept = full_depth
     for row in sorted(rows, key=lambda row: -int(row["depth"])):
-        if row["edit PSNR over full depth's (dB)"].get("verdict") == "worse":
+        change = row["edit PSNR over full depth's (dB)"]
+        if change.get("verdict") == "worse" and change["mean"] < -tolerance_db:
             break
         kept = row["depth"]
     return kept

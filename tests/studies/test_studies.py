@@ -125,7 +125,8 @@ def test_words_for_gammas():
 
 def test_the_depth_that_edits_bear_ends_before_the_first_loss():
     column = "edit PSNR over full depth's (dB)"
-    verdicts = {13: {}, 9: {"verdict": "better"}, 7: {"verdict": "no gain"}, 6: {"verdict": "worse"}, 5: {}}
-    rows = [{"depth": depth, column: verdict} for depth, verdict in verdicts.items()]
-    assert instructions._kept(rows, 13) == 7
-    assert instructions._kept(rows[3:], 13) == 13
+    worse = {"verdict": "worse", "mean": -2.0}
+    changes = {13: {}, 9: {**worse, "mean": -0.01}, 7: {"verdict": "no gain", "mean": -3.0}, 6: worse, 5: {}}
+    rows = [{"depth": depth, column: change} for depth, change in changes.items()]
+    assert instructions._kept(rows, 13, 0.1) == 7
+    assert instructions._kept(rows[3:], 13, 0.1) == 13
