@@ -14,6 +14,8 @@ from ..metrics.latency import is_full_width, measure_ratio, synchroniser
 from ..tasks import _base
 from ._bench import Bench
 
+STAGES = ("encode", "denoise", "decode", timing.OTHER)  # of a translation, which they make up
+
 
 def costs(bench: Bench, pipeline: Any, timesteps: Sequence[int]) -> dict[str, Any]:
     """Parameters by both rules and their bytes, MACs of one network call, steps, calls and (unless off) latency."""
@@ -88,5 +90,5 @@ def _latency(bench: Bench, pipeline: Any, timesteps: Sequence[int]) -> dict[str,
         "ratio": measured.median,
         "ratio_quartiles": [measured.lower_quartile, measured.upper_quartile],
         "denoising_ratio": statistics.median(denoising),
-        "stages": {system: {name: s / base for name, s in found.items()} for system, found in middle.items()},
+        "stages": {system: {name: found[name] / base for name in STAGES} for system, found in middle.items()},
     }
