@@ -15,17 +15,18 @@ def main(run: Path, target: Path) -> None:
     folders = sorted((run / "evaluate").glob("steps_*"), key=lambda p: -int(p.name.split("_")[1])) or [run / "evaluate"]
     first = folders[0] / "images"
     by_steps = {folder.name.removeprefix("steps_"): folder / "images" for folder in folders}
+    rows = sorted(path.stem for path in (first / "depth_skipped").glob("*.png"))
     if json.loads((folders[0] / "metrics.json").read_text())["task"] == "stablesr":
         columns = [("low resolution,\nenlarged", first / "image"), ("original model,\n50 steps", first / "original")]
-        columns += [(f"compressed,\n{steps} steps", images / "compressed") for steps, images in by_steps.items()]
+        columns += [(f"compressed,\n{next(iter(by_steps))} steps", first / "compressed")]
         columns += [("true photograph", first / "target")]
+        rows = sorted(path.stem for path in (first / "original").glob("*.png"))[:3]
     else:
         columns = [(kind, first / kind) for kind in ("image", "target", "condition") if (first / kind).is_dir()]
         columns += [("original\n50 steps", first / "original"), ("pruned\n50 steps", first / "depth_skipped")]
         for steps, images in by_steps.items():
             columns += [(f"{kind}\n{steps} steps", images / kind) for kind in ("compressed", "uniform")]
     names = {"image": "input", "target": "true edit"}
-    rows = sorted(path.stem for path in (first / "depth_skipped").glob("*.png"))
     cell = max(CELL, Image.open(first / "original" / f"{rows[0]}.png").width)
     sheet = Image.new("RGB", (SIDE + len(columns) * (cell + GAP), HEAD + len(rows) * (cell + GAP)), "white")
     draw = ImageDraw.Draw(sheet)
