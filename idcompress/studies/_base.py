@@ -224,6 +224,14 @@ class Found(NamedTuple):
     columns: dict[str, Any]
 
 
+def check_gamma(config: Config) -> None:
+    """Refuse a study of gammas with a strategy that has none."""
+    if config.timesteps["name"] != "gamma":
+        raise IdcError(
+            f"study={config.study['name']} compares gammas; timesteps={config.timesteps['name']} has none, use gamma"
+        )
+
+
 def difference(value: MetricValue, other: MetricValue, seed: int, *, higher_is_better: bool = True) -> dict[str, Any]:
     """The mean paired difference, its bootstrap interval and a verdict; empty where no image differs."""
     found = paired(value, other, "difference", higher_is_better=higher_is_better, seed=seed)

@@ -5,7 +5,7 @@ from ..artifacts.run_dir import RunDir
 from ..config import Config
 from ..errors import IdcError
 from ..types import Chart, Study
-from ._base import Lab, difference, series, verdicts
+from ._base import Lab, check_gamma, difference, series, verdicts
 
 SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Sec. S3, Tab. S2"
 
@@ -25,8 +25,9 @@ def run(
     The cut model has the recipe's depth, or the one that Alg. 1 finds.
 
     Raises:
-        IdcError: no level can go.
+        IdcError: no level can go, or another strategy than gamma was chosen.
     """
+    check_gamma(config)
     lab = Lab(config, recipe, run_dir, num_searched=num_searched, num_evaluated=num_evaluated)
     depth = recipe.depth or lab.shallowest(reference_steps)
     if depth == lab.model.full_depth:
@@ -47,6 +48,10 @@ def run(
                 }
             )
     own_gains = [row["own over other's (dB)"] for row in rows]
+    pairs = [
+        f"{full['gamma']:.3g} and {cut['gamma']:.3g} at {full['steps']} steps"
+        for full, cut in zip(rows[::2], rows[1::2], strict=True)
+    ]
     by_model = {name: [row for row in rows if row["model"] == name] for name in arms}
     return Study(
         rows,
@@ -54,6 +59,7 @@ def run(
             Chart("steps", column, [series(name, found, "steps", column) for name, found in by_model.items()])
             for column in ("gamma", "gain (dB)")
         ],
-        f"A model's own list against the other's, at full depth and at depth {depth}: {verdicts(own_gains)} cases.",
+        f"Gamma at full depth and at depth {depth}: {', '.join(pairs)}. A model's own list against the other's: "
+        f"{verdicts(own_gains)} cases.",
         [f"PSNR to the same model's {reference_steps} uniform steps.", lab.images_note()],
     )

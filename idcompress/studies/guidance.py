@@ -5,7 +5,7 @@ from ..artifacts.run_dir import RunDir
 from ..config import Config
 from ..errors import IdcError
 from ..types import Chart, Study
-from ._base import Lab, series, verdicts
+from ._base import Lab, check_gamma, series, verdicts
 
 SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Tab. S1"
 
@@ -26,8 +26,7 @@ def run(
     Raises:
         IdcError: the task samples without guidance, or another strategy than gamma was chosen.
     """
-    if config.timesteps["name"] != "gamma":
-        raise IdcError(f"study=guidance compares gammas; timesteps={config.timesteps['name']} has none")
+    check_gamma(config)
     name = next((n for n in ("image_guidance_scale", "guidance_scale") if n in config.guidance()), None)
     if name is None:
         raise IdcError(f"study=guidance wants a task with guidance; task={config.task.name} samples without")

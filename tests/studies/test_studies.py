@@ -116,6 +116,12 @@ def test_a_task_without_guidance_is_a_line(study):
     assert result.code == 2 and "task=stablesr samples without" in result.err, result.err
 
 
+@pytest.mark.parametrize("name", ["guidance", "depth_skip"])
+def test_a_strategy_without_gamma_is_a_line(idc, name):
+    result = idc("study", f"study={name}", "timesteps=uniform")
+    assert result.code == 2 and f"study={name} compares gammas; timesteps=uniform has none" in result.err
+
+
 def test_words_for_gammas():
     assert guidance._trend([1.6, 1.6]) == "stays at 1.6"
     assert guidance._trend([0.5, 0.5, 0.8]) == "rises from 0.5 to 0.8"
