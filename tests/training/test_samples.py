@@ -1,6 +1,8 @@
 """The stream of training samples: whole pictures where the original takes them, files decoded once, bad ones passed."""
 
+import io
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from PIL import Image
 
 from idcompress import registry
+from idcompress.adapters import training
 from idcompress.data.photographs import Photograph, Subset
 from idcompress.errors import IdcError
 from idcompress.stages._samples import TrainingSamples, held_out
@@ -96,3 +99,51 @@ def test_some_photographs_are_held_out(folder):
     assert [photo.name for photo in held_out(folder, 8)] == ["3"]
     with pytest.raises(IdcError, match="at least 2 photographs"):
         held_out(Subset(folder, [0]), 8)
+
+
+def jpeg(seed):
+    data = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(data, "JPEG")
+    return data.getvalue()
+
+
+@pytest.fixture
+def damaged_tar(tmp_path, monkeypatch):
+    """Eight captioned images in a shard, of which the fourth is cut short."""
+    monkeypatch.setattr("idcompress.datasets.shards.CACHE", tmp_path / "cache")
+    with tarfile.open(tmp_path / "00000.tar", "w") as archive:
+        for i in range(8):
+            data = jpeg(i)[:300] if i == 3 else jpeg(i)
+            entry = tarfile.TarInfo(f"{i:06d}.jpg")
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return registry.load("data", "shards").load(str(tmp_path), "all"), "00000/000003"
+
+
+@pytest.fixture
+def damaged_parquet(tmp_path):
+    """Eight edited pairs, of which the fourth's result is no image."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    image = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
+    before = [{"bytes": jpeg(i), "path": None} for i in range(8)]
+    after = [{"bytes": b"cut" if i == 3 else jpeg(i), "path": None} for i in range(8)]
+    pictures = {"original_image": arrow.array(before, image), "edited_image": arrow.array(after, image)}
+    texts = {name: [f"text {i}" for i in range(8)] for name in ("original_prompt", "edit_prompt", "edited_prompt")}
+    parquet.write_table(arrow.table(pictures | texts), tmp_path / "train.parquet", row_group_size=3)
+    return registry.load("data", "instruct_pix2pix").load(str(tmp_path), "all"), "train/1_0"
+
+
+@pytest.mark.parametrize("kind", ["damaged_tar", "damaged_parquet"])
+def test_a_damaged_member_of_a_shard_is_skipped_counted_and_named(kind, request):
+    photos, name = request.getfixturevalue(kind)
+    made = [samples_of(photos)(number) for number in range(8)]
+    assert len(made) == 8
+    assert [set(bad) for _, bad in made if bad] == [{name}]
+    said = []
+    with pytest.raises(IdcError, match=f"1 of 8 photographs cannot be read, more than 1 %: {name};"):
+        for number, (example, bad) in enumerate(made):
+            batch = training.TrainingBatch([number], [example], bad)
+            training.UnreadableImages(8, said.append).on_train_batch_start(None, None, batch, number)
+    assert len(said) == 1
+    assert said[0].startswith(f"{name} is left out: ")
