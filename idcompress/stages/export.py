@@ -21,6 +21,7 @@ from ..console import say, warn
 from ..core.timestep_search import gamma_timesteps
 from ..errors import IdcError
 from ..loading import load_source, model_folders
+from ..metrics.parameters import count_parameters
 from ..report.card import Card, evaluation_of, licence_of
 from ..report.numpy_sampler import numpy_code
 from ._run import model_label, provenance, show, with_depth
@@ -99,6 +100,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         now, full = after[name], uncompressed[name]
         why = f", {now - before[name]:,} of them zero for the stock form's sake" if now > before[name] else ""
         say(f"{name}: {now:,} of {full:,} parameters ({now / full:.1%}){why}")
+    ours, theirs = (count_parameters(pipeline.unet)[1] for pipeline in (written.pipeline, model.pipeline))
+    say(f"unet by the paper's count, without time embedding: {ours:,} of {theirs:,} ({ours / theirs:.1%})")
     for line in written.lines:
         say(line)
     if config.sampler == "dpm_solver" or (config.sampler == "ancestral" and onnx):
