@@ -26,7 +26,7 @@ _TOTAL_LABELS = {
     "gmacs": "network calls \N{MULTIPLICATION SIGN} MACs, convolutions and linear layers (GMAC)",
     "gmacs_with_attention": "network calls \N{MULTIPLICATION SIGN} MACs, with attention products (GMAC)",
 }
-_KINDS = {"image": "input", "condition": "condition", "target": "true edit"}
+_KINDS = {"image": "input", "condition": "condition", "target": "true result"}
 _BASELINE = "_mean_colour"  # ends the name of what a flat picture scores by a metric
 _MODELS = {"original": "full model", "compressed": "compressed model"}
 _SAMPLERS = {"ddim": "DDIM", "ancestral": "ancestral (DDIM with eta 1)", "dpm_solver": "DPM-Solver++ 2M"}
