@@ -126,8 +126,6 @@ def test_every_depth(task, fold, random_model, tmp_path):
         errors, saved = onnx.export_onnx(pipeline, folder, [640, 3], fold=fold)
         assert max(errors.values()) <= 1e-5, depth
         assert ("zeros at the cut" in saved) == fold
-        if fold:
-            assert (saved["zeros at the cut"] > 0) == (depth not in (3, 4, 6, 7))
         unet = next(graph for graph in found if graph.name == "unet")
         assert onnx.largest_error(unet, odd, folder / "unet.onnx") <= 1e-5, depth
 
