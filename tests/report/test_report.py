@@ -140,7 +140,7 @@ def test_grid_shows_the_chosen_examples_at_every_step_count(report: Report) -> N
     assert grid.header == [
         "prompt",
         "input",
-        "true edit",
+        "true result",
         "original\n4 steps",
         "depth-skipped\n4 steps",
         "compressed\n3 steps",
