@@ -65,8 +65,8 @@ def run(
         f"Over {min(num_inference_steps)} to {max(num_inference_steps)} steps the searched list is {words[0]}, and "
         f"{words[1]}, at equal numbers of steps.",
         [
-            f"PSNR to {reference_steps} uniform steps of the full model by DDIM, from which as many by DPM-Solver++ 2M "
-            f"end {limit.value or math.inf:.1f} dB away; equal numbers of steps are equal costs.",
+            f"PSNR to {reference_steps} uniform steps of the full model by DDIM, which as many by DPM-Solver++ 2M meet "
+            f"to {limit.value or math.inf:.1f} dB; equal numbers of steps are equal costs.",
             lab.images_note(),
         ],
     )
