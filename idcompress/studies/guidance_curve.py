@@ -70,18 +70,18 @@ def run(
                 )
                 row |= {name: found[name].value, f"compressed over it, {name}": None if system == compressed else own}
             rows.append(row)
-    across, up = metrics
+    across, up = [f"{name} ({judge.unit})" if judge.unit else name for name, judge in judges.items()]
     by_system = {system: [row for row in rows if row["system"] == system] for system in systems}
     words = [
-        f"beside {system} "
-        + " and ".join(f"{verdicts([r[f'compressed over it, {m}'] for r in of])} in {m}" for m in metrics)
+        f"beside {system}: "
+        + ", ".join(f"{m} {verdicts([row[f'compressed over it, {m}'] for row in of])}" for m in metrics)
         for system, of in by_system.items()
         if system.startswith("original")
     ]
     return Study(
         rows,
-        [Chart(across, up, [series(system, of, across, up) for system, of in by_system.items()])],
-        f"Over image guidance {min(scales):g} to {max(scales):g} the {compressed} is {'; '.join(words)} scales.",
+        [Chart(across, up, [series(system, of, *metrics) for system, of in by_system.items()])],
+        f"Over image guidance {min(scales):g} to {max(scales):g} {compressed}; {'; '.join(words)}.",
         [
             f"{'; '.join(f'{name}: {judge.compares}' for name, judge in judges.items())}. A point per image "
             f"guidance, joined in the order {', '.join(map('{:g}'.format, scales))}; text guidance "
