@@ -16,8 +16,8 @@ def run(
     run_dir: RunDir,
     *,
     num_inference_steps: list[int],
-    num_searched: int = 8,
-    num_evaluated: int = 16,
+    num_searched: int = 4,
+    num_evaluated: int = 12,
     reference_steps: int = 50,
 ) -> Study:
     """Search gamma for the full and for the cut model, and try each one's list on the other.

@@ -19,9 +19,9 @@ def run(
     run_dir: RunDir,
     *,
     num_inference_steps: list[int],
-    num_searched: int = 8,
-    num_evaluated: int = 16,
-    reference_steps: int = 50,
+    num_searched: int = 4,
+    num_evaluated: int = 12,
+    reference_steps: int = 20,
 ) -> Study:
     """Both orders from the full model; either second step works on what the first one left.
 

@@ -19,9 +19,9 @@ def run(
     *,
     num_inference_steps: list[int],
     searched_steps: int = 10,
-    num_searched: int = 8,
+    num_searched: int = 4,
     num_evaluated: int = 16,
-    reference_steps: int = 50,
+    reference_steps: int = 20,
 ) -> Study:
     """DDIM at eta 1 (ancestral) against eta 0, at uniform steps and with a list that was searched for each.
 
