@@ -113,7 +113,8 @@ def depth_curve(
                 )
                 text = f"after fine-tuning: depth {tuned[0]}"
                 axes.scatter([tuned[0]], [after], s=150, marker="*", color=FAILED, label=text, zorder=4)
-            axes.axvline(chosen, color=OPTIMISED, linewidth=9, alpha=0.14, label=f"chosen: depth {chosen}", zorder=1)
+            label = f"chosen{' without fine-tuning' if tuned else ''}: depth {chosen}"
+            axes.axvline(chosen, color=OPTIMISED, linewidth=9, alpha=0.14, label=label, zorder=1)
             # Every depth has its place, probed or not.
             shares = {int(r["depth"]): f"\n{r['params'] / full_params:.0%}" for r in rows}
             ticks = list(range(full, min(shares) - 1, -1))
