@@ -119,7 +119,7 @@ def run(
             f"{steps_per_depth} in a row share a depth. Same MACs: at most {100 * cost_slack:g} % more; same quality: "
             f"at most {' and '.join(f'{s:g} less {m}' for s, m in zip(quality_slack, metrics, strict=True))}.",
             f"The exhaustive search called the network {calls:,} times per batch of images for {len(plans):,} plans: "
-            f"{calls / naive:.1%} of the {naive:,} calls of one plan after the other.",
+            f"{calls / naive:.2%} of the {naive:,} calls of one plan after the other.",
             f"Plans are chosen by the search's images, the table is of the others; {lab.images_note()}",
         ],
     )

@@ -36,7 +36,7 @@ def test_every_plan_once_and_the_choice_on_other_images(study):
     rows = [json.loads(line) for line in trace.splitlines()]
     assert [(row["split"], row["start"]) for row in rows] == [("search", 0), ("evaluate", 0), ("evaluate", 1)]
     assert rows[0]["network_calls"] == 2 * 2 + 4 and len(rows[0]["values"]) == 4
-    assert "8 times per batch of images for 4 plans: 66.7% of the 12 calls" in found["notes"][1]
+    assert "8 times per batch of images for 4 plans: 66.67% of the 12 calls" in found["notes"][1]
 
     table = found["rows"]
     singles = {row["depth"]: row for row in table if row["sought"] == "this depth at every step"}
