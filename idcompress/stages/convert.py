@@ -34,7 +34,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    say(f"converted: {show(folder)}; use it by task={config.task.name} model.path={folder}")
+    say(f"converted: {show(folder)}; use it by task={config.task.name} model=official model.path={folder}")
     return []
 
 
