@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,16 @@ def parse_thresholds(value: Any, key: str = "depth_search.thresholds") -> list[T
     if not isinstance(entries, list) or not entries:
         raise IdcError(f"{wanted}, got {value!r}")
     return [_one(entry, key, wanted) for entry in entries]
+
+
+def metrics_of(thresholds: Sequence[Threshold]) -> list[str]:
+    """What is to be measured for them, each metric once."""
+    return list(dict.fromkeys(threshold.metric for threshold in thresholds))
+
+
+def missed(thresholds: Sequence[Threshold], values: Mapping[str, MetricValue]) -> list[str]:
+    """Those that fail, in words; empty where all hold."""
+    return [t.missed_by(values[t.metric]) for t in thresholds if not t.holds(values[t.metric])]
 
 
 def _one(entry: Any, key: str, wanted: str) -> Threshold:

@@ -14,7 +14,7 @@ from ..errors import IdcError
 from ..metrics.parameters import count_parameters
 from ._bench import Bench, open_bench
 from ._run import provenance
-from ._thresholds import Threshold, parse_thresholds
+from ._thresholds import Threshold, metrics_of, missed, parse_thresholds
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
@@ -92,15 +92,14 @@ def _evaluate(bench: Bench, depth: int, thresholds: list[Threshold], references:
         if full_steps  # the reference itself: never sampled twice
         else bench.images(pipeline, bench.uniform(config.depth_search.num_inference_steps), f"depth {depth}")
     )
-    names = list(dict.fromkeys(threshold.metric for threshold in thresholds))
-    values = bench.measure(names, outputs, references)  # type: ignore[arg-type]
-    missed = [t.missed_by(values[t.metric]) for t in thresholds if not t.holds(values[t.metric])]
+    values = bench.measure(metrics_of(thresholds), outputs, references)  # type: ignore[arg-type]
+    failing = missed(thresholds, values)
     return {
         "depth": depth,
-        "passed": not missed,
+        "passed": not failing,
         "metrics": {name: value.value for name, value in values.items()},
         "notes": {name: value.note for name, value in values.items() if value.note},
-        "missed": missed,
+        "missed": failing,
         "params": count_parameters(pipeline.unet)[0],
         "evaluation_seconds": round(time.perf_counter() - began, 3),
     }

@@ -30,7 +30,7 @@ from ..report.finetuning import preview_grid
 from ._bench import Bench, choose_photographs, open_bench
 from ._run import provenance, show, with_depth
 from ._samples import LISTED, TrainingSamples, held_out
-from ._thresholds import parse_thresholds
+from ._thresholds import metrics_of, missed, parse_thresholds
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
@@ -262,12 +262,12 @@ def _judge(config: Config, tuned: Recipe) -> dict[str, Any]:
     references = bench.references(None, config.num_inference_steps, "full model")
     pipeline = bench.model.for_recipe(tuned)
     outputs = bench.images(pipeline, bench.uniform(settings.num_inference_steps), "fine-tuned")
-    values = bench.measure([threshold.metric for threshold in thresholds], outputs, references)
+    values = bench.measure(metrics_of(thresholds), outputs, references)
     return {
         "num_images": len(bench.examples),
         "thresholds": [vars(threshold) for threshold in thresholds],
         "metrics": {name: value.value for name, value in values.items()},
-        "missed": [t.missed_by(values[t.metric]) for t in thresholds if not t.holds(values[t.metric])],
+        "missed": missed(thresholds, values),
     }
 
 

@@ -20,7 +20,7 @@ from ..errors import IdcError
 from ..metrics._base import MetricValue
 from ..stages._alternatives import paired
 from ..stages._bench import Bench, open_bench
-from ..stages._thresholds import parse_thresholds
+from ..stages._thresholds import metrics_of, missed, parse_thresholds
 from ..stages.tsopt import configured_search
 from ..types import Schedule, Series
 
@@ -80,12 +80,10 @@ class Lab:
             IdcError: the full model itself misses a threshold.
         """
         thresholds = parse_thresholds(self.config.depth_search.thresholds)
-        names = list(dict.fromkeys(threshold.metric for threshold in thresholds))
         against = (self.full(), over)
 
         def passes(depth: int) -> bool:
-            values = self.arm(depth).measure("search", over, names, against)
-            return all(threshold.holds(values[threshold.metric]) for threshold in thresholds)
+            return not missed(thresholds, self.arm(depth).measure("search", over, metrics_of(thresholds), against))
 
         try:
             return depth_search(passes, self.model.full_depth, min_depth=self.config.depth_search.min_depth)[0]
