@@ -28,6 +28,7 @@ import torch
 import torch.distributed as distributed
 import torch.nn.functional as functional
 from diffusers import (
+    AutoencoderKL,
     ControlNetModel,
     DiffusionPipeline,
     StableDiffusionControlNetPipeline,
@@ -39,6 +40,7 @@ from torch import Tensor, nn
 from idcompress.data.captions import caption
 from idcompress.data.edits import EDITS, luma
 from idcompress.models.tiny.build import (
+    LATENT_CHANNELS,
     build_controlnet,
     build_scheduler,
     build_text_encoder,
@@ -175,7 +177,7 @@ def fit(args: argparse.Namespace, model: nn.Module, loss_of: Loss, report: Calla
 def run_crops(args: argparse.Namespace) -> None:
     """Cut the crops of the training photographs once."""
     photos = list_photos(Path(args.data), args.research)
-    crops, photo_index = cut_crops(photos, args.count, args.seed)
+    crops, photo_index = cut_crops(photos, args.count, args.seed, min_share=args.min_share)
     folder = Path(args.work)
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "crops.npy", crops)
@@ -199,9 +201,11 @@ def run_crops(args: argparse.Namespace) -> None:
 # --- autoencoder ----------------------------------------------------------------------------------------------------
 
 
-def _vae_batch(crops: np.ndarray, rows: np.ndarray, size: int, rng: np.random.Generator) -> Tensor:
-    """Crops of some rows in [0, 1], a quarter of them edited: inverted and tinted pictures are drawn too."""
+def _vae_batch(crops: np.ndarray, rows: np.ndarray, size: int, window: int, rng: np.random.Generator) -> Tensor:
+    """Windows of some crops in [0, 1], a quarter of them edited: inverted and tinted pictures are drawn too."""
     image = as_image(crops[rng.choice(rows, size)])
+    top, left = rng.integers(0, image.shape[-1] - window + 1, 2)
+    image = image[..., top : top + window, left : left + window]
     edits = list(EDITS.values())
     for row in range(size // 4):
         edit = edits[rng.integers(len(edits))]
@@ -216,6 +220,30 @@ def gradient_loss(output: Tensor, target: Tensor) -> Tensor:
     return rows + columns
 
 
+@torch.no_grad()
+def balance_channels(vae: AutoencoderKL, images: Tensor) -> None:
+    """Centre the latent channels, bring their deviations halfway to each other, and set the scaling factor.
+
+    A detail's channel may have a tenth of the deviation of brightness's, and drowns in the noise of most timesteps.
+    Offset and gain go into the 1x1 convolutions around the latents, so that the pictures stay the same.
+
+    Args:
+        vae: changed in place.
+        images: (B, 3, H, W) in [-1, 1], on which mean and deviation are measured.
+    """
+    latents = vae.encode(images).latent_dist.mode()
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    gain = (std.log().mean().exp() / std).sqrt()
+    into, out = vae.quant_conv, vae.post_quant_conv
+    number = len(mean)
+    into.weight[:number] *= gain.view(-1, 1, 1, 1)
+    into.bias[:number] = (into.bias[:number] - mean) * gain
+    into.bias[number:] += 2 * gain.log()
+    out.bias += out.weight[:, :, 0, 0] @ mean
+    out.weight /= gain.view(1, -1, 1, 1)
+    vae.register_to_config(scaling_factor=round(1 / vae.encode(images).latent_dist.mode().std().item(), 5))
+
+
 def run_vae(args: argparse.Namespace) -> None:
     """Train the autoencoder; with --decoder-only the latents stay what they are."""
     folder, device = Path(args.work), device_of(args.device)
@@ -228,13 +256,13 @@ def run_vae(args: argparse.Namespace) -> None:
     if args.init:
         vae.load_state_dict(type(vae).from_pretrained(args.init, subfolder="vae").state_dict())
     if args.decoder_only:
-        averaged(vae, folder / "vae.pt")
+        vae = trained_vae(folder).to(device)
         args.command = "vae_decoder"
         vae.decoder.requires_grad_(True)
         vae.post_quant_conv.requires_grad_(True)
 
     def loss_of(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        image = _vae_batch(crops, detailed, args.batch, rng).to(device) * 2 - 1
+        image = _vae_batch(crops, detailed, args.batch, args.window, rng).to(device) * 2 - 1
         posterior = vae.encode(image).latent_dist
         output = vae.decode(posterior.sample(generator)).sample
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
@@ -251,6 +279,18 @@ def run_vae(args: argparse.Namespace) -> None:
         return f"crops not trained on {value:.2f} dB, latent std {latents.std().item():.3f}"
 
     fit(args, vae, loss_of, report)
+    if int(os.environ.get("RANK", 0)) == 0:
+        averaged(vae, folder / f"{args.command}.pt")
+        if not args.decoder_only:
+            balance_channels(vae, held_out * 2 - 1)
+        vae.save_pretrained(folder / "vae")
+
+
+def trained_vae(folder: Path) -> AutoencoderKL:
+    """The autoencoder that `vae` has trained, frozen."""
+    if not (folder / "vae").is_dir():
+        raise FileNotFoundError(f"no folder {folder / 'vae'}; run `vae` first")
+    return AutoencoderKL.from_pretrained(folder / "vae").requires_grad_(False).eval()
 
 
 # --- latents --------------------------------------------------------------------------------------------------------
@@ -263,7 +303,7 @@ def run_latents(args: argparse.Namespace) -> None:
 
     folder, device, log = Path(args.work), device_of(args.device), Log()
     crops = np.load(folder / "crops.npy", mmap_mode="r")
-    vae = averaged(build_vae(), folder / "vae.pt").to(device)
+    vae = trained_vae(folder).to(device)
     names = list(EDITS)
     hard = np.array([EDITS[name].hard for name in names])
     weights = np.where(hard, HARD_SHARE / hard.sum(), (1 - HARD_SHARE) / (~hard).sum())
@@ -273,9 +313,10 @@ def run_latents(args: argparse.Namespace) -> None:
         image = as_image(crops[start : start + 64]).to(device)
         image = image[luma(image).flatten(1).std(1) > MIN_CONTRAST]
         chosen = np.stack([rng.choice(len(names), args.edits, replace=False, p=weights) for _ in image])
-        edited = torch.stack(
-            [EDITS[names[e]].apply(image[row : row + 1])[0] for row, es in enumerate(chosen) for e in es]
-        )
+        edited = image.repeat_interleave(args.edits, dim=0)
+        for edit in np.unique(chosen):
+            rows = torch.from_numpy(np.flatnonzero(chosen.ravel() == edit))
+            edited[rows] = EDITS[names[edit]].apply(edited[rows])
         latents = vae.encode(torch.cat([image, edited]) * 2 - 1).latent_dist.mode()
         inputs.append(latents[: len(image)].half().cpu().numpy())
         targets.append(latents[len(image) :].half().cpu().numpy().reshape(len(image), args.edits, *latents.shape[1:]))
@@ -284,10 +325,6 @@ def run_latents(args: argparse.Namespace) -> None:
         captions += [caption(picture) for picture in image.cpu()]
         if len(inputs) == args.batches:
             break
-    if args.shard == 0:
-        std = float(np.concatenate(inputs).astype(np.float32).std())
-        write_json(folder / "scaling.json", {"scaling_factor": round(1 / std, 5)})
-        log(f"latent std {std:.4f}")
     np.savez(
         folder / f"latents_{args.shard}.npz",
         inputs=np.concatenate(inputs),
@@ -319,7 +356,7 @@ class Latents:
         def joined(name: str) -> np.ndarray:
             return np.concatenate([shard[name] for shard in shards])
 
-        self.scaling_factor: float = read_json(folder / "scaling.json")["scaling_factor"]
+        self.scaling_factor: float = AutoencoderKL.load_config(folder / "vae")["scaling_factor"]
         self.inputs, self.targets = torch.from_numpy(joined("inputs")), torch.from_numpy(joined("targets"))
         self.edit_index, self.edges = joined("edit_index"), joined("edges")
         self.captions: list[str] = joined("captions").tolist()
@@ -329,7 +366,10 @@ class Latents:
 
 
 class Diffusion:
-    """The v-prediction objective on SD's schedule.
+    """The v-prediction objective on SD's schedule, at timesteps drawn in proportion to themselves.
+
+    Half of them are above 707, where nearly all is noise and the condition decides what is drawn: this is what takes
+    longest to learn here.
 
     Source: Salimans and Ho, Progressive Distillation, arXiv:2202.00512, appendix D: v = alpha eps - sigma x_0.
     """
@@ -342,9 +382,14 @@ class Diffusion:
         self, latents: Tensor, predict: Callable[[Tensor, Tensor], Tensor], generator: torch.Generator
     ) -> Tensor:
         noise = torch.randn(latents.shape, generator=generator, device=self.device)
-        timesteps = torch.randint(0, 1000, (len(latents),), generator=generator, device=self.device)
+        uniform = torch.rand(len(latents), generator=generator, device=self.device)
+        timesteps = (1000 * uniform.sqrt()).long().clamp_max(999)
         sample = self.scheduler.add_noise(latents, noise, timesteps)
         return functional.mse_loss(predict(sample, timesteps), self.scheduler.get_velocity(latents, noise, timesteps))
+
+
+def _in_channels(task: str) -> int:
+    return (2 if task == "ip2p" else 1) * LATENT_CHANNELS
 
 
 def _tokens(tokenizer: Any, texts: list[str]) -> Tensor:
@@ -397,7 +442,7 @@ def run_ip2p(args: argparse.Namespace) -> None:
     """Train the instruction editor: text encoder and U-Net together."""
     folder, device = Path(args.work), device_of(args.device)
     data, diffusion = Latents(folder), Diffusion(device)
-    tokenizer, model = _text_and_unet(args, 8, device)
+    tokenizer, model = _text_and_unet(args, _in_channels("ip2p"), device)
     skips = SkipDropout(model["unet"])
     phrasings = [edit.phrasings for edit in EDITS.values()]
     first = np.cumsum([0, *(len(p) for p in phrasings)])
@@ -430,7 +475,7 @@ def run_base(args: argparse.Namespace) -> None:
     """Train the text-conditional base on captions: text encoder and U-Net together."""
     folder, device = Path(args.work), device_of(args.device)
     data, diffusion = Latents(folder), Diffusion(device)
-    tokenizer, model = _text_and_unet(args, 4, device)
+    tokenizer, model = _text_and_unet(args, _in_channels("controlnet"), device)
     tokens = _tokens(tokenizer, [*data.captions, ""]).to(device)
 
     def loss_of(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
@@ -448,7 +493,7 @@ def run_branch(args: argparse.Namespace) -> None:
     folder, device = Path(args.work), device_of(args.device)
     data, diffusion = Latents(folder), Diffusion(device)
     args.init, init = "", args.init
-    tokenizer, base = _text_and_unet(args, 4, device)
+    tokenizer, base = _text_and_unet(args, _in_channels("controlnet"), device)
     args.init = init
     averaged(base, folder / "base.pt")
     controlnet = (
@@ -486,15 +531,10 @@ def run_branch(args: argparse.Namespace) -> None:
 def build_pipeline(task: str, folder: Path) -> DiffusionPipeline:
     """Assemble the stock pipeline of a task from the averaged weights of its checkpoints."""
     tokenizer = build_tokenizer(vocabulary())
-    decoder = folder / "vae_decoder.pt"
-    vae = averaged(build_vae(), decoder if decoder.exists() else folder / "vae.pt")
-    vae.register_to_config(scaling_factor=read_json(folder / "scaling.json")["scaling_factor"])
-    model = nn.ModuleDict(
-        {"text_encoder": build_text_encoder(tokenizer), "unet": build_unet(8 if task == "ip2p" else 4)}
-    )
+    model = nn.ModuleDict({"text_encoder": build_text_encoder(tokenizer), "unet": build_unet(_in_channels(task))})
     averaged(model, folder / f"{'ip2p' if task == 'ip2p' else 'base'}.pt")
     parts: dict[str, Any] = {
-        "vae": vae,
+        "vae": trained_vae(folder),
         "text_encoder": model["text_encoder"],
         "tokenizer": tokenizer,
         "unet": model["unet"],
@@ -541,10 +581,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
             command.add_argument(f"--{key.replace('_', '-')}", type=type(value), default=value, help=f"default {value}")
         return command
 
-    crops = add("crops", run_crops, count=24000)
+    crops = add("crops", run_crops, count=24000, min_share=0.35)
     crops.add_argument("--data", required=True, help="folder of photographs")
     crops.add_argument("--research", action="store_true", help="also photographs whose licence is for research only")
-    vae = add("vae", run_vae, minutes=20.0, batch=16, lr=2e-3, kl=1e-5, init="", flat_share=0.0)
+    vae = add("vae", run_vae, minutes=20.0, batch=16, lr=2e-3, kl=1e-5, init="", flat_share=0.3, window=64)
     vae.add_argument("--decoder-only", action="store_true", help="keep the encoder, and with it all cached latents")
     add("latents", run_latents, shard=0, shards=1, edits=4, batches=1000)
     add("ip2p", run_ip2p, minutes=60.0, batch=16, lr=1e-3, init="", skip_dropout=0.5)

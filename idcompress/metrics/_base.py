@@ -39,6 +39,11 @@ class MetricValue:
     perfect: bool = False
 
 
+def number_or_equal(value: float | None) -> str:
+    """A mean as the console shows it; None is a logarithmic metric's of images equal to their references."""
+    return "equal" if value is None else f"{value:.3f}"
+
+
 class ImageMetric(ABC):
     """A metric over a set of images; one file each, whose `Metric` class this is the base of.
 

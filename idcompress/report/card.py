@@ -162,6 +162,8 @@ class Card:
         arguments = {"ip2p": "'make it warmer', image=", "controlnet": "'a bright photograph', image="}
         call = arguments.get(self.recipe.task, "")
         scales = "".join(f", {name}={scale}" for name, scale in self.recipe.guidance.items())
+        if self.recipe.task == "stablesr" and self.recipe.sampler not in (None, "ancestral"):
+            scales += ", eta=0"  # the pipeline's own default is ancestral
         steps = f", num_inference_steps={len(self.recipe.timesteps)}" if self.recipe.timesteps else ""
         follow: list[str] = []
         if stock and self.recipe.timesteps and self.recipe.task == "controlnet":

@@ -11,6 +11,7 @@ from ..config import Config
 from ..console import say
 from ..core.depth_search import FullModelFailsError, depth_search
 from ..errors import IdcError
+from ..metrics._base import number_or_equal
 from ..metrics.parameters import count_parameters
 from ._bench import Bench, open_bench
 from ._run import provenance
@@ -110,8 +111,7 @@ def _line(row: dict[str, object], full: int, thresholds: list[Threshold]) -> str
     assert isinstance(metrics, dict)
     cells = []
     for threshold in thresholds:
-        value = metrics[threshold.metric]
-        number = "equal" if value is None else f"{value:.3f}"
+        number = number_or_equal(metrics[threshold.metric])
         cells.append(f"{threshold.metric} {number} (want {threshold.direction} {threshold.bound:g})")
     mark = "holds" if row["passed"] else "fails"
     return f"  depth {row['depth']:>2}/{full}  {'  '.join(cells)}  {mark}"

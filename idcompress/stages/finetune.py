@@ -25,6 +25,7 @@ from ..config import Config, instantiate
 from ..console import progress_bar, say, warn
 from ..data.images import to_pil
 from ..errors import IdcError
+from ..metrics._base import number_or_equal
 from ..report.figures import recovery_curve
 from ..report.finetuning import preview_grid
 from ._bench import Bench, choose_photographs, open_bench
@@ -196,7 +197,7 @@ class Preview:
         values = bench.measure(settings.metrics, outputs, self.references)
         row = {"step": step, "metrics": {name: value.value for name, value in values.items()}}
         if is_main_process():
-            numbers = "  ".join(f"{n} {'equal' if v.value is None else f'{v.value:.3f}'}" for n, v in values.items())
+            numbers = "  ".join(f"{name} {number_or_equal(value.value)}" for name, value in values.items())
             say(f"  step {step:>5}  {numbers}  (validation images)")
             earlier = self.trace.rows
             if settings.keep == "best" and earlier and self._score(row) > max(map(self._score, earlier)):
@@ -276,9 +277,7 @@ def _verdict(judged: dict[str, Any], depth: int, searched: int) -> str:
         return (
             f"depth {depth} misses a threshold, fine-tuned too ({'; '.join(judged['missed'])}): depth {searched} stays"
         )
-    values = ", ".join(
-        f"{name} {'equal' if value is None else f'{value:.3f}'}" for name, value in judged["metrics"].items()
-    )
+    values = ", ".join(f"{name} {number_or_equal(value)}" for name, value in judged["metrics"].items())
     return f"depth {depth} holds the thresholds after fine-tuning ({values}); without it {searched} was the smallest"
 
 

@@ -17,6 +17,7 @@ from ..artifacts.run_dir import RunDir
 from ..artifacts.trace import Trace
 from ..config import Config
 from ..console import say
+from ..metrics._base import number_or_equal
 from ..types import Schedule, ScheduleRequest
 from ._bench import Bench, open_bench
 from ._run import provenance, with_depth
@@ -120,7 +121,7 @@ def _score(
                     "evaluation_seconds": round(time.perf_counter() - began, 3),
                 }
             )
-            say(f"  {_named(known)}psnr {'equal' if value.value is None else f'{value.value:.3f}'}")
+            say(f"  {_named(known)}psnr {number_or_equal(value.value)}")
         return math.inf if row["psnr"] is None else float(row["psnr"])
 
     return score

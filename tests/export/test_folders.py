@@ -60,6 +60,15 @@ def test_ancestral_sampling_travels(idc, random_model, tmp_path):
         assert load_pipeline(place).scheduler.config.eta == 1
 
 
+@pytest.mark.parametrize(("sampler", "asked"), [("ddim", True), ("ancestral", False)])
+def test_the_card_of_stablesr_asks_for_the_sampler_of_the_search(random_model, tmp_path, monkeypatch, sampler, asked):
+    """Its pipeline samples ancestrally unless told otherwise."""
+    monkeypatch.chdir(tmp_path)
+    row = {"stage": "tsopt", "sampler": sampler}
+    recipe = recipe_for("stablesr", random_model("stablesr"), 9, provenance=(row,))
+    assert (", eta=0)" in (export_to(tmp_path / "out", recipe) / "README.md").read_text()) == asked
+
+
 # what is in a folder
 
 

@@ -11,7 +11,8 @@ from idcompress.adapters.unet import full_depth
 from idcompress.data.canny import canny
 from idcompress.models.stablesr import StableSRPipeline
 from idcompress.models.tiny import tiny_folder
-from idcompress.models.tiny.build import build_text_encoder, build_tokenizer, build_unet, silent_attentions
+from idcompress.models.tiny.build import build_text_encoder, build_tokenizer, build_unet, build_vae, silent_attentions
+from scripts.train_tiny import balance_channels
 
 TASKS = ("ip2p", "controlnet", "stablesr")
 
@@ -69,6 +70,27 @@ def test_autoencoder_reconstructs_and_latents_are_scaled(task: str) -> None:
     assert 0.5 < float(latents.std()) * vae.config.scaling_factor < 2
 
 
+def test_balancing_latent_channels_keeps_the_pictures() -> None:
+    """Every channel is centred, their deviations come nearer to each other, and the scaling factor makes one of all."""
+    torch.manual_seed(0)
+    vae, images = build_vae().eval(), torch.rand(4, 3, 64, 64) * 2 - 1
+    vae.quant_conv.weight.data[:2] *= 5  # two channels speak louder
+
+    def encoded() -> tuple[torch.Tensor, torch.Tensor]:
+        posterior = vae.encode(images).latent_dist
+        return posterior.mode(), vae.decode(posterior.mean + posterior.std).sample
+
+    with torch.no_grad():
+        before, pictures = encoded()
+        balance_channels(vae, images)
+        after, same = encoded()
+    torch.testing.assert_close(same, pictures, atol=1e-5, rtol=1e-4)
+    assert after.mean((0, 2, 3)).abs().max() < 1e-4
+    spread = [float(latents.std((0, 2, 3)).log().std()) for latents in (before, after)]
+    assert spread[1] == pytest.approx(spread[0] / 2, rel=1e-3)
+    assert after.std() * vae.config.scaling_factor == pytest.approx(1, rel=1e-3)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_model_card_names_data_and_figures(task: str) -> None:
     pipeline(task)
@@ -106,7 +128,7 @@ def test_builders() -> None:
     assert tokenizer.model_max_length == 16
     encoder = build_text_encoder(tokenizer)
     assert encoder.config.vocab_size == len(tokenizer)
-    unet = build_unet(8)
+    unet = build_unet(16)
     assert full_depth(unet) == 13
     silent = silent_attentions(unet)
     assert len(silent) == 10

@@ -22,6 +22,7 @@ from ..stablesr import StableSRAutoencoderKL, StableSRStructureEncoder, StableSR
 IMAGE_PX = 64
 STABLESR_PX = 128
 VAE_FACTOR = 4
+LATENT_CHANNELS = 8  # for 48 numbers of 4x4 pixels; with 4, the best linear code keeps 22.6 dB of public photographs
 TEXT_WIDTH = 64
 TEXT_TOKENS = 16  # every phrasing and caption fits; SD's 77 would make cross-attention the largest cost here
 _CHANNELS = (24, 48, 96, 96)
@@ -29,7 +30,7 @@ _STRUCTURE_CHANNELS = 16
 _DOWN_BLOCKS = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
 _UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
 _UNET: dict[str, Any] = {
-    "out_channels": 4,
+    "out_channels": LATENT_CHANNELS,
     "layers_per_block": 2,
     "block_out_channels": _CHANNELS,
     "down_block_types": _DOWN_BLOCKS,
@@ -39,7 +40,7 @@ _UNET: dict[str, Any] = {
     "norm_num_groups": 8,
 }
 _VAE: dict[str, Any] = {
-    "latent_channels": 4,
+    "latent_channels": LATENT_CHANNELS,
     "down_block_types": ("DownEncoderBlock2D",) * 3,
     "up_block_types": ("UpDecoderBlock2D",) * 3,
     "block_out_channels": (16, 32, 64),
@@ -50,12 +51,12 @@ _VAE: dict[str, Any] = {
 
 
 def build_vae() -> AutoencoderKL:
-    """Autoencoder from 64x64 pixels to (4, 16, 16) latents, without attention so that any size works."""
+    """Autoencoder from 64x64 pixels to (8, 16, 16) latents, without attention so that any size works."""
     return AutoencoderKL(sample_size=IMAGE_PX, **_VAE)
 
 
 def build_unet(in_channels: int) -> UNet2DConditionModel:
-    """U-Net with 12 skips and a middle block: 8 input channels for ip2p, 4 for text-conditional."""
+    """U-Net with 12 skips and a middle block; for ip2p `in_channels` is twice the latents', the image's beside them."""
     unet = UNet2DConditionModel(sample_size=IMAGE_PX // VAE_FACTOR, in_channels=in_channels, **_UNET)
     for attention in silent_attentions(unet):
         nn.init.zeros_(attention.to_out[0].weight)
@@ -72,7 +73,7 @@ def build_stablesr_unet() -> StableSRUNet2DConditionModel:
     """The text-conditional U-Net with narrow SPADE layers."""
     return StableSRUNet2DConditionModel(
         sample_size=STABLESR_PX // VAE_FACTOR,
-        in_channels=4,
+        in_channels=LATENT_CHANNELS,
         structure_channels=_STRUCTURE_CHANNELS,
         spade_hidden_channels=8,
         **_UNET,
@@ -82,6 +83,7 @@ def build_stablesr_unet() -> StableSRUNet2DConditionModel:
 def build_structure_encoder() -> StableSRStructureEncoder:
     """Structure encoder without attention but in its middle block."""
     return StableSRStructureEncoder(
+        in_channels=LATENT_CHANNELS,
         out_channels=_STRUCTURE_CHANNELS,
         block_out_channels=(24, 24, 48, 48),
         down_block_types=("DownBlock2D",) * 4,
