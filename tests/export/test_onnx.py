@@ -49,7 +49,7 @@ def in_process(recipe, picture, monkeypatch):
     pipe, rng = load_pipeline(recipe), np.random.default_rng(0)
 
     def draw(height, width):
-        return torch.from_numpy(rng.standard_normal((1, 4, height, width), np.float32))
+        return torch.from_numpy(rng.standard_normal((1, pipe.vae.config.latent_channels, height, width), np.float32))
 
     if recipe.task == "stablesr":
         # the card's enlargement is Pillow's; posterior noise comes first
