@@ -73,6 +73,7 @@ HARD_SHARE = 0.5  # of the edited latents; an edit that moves content takes long
 
 _STAGES = {"ip2p": ("ip2p",), "controlnet": ("base", "branch")}
 
+_RANK, _WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
 _SKIP_DROPOUT_FROM = 250  # training timestep; SD's schedule has as much signal as noise near 340
 
 Loss = Callable[[np.random.Generator, torch.Generator], Tensor]
@@ -91,8 +92,7 @@ def fit(args: argparse.Namespace, model: nn.Module, loss_of: Loss, report: Calla
         loss_of: draws a batch from a numpy and a torch generator and returns its loss.
         report: called at every checkpoint with the averaged weights in place; its text is logged.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1:
+    if _WORLD > 1:
         distributed.init_process_group("gloo")
     folder, device, log = Path(args.work), device_of(args.device), Log()
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -104,8 +104,8 @@ def fit(args: argparse.Namespace, model: nn.Module, loss_of: Loss, report: Calla
         optimizer.load_state_dict(state["optimizer"])
         ema.load_state_dict(state["ema"])
         step, samples, seconds = state["step"], state["samples"], state["seconds"]
-    rng = np.random.default_rng([args.seed, rank, step])
-    generator = torch.Generator(device).manual_seed(args.seed + 1000 * rank + step)
+    rng = np.random.default_rng([args.seed, _RANK, step])
+    generator = torch.Generator(device).manual_seed(args.seed + 1000 * _RANK + step)
     last = saved = time.perf_counter()
     done, losses = False, []
     while not done:
@@ -115,30 +115,31 @@ def fit(args: argparse.Namespace, model: nn.Module, loss_of: Loss, report: Calla
         # 2. One step, with gradients averaged over processes.
         loss = loss_of(rng, generator)
         loss.backward()
-        if world > 1:
-            flat = torch.cat([p.grad.flatten() for p in parameters])
+        if _WORLD > 1:
+            gradients = [p.grad for p in parameters if p.grad is not None]  # norms before silent attentions get none
+            flat = torch.cat([grad.flatten() for grad in gradients])
             distributed.all_reduce(flat)
-            flat /= world
-            for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-                p.grad.copy_(grad.view_as(p))
+            flat /= _WORLD
+            for grad, mean in zip(gradients, flat.split([grad.numel() for grad in gradients]), strict=True):
+                grad.copy_(mean.view_as(grad))
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         ema.update(model)
         step += 1
-        samples += args.batch * world
+        samples += args.batch * _WORLD
         losses.append(loss.item())
-        if rank == 0 and step % 100 == 0:
+        if _RANK == 0 and step % 100 == 0:
             log(f"{args.command} step {step} samples {samples} loss {np.mean(losses[-100:]):.4f}")
         # 3. Time, checkpoint, report.
         now = time.perf_counter()
         seconds, last = seconds + now - last, now
         done = seconds >= 60 * args.minutes
-        if world > 1:  # the first process to run out of time stops all
+        if _WORLD > 1:  # the first process to run out of time stops all
             stop = torch.tensor(float(done))
             distributed.all_reduce(stop)
             done = stop.item() > 0
-        if rank == 0 and (now - saved > CHECKPOINT_SECONDS or done):
+        if _RANK == 0 and (now - saved > CHECKPOINT_SECONDS or done):
             saved = now
             state = {
                 "model": model.state_dict(),
@@ -153,11 +154,11 @@ def fit(args: argparse.Namespace, model: nn.Module, loss_of: Loss, report: Calla
                 "seed": args.seed,
                 "steps": step,
                 "samples": samples,
-                "batch": args.batch * world,
+                "batch": args.batch * _WORLD,
                 "learning_rate": args.lr,
                 "seconds": round(seconds),
                 "hardware": hardware(device),
-                "processes": world,
+                "processes": _WORLD,
                 "started_from": args.init or "random weights",
             }
             write_json(folder / f"{args.command}.json", note)
@@ -167,7 +168,7 @@ def fit(args: argparse.Namespace, model: nn.Module, loss_of: Loss, report: Calla
                 with torch.no_grad():
                     log(f"{args.command} step {step} {report()}")
                 model.load_state_dict(trained)
-    if world > 1:
+    if _WORLD > 1:
         distributed.destroy_process_group()
 
 
@@ -198,6 +199,15 @@ def run_crops(args: argparse.Namespace) -> None:
     )
 
 
+def edited(images: Tensor, edits: np.ndarray) -> Tensor:
+    """Every image after its edit: (B, 3, H, W) in [0, 1], and (B,) positions in EDITS."""
+    names, result = list(EDITS), images.clone()
+    for edit in np.unique(edits):
+        rows = torch.from_numpy(np.flatnonzero(edits == edit))
+        result[rows] = EDITS[names[edit]].apply(images[rows])
+    return result
+
+
 # --- autoencoder ----------------------------------------------------------------------------------------------------
 
 
@@ -206,10 +216,7 @@ def _vae_batch(crops: np.ndarray, rows: np.ndarray, size: int, window: int, rng:
     image = as_image(crops[rng.choice(rows, size)])
     top, left = rng.integers(0, image.shape[-1] - window + 1, 2)
     image = image[..., top : top + window, left : left + window]
-    edits = list(EDITS.values())
-    for row in range(size // 4):
-        edit = edits[rng.integers(len(edits))]
-        image[row] = edit.apply(image[row : row + 1])[0]
+    image[: size // 4] = edited(image[: size // 4], rng.integers(len(EDITS), size=size // 4))
     return image
 
 
@@ -252,14 +259,14 @@ def run_vae(args: argparse.Namespace) -> None:
     detail = np.abs(np.diff(crops[256:, ::2, ::2, 1].astype(np.int16), axis=2)).mean((1, 2))
     detailed = 256 + np.flatnonzero(detail >= np.quantile(detail, args.flat_share))
     torch.manual_seed(args.seed)
-    vae = build_vae().to(device)
-    if args.init:
-        vae.load_state_dict(type(vae).from_pretrained(args.init, subfolder="vae").state_dict())
     if args.decoder_only:
-        vae = trained_vae(folder).to(device)
         args.command = "vae_decoder"
+        vae = trained_vae(folder)
         vae.decoder.requires_grad_(True)
         vae.post_quant_conv.requires_grad_(True)
+    else:
+        vae = AutoencoderKL.from_pretrained(args.init, subfolder="vae") if args.init else build_vae()
+    vae.to(device)
 
     def loss_of(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         image = _vae_batch(crops, detailed, args.batch, args.window, rng).to(device) * 2 - 1
@@ -279,7 +286,7 @@ def run_vae(args: argparse.Namespace) -> None:
         return f"crops not trained on {value:.2f} dB, latent std {latents.std().item():.3f}"
 
     fit(args, vae, loss_of, report)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if _RANK == 0:
         averaged(vae, folder / f"{args.command}.pt")
         if not args.decoder_only:
             balance_channels(vae, held_out * 2 - 1)
@@ -304,20 +311,16 @@ def run_latents(args: argparse.Namespace) -> None:
     folder, device, log = Path(args.work), device_of(args.device), Log()
     crops = np.load(folder / "crops.npy", mmap_mode="r")
     vae = trained_vae(folder).to(device)
-    names = list(EDITS)
-    hard = np.array([EDITS[name].hard for name in names])
+    hard = np.array([edit.hard for edit in EDITS.values()])
     weights = np.where(hard, HARD_SHARE / hard.sum(), (1 - HARD_SHARE) / (~hard).sum())
     rng = np.random.default_rng([args.seed, args.shard])
     inputs, targets, edit_index, edges, captions = [], [], [], [], []
     for start in range(256 + 64 * args.shard, len(crops) - 63, 64 * args.shards):
         image = as_image(crops[start : start + 64]).to(device)
         image = image[luma(image).flatten(1).std(1) > MIN_CONTRAST]
-        chosen = np.stack([rng.choice(len(names), args.edits, replace=False, p=weights) for _ in image])
-        edited = image.repeat_interleave(args.edits, dim=0)
-        for edit in np.unique(chosen):
-            rows = torch.from_numpy(np.flatnonzero(chosen.ravel() == edit))
-            edited[rows] = EDITS[names[edit]].apply(edited[rows])
-        latents = vae.encode(torch.cat([image, edited]) * 2 - 1).latent_dist.mode()
+        chosen = np.stack([rng.choice(len(hard), args.edits, replace=False, p=weights) for _ in image])
+        results = edited(image.repeat_interleave(args.edits, dim=0), chosen.ravel())
+        latents = vae.encode(torch.cat([image, results]) * 2 - 1).latent_dist.mode()
         inputs.append(latents[: len(image)].half().cpu().numpy())
         targets.append(latents[len(image) :].half().cpu().numpy().reshape(len(image), args.edits, *latents.shape[1:]))
         edit_index.append(chosen.astype(np.int16))
@@ -366,24 +369,27 @@ class Latents:
 
 
 class Diffusion:
-    """The v-prediction objective on SD's schedule, at timesteps drawn in proportion to themselves.
+    """The v-prediction objective on SD's schedule.
 
-    Half of them are above 707, where nearly all is noise and the condition decides what is drawn: this is what takes
-    longest to learn here.
+    Args:
+        device: of the latents.
+        power: timesteps are 1000 times a uniform number to this power. At 1 they are uniform; at 0.5 half of them are
+            above 707, where nearly all is noise and an instruction decides what is drawn.
 
     Source: Salimans and Ho, Progressive Distillation, arXiv:2202.00512, appendix D: v = alpha eps - sigma x_0.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, power: float) -> None:
         self.scheduler = build_scheduler()
         self.device = device
+        self.power = power
 
     def __call__(
         self, latents: Tensor, predict: Callable[[Tensor, Tensor], Tensor], generator: torch.Generator
     ) -> Tensor:
         noise = torch.randn(latents.shape, generator=generator, device=self.device)
         uniform = torch.rand(len(latents), generator=generator, device=self.device)
-        timesteps = (1000 * uniform.sqrt()).long().clamp_max(999)
+        timesteps = (1000 * uniform**self.power).long().clamp_max(999)
         sample = self.scheduler.add_noise(latents, noise, timesteps)
         return functional.mse_loss(predict(sample, timesteps), self.scheduler.get_velocity(latents, noise, timesteps))
 
@@ -399,14 +405,15 @@ def _tokens(tokenizer: Any, texts: list[str]) -> Tensor:
     return ids
 
 
-def _text_and_unet(args: argparse.Namespace, in_channels: int, device: torch.device) -> tuple[Any, nn.ModuleDict]:
+def _text_and_unet(task: str, seed: int, init: str, device: torch.device) -> tuple[Any, nn.ModuleDict]:
     """Tokenizer, and the text encoder and U-Net that are trained together."""
-    torch.manual_seed(args.seed)
+    torch.manual_seed(seed)
+    in_channels = _in_channels(task)
     tokenizer = build_tokenizer(vocabulary())
     model = nn.ModuleDict({"text_encoder": build_text_encoder(tokenizer), "unet": build_unet(in_channels)})
-    if args.init:
+    if init:
         for name, module in model.items():
-            state = type(module).from_pretrained(args.init, subfolder=name).state_dict()
+            state = type(module).from_pretrained(init, subfolder=name).state_dict()
             if name == "unet":  # of an ip2p U-Net, a text-conditional one takes the noisy latents' channels
                 state["conv_in.weight"] = state["conv_in.weight"][:, :in_channels]
             module.load_state_dict(state)
@@ -441,8 +448,8 @@ class SkipDropout:
 def run_ip2p(args: argparse.Namespace) -> None:
     """Train the instruction editor: text encoder and U-Net together."""
     folder, device = Path(args.work), device_of(args.device)
-    data, diffusion = Latents(folder), Diffusion(device)
-    tokenizer, model = _text_and_unet(args, _in_channels("ip2p"), device)
+    data, diffusion = Latents(folder), Diffusion(device, args.time_power)
+    tokenizer, model = _text_and_unet("ip2p", args.seed, args.init, device)
     skips = SkipDropout(model["unet"])
     phrasings = [edit.phrasings for edit in EDITS.values()]
     first = np.cumsum([0, *(len(p) for p in phrasings)])
@@ -474,8 +481,8 @@ def run_ip2p(args: argparse.Namespace) -> None:
 def run_base(args: argparse.Namespace) -> None:
     """Train the text-conditional base on captions: text encoder and U-Net together."""
     folder, device = Path(args.work), device_of(args.device)
-    data, diffusion = Latents(folder), Diffusion(device)
-    tokenizer, model = _text_and_unet(args, _in_channels("controlnet"), device)
+    data, diffusion = Latents(folder), Diffusion(device, args.time_power)
+    tokenizer, model = _text_and_unet("controlnet", args.seed, args.init, device)
     tokens = _tokens(tokenizer, [*data.captions, ""]).to(device)
 
     def loss_of(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
@@ -491,14 +498,13 @@ def run_base(args: argparse.Namespace) -> None:
 def run_branch(args: argparse.Namespace) -> None:
     """Train the control branch on canny edges, the base frozen."""
     folder, device = Path(args.work), device_of(args.device)
-    data, diffusion = Latents(folder), Diffusion(device)
-    args.init, init = "", args.init
-    tokenizer, base = _text_and_unet(args, _in_channels("controlnet"), device)
-    args.init = init
+    data, diffusion = Latents(folder), Diffusion(device, args.time_power)
+    tokenizer, base = _text_and_unet("controlnet", args.seed, "", device)
     averaged(base, folder / "base.pt")
-    controlnet = (
-        ControlNetModel.from_pretrained(init, subfolder="controlnet") if init else build_controlnet(base["unet"])
-    )
+    if args.init:
+        controlnet = ControlNetModel.from_pretrained(args.init, subfolder="controlnet")
+    else:
+        controlnet = build_controlnet(base["unet"])
     controlnet.requires_grad_(True)
     freeze_silent_attentions(controlnet)
     model = nn.ModuleDict({"controlnet": controlnet}).to(device)
@@ -587,9 +593,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     vae = add("vae", run_vae, minutes=20.0, batch=16, lr=2e-3, kl=1e-5, init="", flat_share=0.3, window=64)
     vae.add_argument("--decoder-only", action="store_true", help="keep the encoder, and with it all cached latents")
     add("latents", run_latents, shard=0, shards=1, edits=4, batches=1000)
-    add("ip2p", run_ip2p, minutes=60.0, batch=16, lr=1e-3, init="", skip_dropout=0.5)
-    add("base", run_base, minutes=25.0, batch=16, lr=1e-3, init="")
-    add("branch", run_branch, minutes=40.0, batch=16, lr=1e-3, init="")
+    add("ip2p", run_ip2p, minutes=60.0, batch=16, lr=1e-3, init="", skip_dropout=0.1, time_power=0.5)
+    add("base", run_base, minutes=25.0, batch=16, lr=1e-3, init="", time_power=1.0)
+    add("branch", run_branch, minutes=40.0, batch=16, lr=1e-3, init="", time_power=1.0)
     pack = add("pack", run_pack, out="idcompress/models/tiny")
     pack.add_argument("--task", required=True, choices=tuple(_STAGES))
     return parser.parse_args(argv)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -9,10 +10,11 @@ from skimage import data
 
 from idcompress.adapters.unet import full_depth
 from idcompress.data.canny import canny
+from idcompress.data.edits import EDITS
 from idcompress.models.stablesr import StableSRPipeline
 from idcompress.models.tiny import tiny_folder
 from idcompress.models.tiny.build import build_text_encoder, build_tokenizer, build_unet, build_vae, silent_attentions
-from scripts.train_tiny import balance_channels
+from scripts.train_tiny import balance_channels, edited
 
 TASKS = ("ip2p", "controlnet", "stablesr")
 
@@ -89,6 +91,13 @@ def test_balancing_latent_channels_keeps_the_pictures() -> None:
     spread = [float(latents.std((0, 2, 3)).log().std()) for latents in (before, after)]
     assert spread[1] == pytest.approx(spread[0] / 2, rel=1e-3)
     assert after.std() * vae.config.scaling_factor == pytest.approx(1, rel=1e-3)
+
+
+def test_training_pairs_take_the_edit_they_name() -> None:
+    images, edits = photo() * torch.linspace(0.2, 1, 5).view(-1, 1, 1, 1), [3, 0, 3, 12, 0]
+    results = edited(images, np.array(edits))
+    for image, edit, result in zip(images, edits, results, strict=True):
+        torch.testing.assert_close(result, list(EDITS.values())[edit].apply(image[None])[0])
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -118,7 +118,7 @@ def freeze_silent_attentions(model: nn.Module) -> None:
 
 def build_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     """Control branch with the weights of the base's encoder half; its stem divides 64 pixels by the VAE's factor."""
-    return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 32), conditioning_channels=3)
+    return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 64), conditioning_channels=3)
 
 
 def build_tokenizer(texts: Iterable[str]) -> CLIPTokenizer:
