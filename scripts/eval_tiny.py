@@ -264,7 +264,7 @@ def readme(card: dict[str, Any]) -> str:
         scales = ", ".join(f"`{key}={value}`" for key, value in card["guidance"].items())
         use = [
             f"Stock diffusers `from_pretrained` on this folder; recommended guidance: {scales}.",
-            "Images are 64x64, prompts at most 14 words; v-prediction on Stable Diffusion's noise schedule,",
+            "Images are 64x64, prompts at most 14 tokens; v-prediction on Stable Diffusion's noise schedule,",
             "autoencoder of factor 4, float16 weights.",
         ]
     lines = [

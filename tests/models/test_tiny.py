@@ -10,10 +10,12 @@ from skimage import data
 
 from idcompress.adapters.unet import full_depth
 from idcompress.data.canny import canny
+from idcompress.data.captions import caption
 from idcompress.data.edits import EDITS
 from idcompress.models.stablesr import StableSRPipeline
 from idcompress.models.tiny import tiny_folder
 from idcompress.models.tiny.build import build_text_encoder, build_tokenizer, build_unet, build_vae, silent_attentions
+from scripts.tiny_common import vocabulary
 from scripts.train_tiny import balance_channels, edited
 
 TASKS = ("ip2p", "controlnet", "stablesr")
@@ -127,6 +129,16 @@ def tiny_weights() -> list:
     import idcompress.models.tiny
 
     return list(Path(idcompress.models.tiny.__file__).parent.rglob("*.safetensors"))
+
+
+def test_trained_words_are_single_tokens() -> None:
+    """Although pieces of one word, joined first, could have split another; CLIP takes digits one by one."""
+    texts = vocabulary()
+    tokenizer = build_tokenizer(texts)
+    words = {word for text in texts for word in text.split() if not word.isdigit()}
+    assert len(words) > 100
+    assert [word for word in sorted(words) if len(tokenizer.tokenize(word)) != 1] == []
+    assert len(tokenizer(caption(photo()[0])).input_ids) == 12 + 2
 
 
 def test_builders() -> None:

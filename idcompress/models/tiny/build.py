@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -121,17 +122,31 @@ def build_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 64), conditioning_channels=3)
 
 
+def _merged(word: str, ranks: Mapping[tuple[str, str], int]) -> list[str]:
+    """The tokens of a word by byte-pair encoding: the pair of lowest rank is joined until none is left."""
+    parts = [*word[:-1], word[-1] + "</w>"]
+    while pairs := [pair for pair in pairwise(parts) if pair in ranks]:
+        best = min(pairs, key=ranks.__getitem__)
+        joined: list[str] = []
+        for part in parts:
+            if joined and (joined[-1], part) == best:
+                joined[-1] += part
+            else:
+                joined.append(part)
+        parts = joined
+    return parts
+
+
 def build_tokenizer(texts: Iterable[str]) -> CLIPTokenizer:
-    """Tokenizer with one token per word of `texts`; every other word falls back to its bytes."""
+    """Tokenizer with one token per word of `texts`; every other word falls back to pieces of these and its bytes."""
     alphabet = sorted(ByteLevel.alphabet())
     vocabulary = dict.fromkeys((*alphabet, *(piece + "</w>" for piece in alphabet)))
-    merges: dict[tuple[str, str], None] = {}
+    merges: dict[tuple[str, str], int] = {}
     for word in sorted({word for text in texts for word in text.lower().split()}):
-        parts = [*word[:-1], word[-1] + "</w>"]
-        while len(parts) > 1:
-            merges[parts[0], parts[1]] = None
-            parts = [parts[0] + parts[1], *parts[2:]]
-            vocabulary[parts[0]] = None
+        # A new pair ranks last, so that the words before stay whole; theirs may come first in this one.
+        while len(parts := _merged(word, merges)) > 1:
+            merges[parts[0], parts[1]] = len(merges)
+            vocabulary[parts[0] + parts[1]] = None
     pieces = (*vocabulary, "<|startoftext|>", "<|endoftext|>")
     with tempfile.TemporaryDirectory() as folder:
         vocab_file, merges_file = Path(folder, "vocab.json"), Path(folder, "merges.txt")
