@@ -36,6 +36,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from torch import Tensor, nn
+from transformers import CLIPTokenizer
 
 from idcompress.data.captions import caption
 from idcompress.data.edits import EDITS, luma
@@ -74,6 +75,7 @@ HARD_SHARE = 0.5  # of the edited latents; an edit that moves content takes long
 _STAGES = {"ip2p": ("ip2p",), "controlnet": ("base", "branch")}
 
 _RANK, _WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
+_EMBEDDINGS = "embeddings.token_embedding.weight"  # of a text encoder
 _SKIP_DROPOUT_FROM = 250  # training timestep; SD's schedule has as much signal as noise near 340
 
 Loss = Callable[[np.random.Generator, torch.Generator], Tensor]
@@ -416,6 +418,13 @@ def _text_and_unet(task: str, seed: int, init: str, device: torch.device) -> tup
             state = type(module).from_pretrained(init, subfolder=name).state_dict()
             if name == "unet":  # of an ip2p U-Net, a text-conditional one takes the noisy latents' channels
                 state["conv_in.weight"] = state["conv_in.weight"][:, :in_channels]
+            else:  # tokens that both tokenizers know keep their embeddings
+                known = CLIPTokenizer.from_pretrained(init, subfolder="tokenizer").get_vocab()
+                embeddings = module.get_input_embeddings().weight.detach().clone()
+                for token, row in tokenizer.get_vocab().items():
+                    if token in known:
+                        embeddings[row] = state[_EMBEDDINGS][known[token]]
+                state[_EMBEDDINGS] = embeddings
             module.load_state_dict(state)
     freeze_silent_attentions(model["unet"])
     return tokenizer, model.to(device)
