@@ -9,8 +9,9 @@
     python -m scripts.train_tiny pack --task ip2p       # write the pipeline folder of a task into the package
 
 Everything but the packed folders lands under --work, and a command resumes where its checkpoint is. --minutes is a time
-budget, over which the learning rate falls; --init FOLDER starts from the weights of a packed folder. `torchrun` runs
-any training command on several processes. Needs torch, diffusers, transformers, numpy and Pillow; only `latents` needs
+budget, over which the learning rate falls; --init FOLDER starts from the weights of a packed folder (for the base that
+of ip2p saves hours); --time-power 1 trains on uniform timesteps, below 1 on high ones more often. `torchrun` runs any
+training command on several processes. Needs torch, diffusers, transformers, numpy and Pillow; only `latents` needs
 OpenCV, for the edge maps. Figures on photographs outside the pool: scripts/eval_tiny.py.
 """
 
