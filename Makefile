@@ -6,13 +6,11 @@ UV := $(TOOLS)/bin/uv
 LOCK := requirements.lock
 TASK ?= ip2p
 DEMOS := ip2p controlnet stablesr
-DEMO_KEYS := 'tsopt.num_inference_steps=[10,5]' loss.task=0 trainer.max_steps=40
-DEMO_KEYS_ip2p := depth_search.num_samples=12 depth_search.num_inference_steps=20 tsopt.num_samples=8 \
-  evaluate.num_samples=16
-DEMO_KEYS_controlnet := depth_search.num_samples=8 depth_search.num_inference_steps=20 tsopt.num_samples=8 \
-  evaluate.num_samples=16
+DEMO_KEYS := depth_search.num_inference_steps=20 'tsopt.num_inference_steps=[10,5]' loss.task=0 trainer.max_steps=40
+DEMO_KEYS_ip2p := depth_search.num_samples=12 tsopt.num_samples=8 evaluate.num_samples=16
+DEMO_KEYS_controlnet := depth_search.num_samples=8 tsopt.num_samples=8 evaluate.num_samples=16
 DEMO_KEYS_stablesr := 'compress.stages=[depth_search,tsopt,evaluate,report]' depth_search.num_samples=4 \
-  depth_search.num_inference_steps=20 tsopt.num_samples=4 evaluate.num_samples=8
+  tsopt.num_samples=4 evaluate.num_samples=8
 TEST_PROCESSES ?= 2
 # uv reads neither pip.conf nor PIP_INDEX_URL: hand a mirror over when one is set.
 ifdef PIP_INDEX_URL

@@ -37,8 +37,9 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
+from idcompress.adapters.export import save_pipeline
 from idcompress.data.captions import caption
 from idcompress.data.edits import EDITS, luma
 from idcompress.models.tiny.build import (
@@ -382,7 +383,7 @@ class Diffusion:
     Source: Salimans and Ho, Progressive Distillation, arXiv:2202.00512, appendix D: v = alpha eps - sigma x_0.
     """
 
-    def __init__(self, device: torch.device, power: float) -> None:
+    def __init__(self, device: torch.device, power: float = 1.0) -> None:
         self.scheduler = build_scheduler()
         self.device = device
         self.power = power
@@ -408,25 +409,26 @@ def _tokens(tokenizer: Any, texts: list[str]) -> Tensor:
     return ids
 
 
+def _start_from(init: str, tokenizer: Any, model: nn.ModuleDict) -> None:
+    """Load text encoder and U-Net of a packed folder, whose tokenizer may be another and whose task ip2p."""
+    text = CLIPTextModel.from_pretrained(init, subfolder="text_encoder").float().state_dict()
+    before, after = CLIPTokenizer.from_pretrained(init, subfolder="tokenizer").get_vocab(), tokenizer.get_vocab()
+    shared = sorted(before.keys() & after.keys())
+    embeddings = model["text_encoder"].state_dict()[_EMBEDDINGS].clone()
+    embeddings[[after[token] for token in shared]] = text[_EMBEDDINGS][[before[token] for token in shared]]
+    model["text_encoder"].load_state_dict(text | {_EMBEDDINGS: embeddings})
+    unet = UNet2DConditionModel.from_pretrained(init, subfolder="unet").state_dict()
+    unet["conv_in.weight"] = unet["conv_in.weight"][:, : model["unet"].config.in_channels]
+    model["unet"].load_state_dict(unet)
+
+
 def _text_and_unet(task: str, seed: int, init: str, device: torch.device) -> tuple[Any, nn.ModuleDict]:
     """Tokenizer, and the text encoder and U-Net that are trained together."""
     torch.manual_seed(seed)
-    in_channels = _in_channels(task)
     tokenizer = build_tokenizer(vocabulary())
-    model = nn.ModuleDict({"text_encoder": build_text_encoder(tokenizer), "unet": build_unet(in_channels)})
+    model = nn.ModuleDict({"text_encoder": build_text_encoder(tokenizer), "unet": build_unet(_in_channels(task))})
     if init:
-        for name, module in model.items():
-            state = type(module).from_pretrained(init, subfolder=name).state_dict()
-            if name == "unet":  # of an ip2p U-Net, a text-conditional one takes the noisy latents' channels
-                state["conv_in.weight"] = state["conv_in.weight"][:, :in_channels]
-            else:  # tokens that both tokenizers know keep their embeddings
-                known = CLIPTokenizer.from_pretrained(init, subfolder="tokenizer").get_vocab()
-                embeddings = module.get_input_embeddings().weight.detach().clone()
-                for token, row in tokenizer.get_vocab().items():
-                    if token in known:
-                        embeddings[row] = state[_EMBEDDINGS][known[token]]
-                state[_EMBEDDINGS] = embeddings
-            module.load_state_dict(state)
+        _start_from(init, tokenizer, model)
     freeze_silent_attentions(model["unet"])
     return tokenizer, model.to(device)
 
@@ -569,7 +571,7 @@ def build_pipeline(task: str, folder: Path) -> DiffusionPipeline:
 def run_pack(args: argparse.Namespace) -> None:
     """Write the pipeline folder of a task in half precision, and how it was trained."""
     work, folder = Path(args.work), Path(args.out) / args.task
-    build_pipeline(args.task, work).to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    save_pipeline(build_pipeline(args.task, work).to(torch.float16), folder)
     stages = [stage for stage in ("vae", "vae_decoder", *_STAGES[args.task]) if (work / f"{stage}.json").exists()]
     card = {
         "task": args.task,

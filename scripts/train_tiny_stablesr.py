@@ -24,6 +24,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from idcompress.adapters.export import save_pipeline
 from idcompress.core.ddim import ddim_sample
 from idcompress.core.timestep_search import gamma_timesteps
 from idcompress.data.degrade import degrade
@@ -270,7 +271,7 @@ def run_wrapping(args: argparse.Namespace) -> None:
 def run_pack(args: argparse.Namespace) -> None:
     """Write the pipeline folder in half precision, and how it was trained."""
     work, folder = Path(args.work), Path(args.out) / "stablesr"
-    build_pipeline(args).to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    save_pipeline(build_pipeline(args).to(torch.float16), folder)
     card = {
         "task": "stablesr",
         "data": read_json(work / "crops.json"),

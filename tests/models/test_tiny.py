@@ -1,6 +1,7 @@
 """The embedded pipelines load with stock diffusers, run, and have Stable Diffusion's 13 depths."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,15 @@ from idcompress.data.captions import caption
 from idcompress.data.edits import EDITS
 from idcompress.models.stablesr import StableSRPipeline
 from idcompress.models.tiny import tiny_folder
-from idcompress.models.tiny.build import build_text_encoder, build_tokenizer, build_unet, build_vae, silent_attentions
+from idcompress.models.tiny.build import (
+    LATENT_CHANNELS,
+    build_text_encoder,
+    build_tokenizer,
+    build_unet,
+    build_vae,
+    silent_attentions,
+)
+from scripts import train_tiny_stablesr
 from scripts.tiny_common import vocabulary
 from scripts.train_tiny import balance_channels, edited
 
@@ -100,6 +109,19 @@ def test_training_pairs_take_the_edit_they_name() -> None:
     results = edited(images, np.array(edits))
     for image, edit, result in zip(images, edits, results, strict=True):
         torch.testing.assert_close(result, list(EDITS.values())[edit].apply(image[None])[0])
+
+
+def test_restoration_trains_from_the_other_two_models(tmp_path: Path) -> None:
+    """One update: the prior's U-Net fits, its tokenizer's empty prompt too; the caller of train_tiny.py keeps up."""
+    latents = np.random.default_rng(0).standard_normal((260, LATENT_CHANNELS, 32, 32), np.float32)
+    np.savez(tmp_path / "pairs_00.npz", latents=latents, image_latents=latents)
+    keys = ["diffusion", "--work", str(tmp_path), "--minutes", "0.001", "--batch", "2"]
+    for task, key in (("controlnet", "--init"), ("ip2p", "--init-vae")):
+        pipeline(task)
+        keys += [key, str(tiny_folder(task))]
+    args = train_tiny_stablesr.parse(keys)
+    args.run(args)
+    assert json.loads((tmp_path / "diffusion.json").read_text(encoding="utf-8"))["samples"] == 2
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -6,14 +6,11 @@ straddle the skip connections.
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Iterable, Mapping
-from itertools import pairwise
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -122,38 +119,20 @@ def build_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 64), conditioning_channels=3)
 
 
-def _merged(word: str, ranks: Mapping[tuple[str, str], int]) -> list[str]:
-    """The tokens of a word by byte-pair encoding: the pair of lowest rank is joined until none is left."""
-    parts = [*word[:-1], word[-1] + "</w>"]
-    while pairs := [pair for pair in pairwise(parts) if pair in ranks]:
-        best = min(pairs, key=ranks.__getitem__)
-        joined: list[str] = []
-        for part in parts:
-            if joined and (joined[-1], part) == best:
-                joined[-1] += part
-            else:
-                joined.append(part)
-        parts = joined
-    return parts
-
-
 def build_tokenizer(texts: Iterable[str]) -> CLIPTokenizer:
     """Tokenizer with one token per word of `texts`; every other word falls back to pieces of these and its bytes."""
     alphabet = sorted(ByteLevel.alphabet())
-    vocabulary = dict.fromkeys((*alphabet, *(piece + "</w>" for piece in alphabet)))
-    merges: dict[tuple[str, str], int] = {}
+    vocabulary = {piece: index for index, piece in enumerate((*alphabet, *(piece + "</w>" for piece in alphabet)))}
+    merges: list[tuple[str, str]] = []
     for word in sorted({word for text in texts for word in text.lower().split()}):
         # A new pair ranks last, so that the words before stay whole; theirs may come first in this one.
-        while len(parts := _merged(word, merges)) > 1:
-            merges[parts[0], parts[1]] = len(merges)
-            vocabulary[parts[0] + parts[1]] = None
-    pieces = (*vocabulary, "<|startoftext|>", "<|endoftext|>")
-    with tempfile.TemporaryDirectory() as folder:
-        vocab_file, merges_file = Path(folder, "vocab.json"), Path(folder, "merges.txt")
-        vocab_file.write_text(json.dumps({piece: index for index, piece in enumerate(pieces)}), encoding="utf-8")
-        lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
-        merges_file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return CLIPTokenizer(vocab=str(vocab_file), merges=str(merges_file), model_max_length=TEXT_TOKENS)
+        while len(parts := BPE(vocabulary, merges, end_of_word_suffix="</w>").tokenize(word)) > 1:
+            left, right = parts[0].value, parts[1].value
+            merges.append((left, right))
+            vocabulary[left + right] = len(vocabulary)
+    for special in ("<|startoftext|>", "<|endoftext|>"):
+        vocabulary[special] = len(vocabulary)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TEXT_TOKENS)
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
