@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Recipe": "idcompress.artifacts.recipe",
+    "Recipe": "idcompress.runs.recipe",
     "ddim_sample": "idcompress.core.ddim",
     "depth_skip": "idcompress.adapters.unet",
     "full_depth": "idcompress.adapters.unet",
     "gamma_timesteps": "idcompress.core.timestep_search",
-    "load_pipeline": "idcompress.loading",
+    "load_pipeline": "idcompress.sources.load",
 }
 _SUBMODULES = ("schedulers",)
 
@@ -22,10 +22,10 @@ __all__ = ["Recipe", "__version__", "ddim_sample", "depth_skip", "full_depth", "
 
 if TYPE_CHECKING:
     from .adapters.unet import depth_skip, full_depth
-    from .artifacts.recipe import Recipe
     from .core.ddim import ddim_sample
     from .core.timestep_search import gamma_timesteps
-    from .loading import load_pipeline
+    from .runs.recipe import Recipe
+    from .sources.load import load_pipeline
 
 
 def __getattr__(name: str) -> Any:

@@ -225,7 +225,7 @@ def _follow_recipe(arguments: list[str]) -> list[str]:
 
     So does `model.path=FOLDER` of an exported folder, with its task and its model's name where none are given.
     """
-    from .artifacts.recipe import Recipe
+    from .runs.recipe import Recipe
 
     given = dict(a.split("=", 1) for a in arguments if "=" in a and not a.startswith(("-", "hydra")))
     path = given.get("recipe", "latest")

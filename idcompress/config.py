@@ -71,6 +71,7 @@ class DepthSearchConfig:
 class TsoptConfig:
     num_inference_steps: Any = 10
     num_samples: int = 16
+    metric: str = "psnr"
     reference: str = "self"
     reference_steps: int = 50
 
@@ -223,7 +224,6 @@ class Config:
 CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "dtype": ("auto", "float32", "float16", "bfloat16"),
-    "sampler": ("ddim", "ancestral", "dpm_solver"),
     "data.split": ("auto", "train", "search", "evaluate", "all"),
     "tsopt.reference": ("self", "full"),
     "export.format": ("diffusers", "onnx"),

@@ -16,6 +16,7 @@ _FOLDERS = {
     "command": "stages",
     "task": "tasks",
     "prune": "pruning",
+    "sampler": "samplers",
     "timesteps": "timesteps",
     "metric": "metrics",
     "data": "datasets",
@@ -24,7 +25,7 @@ _FOLDERS = {
 
 
 def names(kind: str) -> list[str]:
-    """Every registered name of a kind ("command", "task", "prune", "timesteps", "metric", "data", "study")."""
+    """Every registered name of a kind, which is a key of _FOLDERS."""
     return sorted(p.stem for p in (_PACKAGE / _FOLDERS[kind]).glob("*.py") if not p.stem.startswith("_"))
 
 

@@ -11,8 +11,22 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor
 
-from .core.ddim import Prediction, ddim_step, predict
-from .core.noise_schedule import check_timesteps
+from .core.ddim import ddim_step
+from .core.process import CLEAN, Level, Prediction, Process, RectifiedFlow, VariancePreserving, check_timesteps, predict
+
+
+def process_of(scheduler: Any) -> Process:
+    """The process that a diffusers scheduler was configured for.
+
+    Raises:
+        ValueError: a scheduler of a process that is neither variance-preserving nor a rectified flow.
+    """
+    products = getattr(scheduler, "alphas_cumprod", None)
+    if products is not None:
+        return VariancePreserving(products.detach().float().cpu(), scheduler.config.prediction_type)
+    if "shift" in scheduler.config:  # the flow-matching schedulers
+        return RectifiedFlow(scheduler.config.num_train_timesteps)
+    raise ValueError(f"{type(scheduler).__name__} has neither a noise schedule nor a flow to sample by")
 
 
 class FixedTimestepsScheduler(DDIMScheduler):
@@ -77,7 +91,8 @@ class FixedTimestepsScheduler(DDIMScheduler):
             raise ValueError("set_timesteps wants num_inference_steps or timesteps; this scheduler holds no list")
         else:
             super().set_timesteps(num_inference_steps, device)
-        self._levels = [float(self.alphas_cumprod[t]) for t in self.timesteps.tolist()]
+        process = process_of(self)
+        self._levels = [process.level(t) for t in self.timesteps.tolist()]
         self._step_index: int | None = None
         self._begin_index: int | None = None
 
@@ -116,7 +131,7 @@ class FixedTimestepsScheduler(DDIMScheduler):
             self._step_index = self._first_position(int(timestep))
         position, self._step_index = self._step_index, self._step_index + 1
         level = self._levels[position]
-        next_level = self._levels[position + 1] if position + 1 < len(self._levels) else None
+        next_level = self._levels[position + 1] if position + 1 < len(self._levels) else CLEAN
 
         prediction = predict(model_output, sample, level, self.config.prediction_type)
         prediction = self._limit(prediction, sample, level, use_clipped_model_output)
@@ -140,7 +155,7 @@ class FixedTimestepsScheduler(DDIMScheduler):
             raise ValueError(f"timestep {timestep} is not in the list {values}")
         return int(values.index(timestep))
 
-    def _limit(self, prediction: Prediction, sample: Tensor, level: float, recompute_epsilon: bool) -> Prediction:
+    def _limit(self, prediction: Prediction, sample: Tensor, level: Level, recompute_epsilon: bool) -> Prediction:
         """Thresholding or clipping of x_0, as DDIMScheduler does it; off by default."""
         x0 = prediction.pred_original_sample
         if self.config.thresholding:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-class DenoiseFn(Protocol):
-    """The seam between models and algorithms: conditioning and guidance end here.
-
-    sample (B, 4, h, w) and a 0-d int64 timestep give a model_output of the sample's shape, in the model's
-    prediction type.
-    """
-
-    def __call__(self, sample: Tensor, timestep: Tensor) -> Tensor: ...
+    from .core.process import Process
+    from .core.sample import Denoise
 
 
 @dataclass(frozen=True)
@@ -68,22 +61,56 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class CutRequest:
+    """What a prune method may use to find its candidates.
+
+    Attributes:
+        batches: training batches to calibrate with, the same ones at every call; None where none can be had.
+        loss: (pipeline, batch) -> the task's own training loss, a tensor () with gradients; None without batches.
+        seed: for methods that draw random numbers.
+    """
+
+    batches: Callable[[], Iterable[Any]] | None = None
+    loss: Callable[[Any, Any], Tensor] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The many-step run that a schedule should come close to, over some images.
+
+    Attributes:
+        timesteps: of the run, never increasing.
+        samples: (steps, B, ...), float32, CPU: the sample at each of them.
+        originals: (steps, B, ...), the x_0 that was predicted there.
+        final: (B, ...), the sample that the run ended on.
+    """
+
+    timesteps: tuple[float, ...]
+    samples: Tensor
+    originals: Tensor
+    final: Tensor
+
+
+@dataclass(frozen=True)
 class ScheduleRequest:
-    """What a timestep strategy may use.
+    """What a timestep strategy may use. A strategy says in NEEDS which of `score`, `teacher` and `denoiser` it wants.
 
     Attributes:
         num_inference_steps: length of the list that is wanted.
-        num_train_timesteps: T.
-        alphas_cumprod: the T products of the noise schedule, as floats.
+        process: what timesteps mean.
         score: timesteps -> quality, higher is better; None where nothing may be sampled. Values are cached by the
             caller, one trace row each; keyword arguments (say, gamma=0.8) go into the row.
+        teacher: gives the many-step run of the searched images.
+        denoiser: gives, batch by batch, (denoise, start, final sample of the teacher), through which gradients flow.
         seed: for strategies that draw random numbers.
     """
 
     num_inference_steps: int
-    num_train_timesteps: int = 1000
-    alphas_cumprod: tuple[float, ...] = ()
+    process: Process
     score: Callable[..., float] | None = None
+    teacher: Callable[[], Teacher] | None = None
+    denoiser: Callable[[], Iterable[tuple[Denoise, Tensor, Tensor]]] | None = None
     seed: int = 0
 
 
@@ -91,7 +118,7 @@ class ScheduleRequest:
 class Schedule:
     """A strategy's answer: the list, and what the report should say about how it was found."""
 
-    timesteps: list[int]
+    timesteps: list[float]
     details: dict[str, object] = field(default_factory=dict)
 
 

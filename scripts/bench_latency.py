@@ -29,10 +29,11 @@ import torch
 
 from idcompress import registry
 from idcompress.adapters.pipeline import native_size
-from idcompress.artifacts import files
-from idcompress.loading import load_source
-from idcompress.metrics._components import Component, components_of
-from idcompress.metrics.latency import LatencyRatio, is_full_width, measure_latency, measure_ratio, synchroniser
+from idcompress.core.cut import Cut
+from idcompress.costs.components import Component, components_of
+from idcompress.costs.latency import LatencyRatio, is_full_width, measure_latency, measure_ratio, synchroniser
+from idcompress.runs import files
+from idcompress.sources.load import load_source
 from idcompress.stages.profile import caller, cut_networks, published_networks
 
 
@@ -78,7 +79,7 @@ def systems(args: argparse.Namespace, task: Any, dtype: torch.dtype, batch: int)
         image_px, tokens = native_size(full), task.encoder_tokens(full)
     else:
         full, image_px, tokens = published_networks(task.name, args.device, dtype), 512, 77
-    pipelines = {"original": full, "compressed": cut_networks(full, "depth_skip", plan.depth)}
+    pipelines = {"original": full, "compressed": cut_networks(full, Cut("depth_skip", {"depth": plan.depth}))}
     sizes = {"encoder_tokens": tokens, "batch_size": batch, "branches": plan.branches}
     return {name: components_of(p, task.networks(p), image_px, **sizes) for name, p in pipelines.items()}
 

@@ -23,9 +23,9 @@ import torch
 from idcompress import registry
 from idcompress.adapters import training
 from idcompress.adapters.pipeline import native_size
-from idcompress.data.photographs import PhotographSet
-from idcompress.loading import load_source
-from idcompress.stages._samples import TrainingSamples
+from idcompress.bench.training_samples import TrainingSamples
+from idcompress.images.photo_sets import PhotographSet
+from idcompress.sources.load import load_source
 
 
 def synchronise(device: str) -> None:
@@ -88,12 +88,12 @@ def main() -> None:
     for depth in [model.full_depth, *(args.depth or [9])]:
         modules[depth] = training.Finetuning(
             task,
-            model.at(depth),
+            model.at(model.chosen(depth)),
             None,
             trained=task.trained,
             identity={},
             weights={"task": 1.0, "output": 0.0, "features": 0.0},
-            timesteps=range(1000),
+            timesteps=range(model.process.num_train_timesteps),
             conditioning_dropout=task.conditioning_dropout,
             seed=0,
             optimizer=torch.optim.AdamW,

@@ -24,11 +24,11 @@ from torch import Tensor
 
 from idcompress.adapters.unet import depth_skip, full_depth
 from idcompress.core.timestep_search import gamma_timesteps
-from idcompress.data.canny import canny
-from idcompress.data.captions import caption, caption_facts, facts_in_prompt
-from idcompress.data.degrade import degrade
-from idcompress.data.edits import EDITS
-from idcompress.data.photographs import packaged
+from idcompress.images.canny import canny
+from idcompress.images.captions import caption, caption_facts, facts_in_prompt
+from idcompress.images.degrade import degrade
+from idcompress.images.edits import EDITS
+from idcompress.images.photo_sets import packaged
 from idcompress.metrics import lpips
 from idcompress.metrics.canny_f1 import edge_f1
 from idcompress.models.stablesr import StableSRPipeline
@@ -258,7 +258,7 @@ def readme(card: dict[str, Any]) -> str:
             "`idcompress.models.stablesr.StableSRPipeline.from_pretrained` on this folder, called with `tile_size=32`.",
             "Results are four times the input; v-prediction on Stable Diffusion's noise schedule, autoencoder of",
             "factor 4, float16 weights. For the figures, 128x128 crops are degraded to 32x32 as the published model's",
-            "training data are (`idcompress.data.degrade`); fidelity weight 0.5, colour fix adain.",
+            "training data are (`idcompress.images.degrade`); fidelity weight 0.5, colour fix adain.",
         ]
     else:
         scales = ", ".join(f"`{key}={value}`" for key, value in card["guidance"].items())

@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from idcompress.data import captions
-from idcompress.data.edits import EDITS
+from idcompress.images import captions
+from idcompress.images.edits import EDITS
 
 CROP_PX = 64
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}

@@ -39,9 +39,9 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from idcompress.adapters.export import save_pipeline
-from idcompress.data.captions import caption
-from idcompress.data.edits import EDITS, luma
+from idcompress.export.stock_form import save_pipeline
+from idcompress.images.captions import caption
+from idcompress.images.edits import EDITS, luma
 from idcompress.models.tiny.build import (
     LATENT_CHANNELS,
     build_controlnet,
@@ -310,7 +310,7 @@ def trained_vae(folder: Path) -> AutoencoderKL:
 @torch.no_grad()
 def run_latents(args: argparse.Namespace) -> None:
     """Encode crops and edited crops once, cut their edge maps and write their captions."""
-    from idcompress.data.canny import canny
+    from idcompress.images.canny import canny
 
     folder, device, log = Path(args.work), device_of(args.device), Log()
     crops = np.load(folder / "crops.npy", mmap_mode="r")

@@ -24,10 +24,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from idcompress.adapters.export import save_pipeline
 from idcompress.core.ddim import ddim_sample
 from idcompress.core.timestep_search import gamma_timesteps
-from idcompress.data.degrade import degrade
+from idcompress.export.stock_form import save_pipeline
+from idcompress.images.degrade import degrade
 from idcompress.metrics import lpips
 from idcompress.models.stablesr import EmptyPromptEmbedding, StableSRPipeline, adain_color_fix
 from idcompress.models.tiny.build import (

@@ -1,71 +1,20 @@
-"""Diffusers pipelines: load one, cut it to a recipe, encode and decode."""
+"""Diffusers pipelines as this program uses them: on a device, with components replaced, encoding and decoding."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .. import registry
-from ..artifacts import files
-from ..artifacts.recipe import Recipe
+from ..core.plan import Plan
 from ..core.random import randn_like
 from ..errors import IdcError
 from ..schedulers import FixedTimestepsScheduler
-from . import hub
+from .cut_models import named
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Model:
-    """A loaded model at full depth.
-
-    Attributes:
-        pipeline: the diffusers pipeline, in eval mode, on its device.
-        source: what a recipe says of it: name, path, revision, digest.
-        prune: name of the prune method for its recipes.
-    """
-
-    pipeline: Any
-    source: dict[str, Any]
-    prune: str = "depth_skip"
-
-    @property
-    def full_depth(self) -> int:
-        return int(registry.load("prune", self.prune, "prune.name").levels(self.pipeline.components))
-
-    @property
-    def digest(self) -> str:
-        return str(self.source["digest"])
-
-    def at(self, depth: int | None) -> Any:
-        """The pipeline cut to a depth; components that the cut leaves alone are shared, not copied."""
-        if depth is None:
-            return self.pipeline
-        replaced = registry.load("prune", self.prune, "prune.name").apply(self.pipeline.components, depth)
-        return with_components(self.pipeline, replaced)
-
-    def for_recipe(self, recipe: Recipe) -> Any:
-        """The pipeline cut as a recipe says, with its fine-tuned weights if it has any."""
-        pipeline = self.at(recipe.depth)
-        if recipe.weights:
-            # A pruned component is already a copy; an uncut one is the shared original.
-            cut = (
-                {}
-                if recipe.depth not in (None, self.full_depth)
-                else {name: copy.deepcopy(getattr(pipeline, name)) for name in recipe.weights}
-            )
-            pipeline = with_components(pipeline, cut)
-            load_weights(pipeline, recipe)
-        return pipeline
 
 
 def with_components(pipeline: Any, replaced: dict[str, Any]) -> Any:
@@ -77,88 +26,6 @@ def with_components(pipeline: Any, replaced: dict[str, Any]) -> Any:
     for name, component in replaced.items():
         setattr(new, name, component)
     return new
-
-
-def load_weights(pipeline: Any, recipe: Recipe) -> None:
-    """Put a recipe's fine-tuned weights into a pipeline that was cut to its depth.
-
-    Raises:
-        IdcError: a file is missing, was changed since the recipe was written, or does not fit.
-    """
-    for name, entry in recipe.weights.items():
-        path = (recipe.folder or Path()) / entry["file"]
-        if not path.is_file():
-            raise IdcError(f"the recipe's weights {path} are missing; copy them together with recipe.json")
-        hub.check_safetensors(path)
-        if files.file_digest(path) != entry["sha256"]:
-            raise IdcError(f"{path} is not the file that the recipe was written with (its SHA-256 differs)")
-        component: nn.Module = getattr(pipeline, name)
-        like = next(component.parameters())
-        try:
-            component.load_state_dict({k: v.to(like) for k, v in load_file(path).items()})
-        except RuntimeError as error:
-            raise IdcError(f"{path} does not fit the {name} at depth {recipe.depth}: {error}") from None
-
-
-def load_model(
-    pipeline_class: str,
-    folders: dict[str, Path],
-    source: dict[str, Any],
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    prune: str = "depth_skip",
-) -> Model:
-    """Load a pipeline from folders.
-
-    Args:
-        pipeline_class: the diffusers (or idcompress.models) class that the task wants.
-        folders: {"pipeline": a pipeline folder, "controlnet": a component that comes from elsewhere, ...}.
-        source: what a recipe should say of the model; its digest is added here.
-        device: "auto" takes CUDA, then MPS, then the CPU.
-        dtype: "auto" is float16 on CUDA and float32 elsewhere.
-
-    Raises:
-        IdcError: an incomplete or damaged folder, a pipeline of another kind, a device that is not there.
-    """
-    where = choose_device(device)
-    pipeline = _load_pipeline(pipeline_class, folders, choose_dtype(dtype, where))
-    digest = hub.folder_digest(list(folders.values()))
-    return Model(pipeline.to(where), {**source, "digest": digest}, prune)
-
-
-def _load_pipeline(pipeline_class: str, folders: dict[str, Path], dtype: torch.dtype) -> Any:
-    folder = folders["pipeline"]
-    index = hub.check_folder(folder)
-    components: dict[str, Any] = {}
-    for name, component_folder in folders.items():
-        if name != "pipeline":
-            components[name] = diffusers.ControlNetModel.from_pretrained(
-                component_folder, dtype=dtype, use_safetensors=True
-            )
-    if not components and index.get("_class_name") != pipeline_class:
-        raise IdcError(f"{folder} is a {index.get('_class_name')}; this task wants a {pipeline_class}")
-    if "safety_checker" in index:
-        components |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    cls = getattr(diffusers, pipeline_class, None) or _own_pipeline(pipeline_class)
-    diffusers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        pipeline = cls.from_pretrained(folder, dtype=dtype, use_safetensors=True, **components)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise IdcError(f"{folder} does not load as a {pipeline_class}: {error}") from None
-    pipeline.set_progress_bar_config(disable=True)
-    for component in pipeline.components.values():
-        if isinstance(component, nn.Module):
-            component.eval().requires_grad_(False)
-    return pipeline
-
-
-def _own_pipeline(name: str) -> Any:
-    from ..models import stablesr
-
-    return getattr(stablesr, name)
 
 
 def choose_device(name: str) -> str:
@@ -177,12 +44,6 @@ def choose_dtype(name: str, device: str) -> torch.dtype:
     if name == "auto":
         return torch.float16 if device.startswith("cuda") else torch.float32
     return DTYPES[name]
-
-
-def alphas_cumprod(pipeline: Any) -> Tensor:
-    """The noise schedule's products, (T,), float32, CPU, from the pipeline's own scheduler."""
-    products: Tensor = pipeline.scheduler.alphas_cumprod
-    return products.detach().float().cpu()
 
 
 def encode_prompts(pipeline: Any, prompts: list[str]) -> Tensor:
@@ -233,9 +94,24 @@ def native_size(pipeline: Any) -> int:
     return int(pipeline.unet.config.sample_size) * vae_scale_factor(pipeline)
 
 
-def fixed_scheduler(pipeline: Any, timesteps: list[int], *, ancestral: bool = False) -> FixedTimestepsScheduler:
-    """The pipeline's noise schedule and prediction type, over a list of timesteps."""
+def fixed_scheduler(pipeline: Any, plan: Plan) -> FixedTimestepsScheduler:
+    """The pipeline's noise schedule and prediction type, over the timesteps of a plan.
+
+    It takes the steps of DDIM, and of ancestral sampling where the plan says so.
+    """
+    eta = {"eta": 1.0} if plan.sampler == "ancestral" else {}
+    # diffusers' private notes say which entries to replace by another class's defaults, positional ones among them.
+    config = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
     scheduler: FixedTimestepsScheduler = FixedTimestepsScheduler.from_config(
-        pipeline.scheduler.config, timesteps=timesteps, clip_sample=False, **({"eta": 1.0} if ancestral else {})
+        config, timesteps=list(plan.timesteps), clip_sample=False, **eta
     )
     return scheduler
+
+
+def own_pipeline(pipeline: Any, plan: Plan | None) -> Any:
+    """A cut pipeline that save_pretrained and from_pretrained keep as it is; it follows a plan if there is one."""
+    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    replaced: dict[str, Any] = {name: named(part) for name, part in modules.items()}
+    if plan is not None:
+        replaced["scheduler"] = fixed_scheduler(pipeline, plan)
+    return with_components(pipeline, replaced)

@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..core.losses import add_noise, denoising_target, feature_loss
 from ..core.random import image_generator
 from ..errors import IdcError
+from ..schedulers import process_of
 from ..types import Example
-from .pipeline import alphas_cumprod
 
 CHECKPOINT = "last.ckpt"
 
@@ -113,8 +113,7 @@ class Finetuning(pl.LightningModule):
         self.task, self.weights, self.seed = task, weights, seed
         self.conditioning_dropout = conditioning_dropout
         self.timesteps = torch.tensor(timesteps)
-        self.alphas_cumprod = alphas_cumprod(student)
-        self.prediction_type = str(student.scheduler.config.prediction_type)
+        self.process = process_of(student.scheduler)
         self.blocks = matched_blocks(student.unet, teacher.unet) if weights["features"] else []
         self._optimizer, self._schedule, self._warmup_steps = optimizer, schedule, warmup_steps
 
@@ -168,8 +167,8 @@ class Finetuning(pl.LightningModule):
                 self.frozen.student, batch.examples, generators, self.conditioning_dropout
             )
             noise = torch.cat([torch.randn((1, *latents.shape[1:]), generator=g) for g in generators]).to(self.device)
-            sample = add_noise(latents, noise, timesteps, self.alphas_cumprod)
-            target = denoising_target(latents, noise, timesteps, self.alphas_cumprod, self.prediction_type)
+            sample = add_noise(latents, noise, timesteps, self.process)
+            target = denoising_target(latents, noise, timesteps, self.process)
         # 2. The pruned model, and the full one on the same input.
         student, teacher = self.frozen.student, self.frozen.teacher
         with _features(student.unet, self.blocks) as features:

@@ -1,86 +1,86 @@
-"""DDIM over any list of timesteps: one step between two noise levels, the sampling loop, and noise that lists share.
+"""DDIM between any two levels, and noise that lists of timesteps share.
 
-Step and loop follow Song et al., "Denoising Diffusion Implicit Models" (arXiv 2010.02502), equations 12 and 16, with
-the ending of the released compression code: the last listed timestep returns the predicted x_0 itself.
+Source: Song et al., "Denoising Diffusion Implicit Models" (arXiv 2010.02502), equations 12 and 16.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, pairwise, repeat
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .noise_schedule import check_timesteps
+from .plan import Plan, Step
+from .process import Level, Prediction, Process, VariancePreserving, check_timesteps
 from .random import randn_like
+from .sample import Denoise, Moment, Noise, trajectory
 
 Generators = torch.Generator | list[torch.Generator] | None
 
 
-class Prediction(NamedTuple):
-    """What a model output says about a sample: its clean end and its noise, both of the sample's shape."""
-
-    pred_original_sample: Tensor
-    pred_epsilon: Tensor
-
-
-def predict(
-    model_output: Float[Tensor, "b ..."], sample: Float[Tensor, "b ..."], alpha_cumprod: float, prediction_type: str
-) -> Prediction:
-    """Turn a model output of any prediction type into (x_0, epsilon).
-
-    Args:
-        model_output, sample: (B, ...) at the noise level `alpha_cumprod`.
-        prediction_type: "epsilon", "v_prediction" or "sample", as in diffusers.
-
-    Raises:
-        ValueError: another prediction type, or shapes that differ.
-
-    Source: x_t = sqrt(a) x_0 + sqrt(1 - a) epsilon; v = sqrt(a) epsilon - sqrt(1 - a) x_0 (arXiv 2202.00512, app. D).
-    """
-    if model_output.shape != sample.shape:
-        raise ValueError(f"model_output {tuple(model_output.shape)} and sample {tuple(sample.shape)} differ in shape")
-    signal, noise = alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
-    if prediction_type == "epsilon":
-        return Prediction((sample - noise * model_output) / signal, model_output)
-    if prediction_type == "v_prediction":
-        return Prediction(signal * sample - noise * model_output, signal * model_output + noise * sample)
-    if prediction_type == "sample":
-        return Prediction(model_output, (sample - signal * model_output) / noise)
-    raise ValueError(f"prediction_type must be epsilon, v_prediction or sample, got {prediction_type!r}")
-
-
 def ddim_step(
     prediction: Prediction,
-    alpha_cumprod: float,
-    next_alpha_cumprod: float | None,
+    level: Level,
+    next_level: Level,
     *,
     eta: float | int = 0.0,
     generator: Generators = None,
     variance_noise: Tensor | None = None,
 ) -> Tensor:
-    """Move from the noise level `alpha_cumprod` to `next_alpha_cumprod`.
+    """Move from one level to another. On a rectified flow, eta 0 is a step of Euler's method.
 
     Args:
-        prediction: x_0 and epsilon at the present level.
-        next_alpha_cumprod: the level at the next *listed* timestep; None after the last one, which returns x_0.
+        prediction: x_0 and epsilon at `level`.
+        next_level: where to go; at CLEAN this is the predicted x_0 itself.
         eta: 0 deterministic DDIM .. 1 DDPM-like noise.
         variance_noise: unit noise to use in place of a draw from `generator`.
 
-    Source: arXiv 2010.02502, eq. 12 and 16.
+    Source: arXiv 2010.02502, eq. 12 and 16, with the variance written for any pair of levels: what is left of the next
+    level's noise when the present sample and x_0 are known.
     """
-    if next_alpha_cumprod is None:
+    if next_level.noise == 0:
         return prediction.pred_original_sample
-    variance = (1 - next_alpha_cumprod) / (1 - alpha_cumprod) * (1 - alpha_cumprod / next_alpha_cumprod)
-    sigma = eta * max(variance, 0.0) ** 0.5
-    direction: Tensor = max(1 - next_alpha_cumprod - sigma**2, 0.0) ** 0.5 * prediction.pred_epsilon
-    prev_sample: Tensor = next_alpha_cumprod**0.5 * prediction.pred_original_sample + direction
+    sigma = 0.0
+    if eta > 0:
+        kept = (level.signal * next_level.noise) / (next_level.signal * level.noise)
+        sigma = eta * next_level.noise * max(1 - kept**2, 0.0) ** 0.5
+    noise = max(next_level.noise**2 - sigma**2, 0.0) ** 0.5 if sigma > 0 else next_level.noise
+    prev_sample: Tensor = next_level.signal * prediction.pred_original_sample + noise * prediction.pred_epsilon
     if sigma > 0:
         if variance_noise is None:
             variance_noise = randn_like(prev_sample, generator)
         prev_sample = prev_sample + sigma * variance_noise
     return prev_sample
+
+
+@dataclass(frozen=True)
+class Ddim:
+    """DDIM as a sampler of the loop.
+
+    Attributes:
+        eta: 0 deterministic; 1 ancestral, DDPM's over the listed timesteps.
+    """
+
+    eta: float | int = 0.0
+    ORDER = 1
+    SKIPS_REPEATS = False
+
+    @property
+    def STOCHASTIC(self) -> bool:  # noqa: N802
+        return self.eta > 0
+
+    def advance(
+        self,
+        history: Sequence[Moment],
+        next_level: Level,
+        *,
+        coefficients: Sequence[float | int] | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        now = history[-1]
+        return ddim_step(now.prediction, now.level, next_level, eta=self.eta, variance_noise=noise)
 
 
 def ddim_sample(
@@ -139,17 +139,95 @@ def ddim_trajectory(
     step_noise: Iterable[Tensor] | None = None,
     prediction_type: str = "epsilon",
 ) -> Iterator[Prediction]:
-    """The loop of `ddim_sample`, yielding each step's prediction so that a caller can show, save or stop."""
-    steps = check_timesteps(timesteps, len(alphas_cumprod))
-    levels = [float(alphas_cumprod[t]) for t in steps]
-    noises = chain(repeat(None, len(steps) - 1) if step_noise is None else step_noise, [None])
-    for timestep, level, next_level, noise in zip(steps, levels, [*levels[1:], None], noises, strict=True):
-        # 1. what the network says about the present sample
-        model_output = denoise(sample, torch.tensor(timestep, device=sample.device))
-        prediction = predict(model_output, sample, level, prediction_type)
-        yield prediction
-        # 2. on to the next listed level
-        sample = ddim_step(prediction, level, next_level, eta=eta, generator=generator, variance_noise=noise)
+    """`ddim_sample` step by step: each one's prediction, so that a caller can show, save or stop."""
+    process = VariancePreserving(alphas_cumprod, prediction_type)
+    plan = Plan.over(check_timesteps(timesteps, process.num_train_timesteps))
+    noise: Noise = DrawnNoise(generator) if step_noise is None else GivenNoise(step_noise)
+    for visit in trajectory(without_cache(denoise), sample, plan, process, Ddim(eta), noise=noise):
+        yield visit.moment.prediction
+
+
+def without_cache(denoise: Callable[[Tensor, Tensor], Tensor]) -> Denoise:
+    """A function of (sample, timestep) as the loop wants it: it computes everything at every step and keeps nothing."""
+
+    def call(sample: Tensor, step: Step, cache: Any) -> tuple[Tensor, Any]:
+        return denoise(sample, torch.tensor(step.timestep, device=sample.device)), cache
+
+    return call
+
+
+@dataclass(frozen=True)
+class DrawnNoise:
+    """Step noise from generators, drawn as it is needed; for one plan at a time."""
+
+    generator: Generators = None
+
+    def begin(self, sample: Tensor, timestep: float | int) -> Tensor:
+        return sample
+
+    def between(self, state: Tensor, timestep: float | int, next_timestep: float | int) -> tuple[Tensor, Tensor]:
+        still = timestep == next_timestep  # a repeat has no noise, and draws none
+        return torch.zeros_like(state) if still else randn_like(state, self.generator), state
+
+
+@dataclass(frozen=True)
+class GivenNoise:
+    """Step noise that a caller hands over, move by move; for one plan."""
+
+    steps: Iterable[Tensor]
+
+    def begin(self, sample: Tensor, timestep: float | int) -> Iterator[Tensor]:
+        return iter(self.steps)
+
+    def between(
+        self, state: Iterator[Tensor], timestep: float | int, next_timestep: float | int
+    ) -> tuple[Tensor, Iterator[Tensor]]:
+        return next(state), state
+
+
+@dataclass(frozen=True)
+class PathNoise:
+    """Step noise of ancestral sampling such that lists of any length follow the same random path.
+
+    With a constant predicted x_0 the quantity (x_t / signal - x_0) (signal / noise)^2 is, at eta 1, a Brownian motion
+    whose time is the signal-to-noise ratio (signal / noise)^2. The path is drawn once per training timestep, whatever
+    the list, and a step takes the path's increment between its two timesteps: lists then differ by their steps, not by
+    their luck.
+
+    Attributes:
+        process: whose timesteps are whole numbers.
+        generators: one per image; they are left as they are, so the path can be walked again.
+    """
+
+    process: Process
+    generators: list[torch.Generator]
+
+    def begin(self, sample: Tensor, timestep: float | int) -> tuple[Tensor, list[torch.Generator]]:
+        state = (sample, [generator.clone_state() for generator in self.generators])
+        return self.between(state, self.process.max_timestep, timestep)[1]
+
+    def between(
+        self, state: tuple[Tensor, list[torch.Generator]], timestep: float | int, next_timestep: float | int
+    ) -> tuple[Tensor, tuple[Tensor, list[torch.Generator]]]:
+        sample, generators = state[0], [generator.clone_state() for generator in state[1]]
+        on_cpu = sample.cpu()
+        increment = torch.zeros_like(on_cpu)
+        for t in range(int(timestep), int(next_timestep), -1):
+            increment += (self._ratio(t - 1) - self._ratio(t)) ** 0.5 * randn_like(on_cpu, generators)
+        spread = (self._ratio(int(next_timestep)) - self._ratio(int(timestep))) ** 0.5 or 1.0
+        return (increment / spread).to(sample.device), (sample, generators)
+
+    def over(self, sample: Tensor, timesteps: Sequence[float | int]) -> Iterator[Tensor]:
+        """The increments over a list: unit noise (B, ...) of every step but the last, zero at repeats."""
+        state = self.begin(sample, timesteps[0])
+        for timestep, next_timestep in pairwise(timesteps):
+            unit, state = self.between(state, timestep, next_timestep)
+            yield unit
+
+    def _ratio(self, timestep: int) -> float:
+        """Signal-to-noise ratio, the path's own time."""
+        signal, noise = self.process.level(timestep)
+        return signal**2 / noise**2
 
 
 def path_noise(
@@ -158,25 +236,11 @@ def path_noise(
     alphas_cumprod: Float[Tensor, " num_train_timesteps"],
     generators: list[torch.Generator],
 ) -> Iterator[Tensor]:
-    """Step noise of ancestral sampling such that lists of any length follow the same random path.
-
-    With a constant predicted x_0 the quantity (x_t / sqrt(a) - x_0) a / (1 - a) is, at eta 1, a Brownian motion whose
-    time is the signal-to-noise ratio a / (1 - a). The path is drawn once per training timestep, whatever the list, and
-    a step takes the path's increment between its two timesteps: lists then differ by their steps, not by their luck.
+    """`PathNoise.over` for a noise schedule's products, (T,).
 
     Args:
         sample: (B, ...), for shape, dtype and device.
-        generators: one per image; they are left as they are, so the path can be walked again.
-
-    Yields:
-        (B, ...), unit normal, for every step but the last; zeros where a timestep repeats.
+        generators: one per image; they are left as they are.
     """
-    ratios = [a / (1 - a) for a in alphas_cumprod.tolist()]
-    draws, cpu_sample = [generator.clone_state() for generator in generators], sample.cpu()
-    steps = check_timesteps(timesteps, len(ratios))
-    for position, (timestep, next_timestep) in enumerate(pairwise([len(ratios) - 1, *steps])):
-        increment = torch.zeros_like(cpu_sample)
-        for t in range(timestep, next_timestep, -1):
-            increment += (ratios[t - 1] - ratios[t]) ** 0.5 * randn_like(cpu_sample, draws)
-        if position > 0:  # before that the path only comes to where the list begins
-            yield (increment / ((ratios[next_timestep] - ratios[timestep]) or 1.0) ** 0.5).to(sample.device)
+    noise = PathNoise(VariancePreserving(alphas_cumprod), generators)
+    return noise.over(sample, check_timesteps(timesteps, len(alphas_cumprod)))

@@ -6,46 +6,36 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .process import Process
+
 
 def add_noise(
-    latents: Float[Tensor, "b c h w"],
-    noise: Float[Tensor, "b c h w"],
-    timesteps: Int[Tensor, " b"],
-    alphas_cumprod: Float[Tensor, " t"],
+    latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], timesteps: Int[Tensor, " b"], process: Process
 ) -> Float[Tensor, "b c h w"]:
     """The sample at each image's own timestep.
 
     Source: Ho et al., DDPM, arXiv 2006.11239, eq. 4.
     """
-    signal, sigma = _levels(timesteps, alphas_cumprod)
+    signal, sigma = _levels(timesteps, process)
     return signal * latents + sigma * noise
 
 
 def denoising_target(
-    latents: Float[Tensor, "b c h w"],
-    noise: Float[Tensor, "b c h w"],
-    timesteps: Int[Tensor, " b"],
-    alphas_cumprod: Float[Tensor, " t"],
-    prediction_type: str,
+    latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], timesteps: Int[Tensor, " b"], process: Process
 ) -> Float[Tensor, "b c h w"]:
-    """What the network should put out.
+    """What the network of a process should put out, by the process's prediction type.
 
-    Args:
-        prediction_type: "epsilon", "v_prediction" or "sample", as diffusers' schedulers name them.
-
-    Raises:
-        ValueError: another prediction type.
-
-    Source: Salimans and Ho, arXiv 2202.00512, appendix D, for v = alpha * noise - sigma * latents.
+    Source: Salimans and Ho, arXiv 2202.00512, appendix D, for v = signal * noise - sigma * latents; Liu et al., arXiv
+    2209.03003, eq. 1, for flow = noise - latents.
     """
-    if prediction_type == "epsilon":
+    if process.prediction_type == "epsilon":
         return noise
-    if prediction_type == "sample":
+    if process.prediction_type == "sample":
         return latents
-    if prediction_type == "v_prediction":
-        signal, sigma = _levels(timesteps, alphas_cumprod)
-        return signal * noise - sigma * latents
-    raise ValueError(f"prediction_type must be epsilon, v_prediction or sample, got {prediction_type!r}")
+    if process.prediction_type == "flow":
+        return noise - latents
+    signal, sigma = _levels(timesteps, process)
+    return signal * noise - sigma * latents
 
 
 def feature_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Float[Tensor, ""]:
@@ -61,7 +51,7 @@ def feature_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -
     return sum(terms[1:], start=terms[0])
 
 
-def _levels(timesteps: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
+def _levels(timesteps: Tensor, process: Process) -> tuple[Tensor, Tensor]:
     """Amplitudes of signal and noise, each (B, 1, 1, 1)."""
-    alpha = alphas_cumprod.to(timesteps.device)[timesteps].view(-1, 1, 1, 1)
-    return alpha.sqrt(), (1 - alpha).sqrt()
+    signal, noise = process.levels(timesteps)
+    return signal.view(-1, 1, 1, 1), noise.view(-1, 1, 1, 1)

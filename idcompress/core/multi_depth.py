@@ -1,33 +1,35 @@
-"""Multi-depth plans, which give every sampling step a depth of its own, against one depth for all steps.
+"""A depth for every sampling step, against one depth for all steps.
 
-All plans are sampled as one tree: trajectories are the same as long as their plans are, and a shared start is computed
-once.
+All choices are sampled as one tree: trajectories are the same as long as their depths are, and a shared beginning is
+computed once.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .ddim import ddim_step, predict
-from .noise_schedule import check_timesteps
+from .ddim import Ddim
+from .plan import Plan, Step
+from .process import Process
+from .sample import Denoise, sample_tree
 
-Plan = tuple[int, ...]
+Depths = tuple[int, ...]
 
 
-def depth_plans(depths: Iterable[int], num_inference_steps: int, steps_per_depth: int) -> list[Plan]:
-    """Every plan whose steps share a depth in groups.
+def depth_plans(depths: Iterable[int], num_inference_steps: int, steps_per_depth: int) -> list[Depths]:
+    """Every choice of depths that steps share in groups.
 
     Args:
         depths: the choices, each used once.
         steps_per_depth: consecutive steps of one depth; the last group is shorter where it does not divide the steps.
 
     Returns:
-        D^ceil(S / steps_per_depth) plans of S depths each.
+        D^ceil(S / steps_per_depth) choices of S depths each.
 
     Source: Kim et al., ACCV 2024, Sec. 3.2.1: depths 7 to 12, 10 steps, 2 per depth.
     """
@@ -36,59 +38,50 @@ def depth_plans(depths: Iterable[int], num_inference_steps: int, steps_per_depth
     return [tuple(plan[step // steps_per_depth] for step in range(num_inference_steps)) for plan in chosen]
 
 
-def network_calls(plans: Iterable[Plan]) -> int:
-    """Calls of the network with which `sample_plans` samples one batch: one for every distinct start of a plan."""
-    return len({plan[:length] for plan in plans for length in range(1, len(plan) + 1)})
+def network_calls(choices: Iterable[Depths]) -> int:
+    """Calls of the network with which `sample_depths` samples one batch: one for every distinct beginning."""
+    return len({depths[:length] for depths in choices for length in range(1, len(depths) + 1)})
 
 
-def sample_plans(
-    denoise: Mapping[int, Callable[[Tensor, Tensor], Tensor]],
+def sample_depths(
+    denoise: Mapping[int, Denoise],
     sample: Float[Tensor, "b ..."],
-    timesteps: Iterable[int] | Tensor,
-    alphas_cumprod: Float[Tensor, " num_train_timesteps"],
-    plans: Iterable[Plan],
-    *,
-    prediction_type: str = "epsilon",
-) -> Iterator[tuple[Plan, Tensor]]:
-    """`ddim_sample` at eta 0 once per plan, depth first over the tree of the plans.
+    timesteps: Sequence[float | int],
+    process: Process,
+    choices: Iterable[Depths],
+) -> Iterator[tuple[Depths, Tensor]]:
+    """Deterministic DDIM once per choice of depths, as one tree.
 
     Args:
-        denoise: by depth, (sample (B, ...), timestep, a 0-d int64 tensor) -> model_output (B, ...).
-        plans: a depth per timestep each; repetitions count once.
-        sample, timesteps, alphas_cumprod, prediction_type: as in `ddim_sample`.
+        denoise: by depth.
+        choices: a depth per timestep each; repetitions count once.
+        sample, timesteps, process: as in `core.sample.walk`.
 
     Yields:
-        Each plan, in ascending order, and the result (B, ...) of `ddim_sample` with its depths, bit for bit. No more
-        than S + 1 samples are alive at a time.
+        Each choice, in ascending order, and its final sample (B, ...).
 
     Raises:
-        ValueError: a plan has another length than the list, or `check_timesteps` refuses the list.
+        ValueError: a choice has another length than the list, or the process does not have these timesteps.
     """
-    steps = check_timesteps(timesteps, len(alphas_cumprod))
-    levels = [float(alphas_cumprod[t]) for t in steps]
-    tree = sorted(set(plans))
-    for plan in tree:
-        if len(plan) != len(steps):
-            raise ValueError(f"a plan must hold a depth for each of the {len(steps)} timesteps, got {plan}")
+    choices = list(choices)
+    for depths in choices:
+        if len(depths) != len(timesteps):
+            raise ValueError(f"there must be a depth for each of the {len(timesteps)} timesteps, got {depths}")
 
-    def walk(sample: Tensor, position: int, plans: Sequence[Plan]) -> Iterator[tuple[Plan, Tensor]]:
-        if position == len(steps):
-            yield plans[0], sample
-            return
-        level, next_level = levels[position], levels[position + 1] if position + 1 < len(steps) else None
-        for depth, branch in itertools.groupby(plans, key=lambda plan: plan[position]):
-            model_output = denoise[depth](sample, torch.tensor(steps[position], device=sample.device))
-            prediction = predict(model_output, sample, level, prediction_type)
-            yield from walk(ddim_step(prediction, level, next_level), position + 1, list(branch))
+    def at_depth(sample: Tensor, step: Step, cache: Any) -> tuple[Tensor, Any]:
+        assert step.depth is not None
+        return denoise[step.depth](sample, step, cache)
 
-    return walk(sample, 0, tree)
+    plans = [Plan(tuple(map(Step, timesteps, depths))) for depths in choices]
+    finals = sample_tree(at_depth, sample, plans, process, Ddim())
+    return ((tuple(step.depth or 0 for step in plan.steps), final) for plan, final in finals)
 
 
 @dataclass(frozen=True)
 class ScoredPlan:
     """A plan, its qualities (higher is better, in a fixed order) and its cost (in any unit, the mean over steps)."""
 
-    plan: Plan
+    plan: Depths
     qualities: tuple[float, ...]
     cost: float
 

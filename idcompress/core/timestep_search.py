@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import torch
 
-from .noise_schedule import check_num_inference_steps, check_timesteps
+from .process import Process, check_num_inference_steps, check_timesteps
 
 STEP_SIZES = (0.2, 0.1, 0.05, 0.02, 0.01)
 Search = Literal["direction_first", "released_up", "released_down"]
@@ -47,6 +47,19 @@ def gamma_timesteps(
         scaled = (uniform + shift) / (last + shift)
     ascending = (last * torch.clamp(scaled**gamma, 0, 1)).to(torch.int64)
     return check_timesteps(ascending.flip(0), num_train_timesteps)
+
+
+def uniform_timesteps(num_inference_steps: int, process: Process) -> list[float | int]:
+    """Evenly spaced timesteps from the noisiest one down: to 0, or where timesteps are real numbers, to the last but 0.
+
+    Raises:
+        ValueError: num_inference_steps is not between 1 and T.
+    """
+    if not process.real_timesteps:
+        found = gamma_timesteps(1.0, num_inference_steps, num_train_timesteps=process.num_train_timesteps)
+        return list[float | int](found)
+    check_num_inference_steps(num_inference_steps, process.num_train_timesteps)
+    return [process.max_timestep * (1 - i / num_inference_steps) for i in range(num_inference_steps)]
 
 
 def move_gamma(gamma: float, step: float, direction: int) -> float:

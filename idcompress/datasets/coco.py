@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from ..data.photographs import Files, PhotographSet, check_split, folders, found_in
 from ..errors import IdcError
+from ..images.photo_sets import Files, PhotographSet, check_split, folders, found_in
 
 _FORMS = (
     '.json with {"000000000139.jpg": "a room"} or COCO\'s results [{"image_id": 139, "caption": "a room"}], .csv with '

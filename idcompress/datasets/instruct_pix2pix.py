@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.photographs import Photograph, PhotographSet, cut, folders, found_in
 from ..errors import IdcError
+from ..images.photo_sets import Photograph, PhotographSet, cut, folders, found_in
 
 _LAYOUTS = (
     "seeds.json beside folders with prompt.json, <seed>_0.jpg and <seed>_1.jpg (clip-filtered-dataset), or *.parquet "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..data.photographs import PhotographSet, check_split, from_folder, packaged
+from ..images.photo_sets import PhotographSet, check_split, from_folder, packaged
 
 
 def load(path: str | list[str] | None, split: str) -> PhotographSet:

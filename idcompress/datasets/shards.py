@@ -15,12 +15,12 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from ..artifacts import files
-from ..artifacts.run_dir import OUTPUTS
 from ..console import progress
-from ..data.images import SUFFIXES
-from ..data.photographs import Photograph, PhotographSet, cut, found_in
 from ..errors import IdcError
+from ..images.photo_sets import Photograph, PhotographSet, cut, found_in
+from ..images.pictures import SUFFIXES
+from ..runs import files
+from ..runs.run_dir import OUTPUTS
 
 CACHE = OUTPUTS / "cache" / "shards"
 _WANTED = "*.tar files whose members share a stem: 000000.jpg beside 000000.txt or 000000.json"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..data.photographs import PhotographSet, check_split, folders, found_in, from_folder
 from ..errors import IdcError
+from ..images.photo_sets import PhotographSet, check_split, folders, found_in, from_folder
 
 _WANTED = "DIV2K_train_HR/, DIV2K_valid_HR/, Flickr2K/ or other folders of images"
 

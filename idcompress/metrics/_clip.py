@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from ..adapters.clip import load_clip
-from ._base import ImageMetric, MetricValue
+from ._clip_model import load_clip
+from ._metric import ImageMetric, MetricValue
 
 if TYPE_CHECKING:
     from torch import Tensor

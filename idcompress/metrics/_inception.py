@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from safetensors.torch import load_file, save
 
-from ..adapters.weights import find_weights, load_state
-from ..artifacts.files import digest, file_digest, write_bytes
-from ..artifacts.run_dir import OUTPUTS
 from ..errors import IdcError, did_you_mean
-from ._base import AGAINST, ImageMetric, MetricValue, check_outputs, other_image
+from ..runs.files import digest, file_digest, write_bytes
+from ..runs.run_dir import OUTPUTS
+from ._metric import AGAINST, ImageMetric, MetricValue, check_outputs, other_image
+from ._weights import find_weights, load_state
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

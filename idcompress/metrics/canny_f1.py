@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ._base import ImageMetric, check_same_size
+from ._metric import ImageMetric, check_same_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ def _share_near(edges: Tensor, others: Tensor) -> float:
 
 def edges_of(batch: Batch) -> tuple[list[Tensor], list[Tensor | None]]:
     """Boolean edge maps (H, W) of a batch's outputs and of its conditions (None where there is none)."""
-    from ..data.canny import canny
+    from ..images.canny import canny
 
     edges = list(canny(batch.outputs.float())[:, 0] > 0.5)
     wanted: list[Tensor | None] = []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ._base import ImageMetric, MetricValue, check_outputs
+from ._metric import ImageMetric, MetricValue, check_outputs
 from .canny_f1 import edge_f1, edges_of
 
 if TYPE_CHECKING:

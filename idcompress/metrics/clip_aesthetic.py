@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from ..adapters.weights import find_weights, load_state
-from ..artifacts.files import file_digest
 from ..errors import IdcError
+from ..runs.files import file_digest
 from ._clip import ClipMetric
+from ._weights import find_weights, load_state
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, ClassVar
 
-from ._base import ImageMetric, check_same_size
+from ._metric import ImageMetric, check_same_size
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from ..adapters.weights import find_weights, load_state, tensors_digest
-from ..artifacts.files import file_digest
 from ..errors import IdcError, did_you_mean
-from ._base import PairMetric, check_min_size
+from ..runs.files import file_digest
+from ._metric import PairMetric, check_min_size
+from ._weights import find_weights, load_state, tensors_digest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

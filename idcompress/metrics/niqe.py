@@ -15,10 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from ..adapters.weights import find_weights, tensors_digest
-from ..artifacts.files import file_digest
 from ..errors import IdcError
-from ._base import ImageMetric
+from ..runs.files import file_digest
+from ._metric import ImageMetric
+from ._weights import find_weights, tensors_digest
 from .psnr_y import studio_luma
 
 if TYPE_CHECKING:

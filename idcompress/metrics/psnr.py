@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from ._base import PairMetric
+from ._metric import PairMetric
 
 if TYPE_CHECKING:
     from torch import Tensor

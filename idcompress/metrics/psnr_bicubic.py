@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from . import target_psnr
-from ._base import AGAINST
+from ._metric import AGAINST
 
 if TYPE_CHECKING:
     from ..types import Batch

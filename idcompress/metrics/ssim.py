@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ._base import PairMetric, check_min_size
+from ._metric import PairMetric, check_min_size
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import ssim
-from ._base import check_min_size
+from ._metric import check_min_size
 from .psnr_y import studio_luma
 
 if TYPE_CHECKING:

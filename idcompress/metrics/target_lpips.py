@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import lpips
-from ._base import AGAINST
+from ._metric import AGAINST
 
 
 class Metric(lpips.Metric):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import ssim
-from ._base import AGAINST
+from ._metric import AGAINST
 
 
 class Metric(ssim.Metric):

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from ..artifacts import files
-from ..artifacts.recipe import Recipe
-from ..artifacts.run_dir import OUTPUTS
-from ..artifacts.trace import Trace
 from ..errors import IdcError
+from ..runs import files
+from ..runs.recipe import Recipe
+from ..runs.run_dir import OUTPUTS
+from ..runs.trace import Trace
 
 SYSTEMS = ("original", "compressed", "uniform")
 # Rows of metrics.json that are costs of the networks; every other row is a quality of the images.

@@ -146,12 +146,14 @@ def recovery_curve(rows: Sequence[dict[str, Any]], units: dict[str, str]) -> Pic
 
 
 def gamma_curves(search: Stage) -> Picture | None:
-    """PSNR over gamma, a panel per step count; None where no gamma was searched."""
+    """The metric of the search over gamma, a panel per step count; None where no gamma was searched."""
+    metric = str(search.metrics.get("metric", "psnr"))
+    label, unit = ("PSNR", " dB") if metric == "psnr" else (metric, "")
     panels = []
     for found in search.metrics.get("searches", []):
         steps = int(found["num_inference_steps"])
         rows = [r for r in search.trace if r["num_inference_steps"] == steps and r.get("gamma") is not None]
-        points = sorted((float(r["gamma"]), float(r["psnr"])) for r in rows if r["psnr"] is not None)
+        points = sorted((float(r["gamma"]), float(r[metric])) for r in rows if r[metric] is not None)
         if len(points) > 2 and "gamma" in found:
             panels.append((steps, found, points))
     if not panels:
@@ -165,13 +167,13 @@ def gamma_curves(search: Stage) -> Picture | None:
             axes = figure.add_subplot(lines, columns, place + 1)
             axes.set_xscale("log")
             axes.plot(*zip(*points, strict=True), color=OPTIMISED, linewidth=1.2, marker="o", markersize=3.5)
-            for gamma, value, marker, colour, label in (
-                (1.0, found["psnr_uniform"], "s", UNIFORM, r"uniform ($\gamma$ = 1)"),
-                (found["gamma"], found["psnr"], "*", FAILED, rf"chosen ($\gamma$ = {found['gamma']:.3g})"),
+            for gamma, value, marker, colour, name in (
+                (1.0, found[f"{metric}_uniform"], "s", UNIFORM, r"uniform ($\gamma$ = 1)"),
+                (found["gamma"], found[metric], "*", FAILED, rf"chosen ($\gamma$ = {found['gamma']:.3g})"),
             ):
                 if value is not None:
                     size = 150 if marker == "*" else 48
-                    text = f"{label}: {value:.2f} dB"
+                    text = f"{name}: {value:.2f}{unit}"
                     axes.scatter([gamma], [value], s=size, marker=marker, color=colour, zorder=3, label=text)
             low, high = points[0][0], points[-1][0]
             span = max((high / low) ** 0.08, 1.05)
@@ -182,12 +184,16 @@ def gamma_curves(search: Stage) -> Picture | None:
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_title(f"{steps} steps", fontsize=10, loc="left")
             axes.set_xlabel(r"$\gamma$ (logarithmic)")
-            axes.set_ylabel("PSNR to the many-step result (dB)")
-            low_psnr, high_psnr = min(p[1] for p in points), max(p[1] for p in points)
-            room = max(high_psnr - low_psnr, 0.1)
-            axes.set_ylim(low_psnr - 0.08 * room, high_psnr + 0.34 * room)  # the legend's place is above the curve
+            axes.set_ylabel(f"{label} to the many-step result" + (" (dB)" if unit else ""))
+            least, most = min(p[1] for p in points), max(p[1] for p in points)
+            room = max(most - least, 0.1 if unit else 1e-6)
+            axes.set_ylim(least - 0.08 * room, most + 0.34 * room)  # the legend's place is above the curve
             axes.legend(loc="upper center", fontsize=8.5)
-        alt = "PSNR over gamma at " + ", ".join(str(panel[0]) for panel in panels) + " steps; chosen and uniform marked"
+        alt = (
+            f"{label} over gamma at "
+            + ", ".join(str(panel[0]) for panel in panels)
+            + " steps; chosen and uniform marked"
+        )
         return Picture(_png(figure), alt, 840)
 
 

@@ -208,7 +208,7 @@ def _provenance(compression: Compression) -> list[Block]:
         ("model", f"{compression.model}: {where}"),
         ("weights (digest)", source.get("digest")),
         ("original", f"{first.original_steps} uniform steps, full depth"),
-        ("compressed", f"{tables.depth_words(compression)} by {recipe.prune}"),
+        ("compressed", tables.depth_words(compression) + (f" by {recipe.cut.method}" if recipe.cut else "")),
         ("recipes", ", ".join(f"{e.steps} steps: {e.recipe.digest[:12]}" for e in compression.evaluations)),
         ("sampler", metrics.get("sampler", config.get("sampler"))),
         ("guidance", guidance),

@@ -13,17 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__, console, registry
 from .. import config as configuration
-from ..artifacts import files, timing
-from ..artifacts.recipe import Recipe
-from ..artifacts.run_dir import OUTPUTS, RunDir, environment, is_main_process, latest_recipes, open_run
 from ..config import Config
 from ..console import say
 from ..errors import IdcError
+from ..runs import files, timing
+from ..runs.recipe import Recipe
+from ..runs.run_dir import OUTPUTS, RunDir, environment, is_main_process, latest_recipes, open_run
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-    from ..tasks import _base
 
 
 @dataclass
@@ -69,6 +67,7 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
     registry.check("task", config.task.name, "task")
     registry.check("prune", config.prune["name"], "prune")
     registry.check("timesteps", config.timesteps["name"], "timesteps")
+    registry.check("sampler", config.sampler, "sampler")
     registry.check("data", config.data.name, "data")
     for metric in config.evaluate.metrics:
         registry.check("metric", metric.removesuffix("?"), "evaluate.metrics")
@@ -153,13 +152,7 @@ def full_recipe(config: Config, *, needs_weights: bool = True) -> Recipe:
         "repositories": repositories,
         "revision": model.revision if repositories else None,
     }
-    return Recipe(
-        task=config.task.name,
-        model=source,
-        prune=str(config.prune["name"]),
-        num_inference_steps=config.num_inference_steps,
-        guidance=config.guidance(),
-    )
+    return Recipe(task=config.task.name, model=source)
 
 
 def follow_recipe(config: Config, recipe: Recipe, overrides: Sequence[str]) -> Config:
@@ -182,18 +175,6 @@ def describe(config: Config, recipes: list[Recipe], paths: list[Path], stage: st
     if config.recipe == "latest" and stage not in ("depth_search", "compress"):
         why = f" (no finished recipe under {show(OUTPUTS / config.task.name / model_label(config))})"
     return f"recipe: none, the full model{why}"
-
-
-def make_task(config: Config, name: str) -> _base.Task:
-    """A task with its options; one that a recipe brings along against the configuration has its defaults.
-
-    Raises:
-        IdcError: an unknown option, or a value that it cannot have.
-    """
-    entry = registry.load("task", name, "task").Task
-    options = config.task.options if name == config.task.name else {}
-    task: _base.Task = entry(**registry.bind(entry, options, "task.options"))
-    return task
 
 
 def save_recipes(recipes: list[Recipe], run_dir: RunDir) -> None:
@@ -238,13 +219,17 @@ def with_depth(recipe: Recipe, config: Config) -> Recipe:
     """The recipe at the depth that the command line fixes (depth=9), if it does.
 
     Raises:
-        IdcError: the recipe holds weights that were fine-tuned at another depth.
+        IdcError: the recipe holds weights that were fine-tuned at another depth, or its method knows no depths.
     """
     if config.depth is None or config.depth == recipe.depth:
         return recipe
     if recipe.weights:
         raise IdcError(f"depth={config.depth}: the recipe's weights were fine-tuned at depth {recipe.depth}; drop one")
-    return dataclasses.replace(recipe, depth=config.depth)
+    method = str(config.prune["name"]) if recipe.cut is None else recipe.cut.method
+    entry = registry.load("prune", method, "prune.name")
+    if not hasattr(entry, "chosen"):
+        raise IdcError(f"depth={config.depth}: prune={method} has no depths; use prune=depth_skip or drop depth=")
+    return dataclasses.replace(recipe, cut=entry.chosen(config.depth))
 
 
 def provenance(

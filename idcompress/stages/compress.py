@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 from .. import registry
-from ..artifacts import files, timing
-from ..artifacts.recipe import Recipe
-from ..artifacts.run_dir import RunDir, is_main_process, recipes_of
 from ..config import Config
 from ..console import say
 from ..errors import IdcError
+from ..runs import files, timing
+from ..runs.recipe import Recipe
+from ..runs.run_dir import RunDir, is_main_process, recipes_of
 from ._run import save_recipes
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ..artifacts.recipe import Recipe
-from ..artifacts.run_dir import RunDir
 from ..config import Config
 from ..console import say
 from ..errors import IdcError
-from ._run import make_task, show
+from ..runs.recipe import Recipe
+from ..runs.run_dir import RunDir
+from ._run import show
+from ._values import make_task
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:

@@ -3,64 +3,79 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
-from ..artifacts import files
-from ..artifacts.recipe import Recipe
-from ..artifacts.run_dir import RunDir
+from torch import Tensor
+
+from ..bench.bench import Bench
+from ..bench.comparison import judge
+from ..bench.thresholds import Threshold, parse_thresholds
 from ..config import Config
 from ..console import say
-from ..core.depth_search import FullModelFailsError, depth_search
+from ..core.cut import Cut
+from ..core.depth_search import FullModelFailsError, cut_search
+from ..costs.parameters import count_parameters
 from ..errors import IdcError
-from ..metrics._base import number_or_equal
-from ..metrics.parameters import count_parameters
-from ._bench import Bench, open_bench
+from ..metrics._metric import number_or_equal
+from ..runs import files
+from ..runs.recipe import Recipe
+from ..runs.run_dir import RunDir
+from ..runs.trace import Trace
 from ._run import provenance
-from ._thresholds import Threshold, metrics_of, missed, parse_thresholds
+from ._values import bench_for, plan_of, uniform_plan
+
+Row = dict[str, Any]
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
-    """Probe depths from the deepest up and hand on the last one that holds.
+    """Probe the prune method's candidates, the whole model first, and hand on the last one that holds.
 
-    Writes trace.jsonl (a row per probed depth) and metrics.json.
+    Writes trace.jsonl (a row per probed candidate) and metrics.json.
 
     Raises:
-        IdcError: the full model itself misses a threshold.
+        IdcError: the whole model itself misses a threshold.
     """
-    recipe = recipes[0]
-    thresholds = parse_thresholds(config.depth_search.thresholds)
-    bench = open_bench(config, recipe, split="search", num_samples=config.depth_search.num_samples)
-    full = bench.model.full_depth
+    recipe, settings = recipes[0], config.depth_search
+    thresholds = parse_thresholds(settings.thresholds)
+    bench = bench_for(config, recipe, split="search", num_samples=settings.num_samples)
     if config.depth is not None:
-        return [_fixed_depth(config, recipe, bench, run_dir)]
+        cut = bench.model.chosen(config.depth)
+        say(f"depth {config.depth} given, nothing searched: {_size(bench, cut)}")
+        return [_derive(config, recipe, bench, run_dir, cut)]
 
-    # 1. what the full model makes at the reference steps
-    references = bench.references(None, config.num_inference_steps, "full model")
-    trace = run_dir.trace()
+    # 1. what the whole model makes at the reference steps
+    original = uniform_plan(config, bench.model.process, config.num_inference_steps)
+    plan = uniform_plan(config, bench.model.process, settings.num_inference_steps)
+    references, trace = bench.references(None, original, "full model"), run_dir.trace()
 
-    # 2. Alg. 1 over depths that are evaluated once and then read from the trace
-    def passes(depth: int) -> bool:
-        row = trace.find(depth=depth) or trace.append(_evaluate(bench, depth, thresholds, references))
-        say(_line(row, full, thresholds))
+    # 2. Alg. 1 over candidates that are evaluated once and then read from the trace
+    candidates = [cut for cut in bench.model.candidates() if cut.choice.get("depth", 1) >= settings.min_depth]
+
+    def passes(cut: Cut) -> bool:
+        row = trace.find(**_key(cut))
+        if row is None:
+            whole = cut == candidates[0] and plan == original  # the reference itself: never sampled twice
+            began = time.perf_counter()
+            outputs = references if whole else bench.images(bench.model.at(cut), plan, bench.model.words(cut))
+            row = trace.append(_row(bench, cut, outputs, references, thresholds, began))
+        say(_line(bench, cut, row, thresholds))
         return bool(row["passed"])
 
-    search = config.depth_search
     try:
-        depth, probes = depth_search(passes, full, min_depth=search.min_depth, whole_curve=search.whole_curve)
+        cut, probes = cut_search(passes, candidates, whole_curve=settings.whole_curve)
     except FullModelFailsError:
-        row = trace.find(depth=full)
-        assert row is not None
+        failing = "; ".join(_found(trace, candidates[0])["missed"])
         raise IdcError(
-            f"the full model already fails, so no depth can be chosen: {'; '.join(row['missed'])}; lower the bound in "
+            f"the full model already fails, so no depth can be chosen: {failing}; lower the bound in "
             "depth_search.thresholds or use a better model"
         ) from None
 
     # 3. the recipe
-    row = trace.find(depth=depth)
-    assert row is not None
-    if depth == full:
-        say(f"no level can go: depth {full - 1} misses a threshold; the recipe keeps the full model")
+    if cut == candidates[0]:
+        smaller = bench.model.words(candidates[1]) if len(candidates) > 1 else "nothing smaller"
+        say(f"no level can go: {smaller} misses a threshold; the recipe keeps the full model")
     else:
-        say(f"depth {depth} of {full}: {_size(bench, depth)}")
+        say(f"{bench.model.words(cut)}: {_size(bench, cut)}")
     files.write_json(
         run_dir / "metrics.json",
         {
@@ -68,77 +83,69 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             "stage": "depth_search",
             "task": recipe.task,
             "model": recipe.model["name"],
-            "depth": depth,
-            "full_depth": full,
+            **_key(cut),
+            "full_depth": bench.model.full_depth,
             "num_images": len(bench.examples),
             "thresholds": [vars(threshold) for threshold in thresholds],
-            "probed": [probe.depth for probe in probes],
-            "metrics": row["metrics"],
-            "params": row["params"],
+            "probed": [probed.choice.get("depth") or probed.to_json() for probed, _ in probes],
+            "metrics": _found(trace, cut)["metrics"],
+            "params": _found(trace, cut)["params"],
             "params_full": trace.rows[0]["params"],
         },
     )
-    return [_derive(config, recipe, bench, run_dir, depth)]
+    return [_derive(config, recipe, bench, run_dir, cut)]
 
 
-def _evaluate(bench: Bench, depth: int, thresholds: list[Threshold], references: object) -> dict[str, object]:
-    began = time.perf_counter()
-    config = bench.config
-    pipeline = bench.model.at(depth)
-    full_steps = (
-        depth == bench.model.full_depth and config.depth_search.num_inference_steps == config.num_inference_steps
-    )
-    outputs = (
-        references
-        if full_steps  # the reference itself: never sampled twice
-        else bench.images(pipeline, bench.uniform(config.depth_search.num_inference_steps), f"depth {depth}")
-    )
-    values = bench.measure(metrics_of(thresholds), outputs, references)  # type: ignore[arg-type]
-    failing = missed(thresholds, values)
+def _key(cut: Cut) -> Row:
+    """How the trace names a candidate: by its method's own words, {"depth": 9}."""
+    return dict(cut.choice) or {"cut": cut.method}
+
+
+def _found(trace: Trace, cut: Cut) -> Row:
+    row = trace.find(**_key(cut))
+    assert row is not None
+    return row
+
+
+def _row(bench: Bench, cut: Cut, outputs: Tensor, references: Tensor, thresholds: list[Threshold], began: float) -> Row:
+    """The trace's row of a candidate that was sampled from `began` on."""
+    values, failing = judge(bench, outputs, references, thresholds)
     return {
-        "depth": depth,
+        **_key(cut),
         "passed": not failing,
         "metrics": {name: value.value for name, value in values.items()},
         "notes": {name: value.note for name, value in values.items() if value.note},
         "missed": failing,
-        "params": count_parameters(pipeline.unet)[0],
+        "params": count_parameters(bench.model.at(cut).unet)[0],
         "evaluation_seconds": round(time.perf_counter() - began, 3),
     }
 
 
-def _line(row: dict[str, object], full: int, thresholds: list[Threshold]) -> str:
-    metrics = row["metrics"]
-    assert isinstance(metrics, dict)
-    cells = []
-    for threshold in thresholds:
-        number = number_or_equal(metrics[threshold.metric])
-        cells.append(f"{threshold.metric} {number} (want {threshold.direction} {threshold.bound:g})")
-    mark = "holds" if row["passed"] else "fails"
-    return f"  depth {row['depth']:>2}/{full}  {'  '.join(cells)}  {mark}"
+def _line(bench: Bench, cut: Cut, row: Row, thresholds: list[Threshold]) -> str:
+    cells = [
+        f"{t.metric} {number_or_equal(row['metrics'][t.metric])} (want {t.direction} {t.bound:g})" for t in thresholds
+    ]
+    depth, full = cut.choice.get("depth"), bench.model.full_depth
+    name = bench.model.words(cut) if depth is None else f"depth {depth:>2}/{full}"
+    return f"  {name}  {'  '.join(cells)}  {'holds' if row['passed'] else 'fails'}"
 
 
-def _fixed_depth(config: Config, recipe: Recipe, bench: Bench, run_dir: RunDir) -> Recipe:
-    depth = config.depth
-    assert depth is not None
-    say(f"depth {depth} given, nothing searched: {_size(bench, depth)}")
-    return _derive(config, recipe, bench, run_dir, depth)
-
-
-def _size(bench: Bench, depth: int) -> str:
-    """The U-Net's size at a depth, by the files' count and by the paper's."""
-    full, cut = (count_parameters(pipeline.unet) for pipeline in (bench.model.pipeline, bench.model.at(depth)))
+def _size(bench: Bench, cut: Cut) -> str:
+    """The U-Net's size after a cut, by the files' count and by the paper's."""
+    full, kept = (count_parameters(pipeline.unet) for pipeline in (bench.model.pipeline, bench.model.at(cut)))
     return (
-        f"{cut[0]:,} parameters of the U-Net ({cut[0] / full[0]:.1%}); by the paper's count, without time embedding, "
-        f"{cut[1]:,} ({cut[1] / full[1]:.1%})"
+        f"{kept[0]:,} parameters of the U-Net ({kept[0] / full[0]:.1%}); by the paper's count, without time embedding, "
+        f"{kept[1]:,} ({kept[1] / full[1]:.1%})"
     )
 
 
-def _derive(config: Config, recipe: Recipe, bench: Bench, run_dir: RunDir, depth: int) -> Recipe:
+def _derive(config: Config, recipe: Recipe, bench: Bench, run_dir: RunDir, cut: Cut) -> Recipe:
+    """The recipe with the cut, its steps as they were."""
     searched = config.depth is None
-    entry = provenance("depth_search", config, run_dir, bench.photographs if searched else {}, depth=depth)
+    entry = provenance("depth_search", config, run_dir, bench.photographs if searched else {}, **_key(cut))
     return recipe.derive(
         entry,
         model=bench.model.source,
-        depth=None if depth == bench.model.full_depth else depth,
-        guidance=config.guidance(),
+        cut=None if bench.model.is_whole(cut) else cut,
+        plan=plan_of(config, recipe, bench.model.process),
     )

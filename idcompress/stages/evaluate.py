@@ -13,42 +13,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..artifacts import files, timing
-from ..artifacts.recipe import Recipe
-from ..artifacts.run_dir import RunDir
+from ..bench.bench import Bench
+from ..bench.comparison import System, against, at_uniform_steps, paired, plain_systems, system_of, words
+from ..bench.costs import costs
+from ..bench.selection import choose_photographs
 from ..config import Config
 from ..console import say, warn
+from ..core.plan import Plan
 from ..core.stats import bootstrap_interval
-from ..data.images import save_png
-from ..metrics._base import ImageMetric, MetricValue
+from ..images.pictures import save_png
+from ..metrics._metric import ImageMetric, MetricValue
+from ..runs import files, timing
+from ..runs.recipe import Recipe
+from ..runs.run_dir import RunDir
 from ..types import Batch, Example
-from . import _alternatives
-from ._alternatives import Plan, paired
-from ._bench import Bench, choose_photographs, data_label, open_bench
-from ._costs import costs
 from ._run import with_depth
+from ._values import bench_for, data_of, plan_of, uniform_plan
 
 SYSTEMS = ("original", "compressed", "uniform")
 PORTION = 128  # examples that are held at a time; the paper's sets have thousands
 
-Values = dict[str, dict[str, MetricValue]]  # plan, metric
-
-
-class Portions:
-    """The examples of an evaluation, a bench for each portion; one portion is kept, so small sets are made once."""
-
-    def __init__(self, config: Config, recipe: Recipe) -> None:
-        self.number = config.evaluate.num_samples
-        with timing.part("load"):
-            photos = choose_photographs(config, recipe, "evaluate", self.number)
-        self.open: Callable[[int], Bench] = lru_cache(maxsize=1)(
-            lambda first: open_bench(
-                config, recipe, photos=photos, first=first, num_samples=min(first + PORTION, self.number)
-            )
-        )
-
-    def __iter__(self) -> Iterator[Bench]:
-        return map(self.open, range(0, self.number, PORTION))
+Values = dict[str, dict[str, MetricValue]]  # system, metric
+Row = dict[str, Any]
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
@@ -65,9 +51,26 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             continue  # a finished part of an interrupted run
         _warn_where_it_differs(config, recipe)
         with timing.record() as seconds:
-            result = _evaluate(portions, recipe, folder)
+            result = _evaluate(config, portions, recipe, folder)
         files.write_json(folder / "metrics.json", {**result, "timing": timing.summary(seconds)})
     return []
+
+
+class Portions:
+    """The examples of an evaluation, a bench for each portion; one portion is kept, so small sets are made once."""
+
+    def __init__(self, config: Config, recipe: Recipe) -> None:
+        self.number = config.evaluate.num_samples
+        with timing.part("load"):
+            photos = choose_photographs(data_of(config), recipe, "evaluate", self.number)
+        self.open: Callable[[int], Bench] = lru_cache(maxsize=1)(
+            lambda first: bench_for(
+                config, recipe, photos=photos, first=first, num_samples=min(first + PORTION, self.number)
+            )
+        )
+
+    def __iter__(self) -> Iterator[Bench]:
+        return map(self.open, range(0, self.number, PORTION))
 
 
 def _warn_where_it_differs(config: Config, recipe: Recipe) -> None:
@@ -82,72 +85,52 @@ def _warn_where_it_differs(config: Config, recipe: Recipe) -> None:
                     f"{prefix}{name}={value}, but the recipe was searched at {searched[name]}; "
                     "its timesteps may not suit"
                 )
-    if not recipe.is_full and recipe.timesteps is None and recipe.num_inference_steps != config.num_inference_steps:
-        warn(f"num_inference_steps={config.num_inference_steps}, the recipe says {recipe.num_inference_steps}")
+    given = recipe.num_inference_steps
+    if not recipe.is_full and recipe.timesteps is None and given not in (None, config.num_inference_steps):
+        warn(f"num_inference_steps={config.num_inference_steps}, the recipe says {given}")
 
 
-def _evaluate(portions: Portions, recipe: Recipe, folder: Path) -> dict[str, Any]:
+def _evaluate(config: Config, portions: Portions, recipe: Recipe, folder: Path) -> Row:
     """Measure one recipe and write its files but metrics.json, whose content is returned."""
     # 1. what is run: the three systems, other samplers that the task reports, and what costs as much
     bench = portions.open(0)
-    config = bench.config
     ready = {name: bench.metric(name) for name in bench.available(config.evaluate.metrics)}
     recipe = recipe.derive_model(bench.model.source)
-    pipeline = bench.model.for_recipe(recipe)
-    timesteps = tuple(recipe.timesteps or bench.uniform(recipe.num_inference_steps))
+    pipeline, plan = bench.model.for_recipe(recipe), plan_of(config, recipe, bench.model.process)
+    original = uniform_plan(config, bench.model.process, config.num_inference_steps)
     with timing.part("costs"):
-        metrics = costs(bench, pipeline, timesteps)
-    plans = _plans(bench, recipe, pipeline, timesteps)
-    saved, plain = list(plans), list[dict[str, Any]]()
-    if config.evaluate.alternatives and plans["compressed"] != plans["original"]:
-        plain = _alternatives.rows(recipe, metrics["gmacs"])
-        plans |= {_alternatives.words(row): _alternatives.plan(row, bench, pipeline) for row in plain}
+        spent = costs(bench, pipeline, plan, original, latency=config.evaluate.latency)
+    systems = _systems(config, bench, pipeline, plan, original)
+    shown, plain = list(systems), list[Row]()
+    if config.evaluate.alternatives and systems["compressed"] != systems["original"]:
+        plain = plain_systems(len(plan), spent["gmacs"])
+        systems |= {words(row): system_of(row, bench, pipeline, plan) for row in plain}
 
-    # 2. their images, a portion at a time, into metrics of their own
-    meters = {plan: {name: metric.fresh() for name, metric in ready.items()} for plan in plans}
-    examples: list[Example] = []
-    for portion in portions:
-        for plan, images, references in _made(portion, plans):
-            with timing.part("measure"):
-                for metric in meters[plan].values():
-                    metric.update(Batch(portion.examples, images, references))
-            if plan in saved:
-                _save_images(portion.examples, images, folder / "images" / plan)
-        _save_inputs(portion, recipe, folder / "images", portions.number)
-        # Names and digests stay, pictures go.
-        none = torch.empty(0)
-        examples += [dataclasses.replace(e, image=none, target=None, condition=None) for e in portion.examples]
+    # 2. their images, a portion at a time, measured and written
+    depth_skipped = None if recipe.cut is None else recipe
+    values, examples = _measure(portions, systems, shown, ready, folder, depth_skipped, original, config)
 
-    # 3. values
-    with timing.part("measure"):
-        values = {plan: {name: metric.compute() for name, metric in own.items()} for plan, own in meters.items()}
-        metrics = {
-            name: _row(m, [values[system][name] for system in SYSTEMS], config) for name, m in ready.items()
-        } | metrics
-        for row in plain:
-            row["metrics"] = _against(values["compressed"], values[_alternatives.words(row)], ready, config)
+    # 3. what metrics.json says of them
+    metrics = {name: _row(m, [values[s][name] for s in SYSTEMS], config.seed) for name, m in ready.items()} | spent
+    for row in plain:
+        row["metrics"] = against(values["compressed"], values[words(row)], ready, seed=config.seed)
     samplers = {
         sampler: {name: {s: values[f"{s}{ending}"][name].value for s in SYSTEMS[:2]} for name in ready}
-        for sampler, ending in _endings(bench).items()
+        for sampler, ending in _endings(config, bench).items()
     }
     seen = {example.photo for example in examples} & recipe.searched_photographs()
     if seen:
         warn(f"{len(seen)} of the photographs were seen by a search of this recipe (data.split={config.data.split})")
 
-    # 4. files
+    # 4. files, and the same on the terminal
     files.write_text(folder / "per_image.csv", _per_image(examples, list(ready), values))
     recipe_file = files.write_json(folder / "evaluated_recipe.json", recipe.to_json())
-    _print_table(metrics, recipe)
-    for row in plain:
-        say(_alternative_line(row, list(ready)))
-    for sampler, rows in samplers.items():
-        cells = [f"{name} {_number(row['original'])} / {_number(row['compressed'])}" for name, row in rows.items()]
-        say(f"  by {sampler}, original / compressed: {', '.join(cells)}")
+    _print(metrics, plain, samplers, list(ready), f"depth {recipe.depth or 'full'}, {len(plan)} steps")
     return {
         "version": 1,
         "task": recipe.task,
         "model": recipe.model["name"],
-        "data": data_label(config),
+        "data": data_of(config).label,
         "num_images": len(examples),
         "num_photographs": len({example.photo for example in examples}),
         "num_photographs_seen": len(seen),
@@ -155,7 +138,7 @@ def _evaluate(portions: Portions, recipe: Recipe, folder: Path) -> dict[str, Any
             "file": recipe_file.name,
             "digest": recipe.digest,
             "depth": recipe.depth,
-            "timesteps": list(timesteps),
+            "timesteps": list(plan.timesteps),
         },
         "guidance": config.guidance(),
         "sampler": config.sampler,
@@ -166,39 +149,75 @@ def _evaluate(portions: Portions, recipe: Recipe, folder: Path) -> dict[str, Any
     }
 
 
-def _plans(bench: Bench, recipe: Recipe, pipeline: Any, timesteps: tuple[int, ...]) -> dict[str, Plan]:
-    """The three systems, and by every other sampler that the task reports two of them.
+def _systems(config: Config, bench: Bench, pipeline: Any, plan: Plan, original: Plan) -> dict[str, System]:
+    """The three systems, and two of them by every other sampler that the task reports.
 
     What is compared with the original's result is compared with that of the same sampler, with common noise.
     """
-    full, sampler = bench.model.pipeline, bench.config.sampler
-    many, uniform = (tuple(bench.uniform(n)) for n in (bench.config.num_inference_steps, recipe.num_inference_steps))
-    plans = {
-        "original": Plan(full, many, sampler),
-        "compressed": Plan(pipeline, timesteps, sampler),
-        "uniform": Plan(pipeline, uniform, sampler),
+    full = bench.model.pipeline
+    systems = {
+        "original": System(full, original),
+        "compressed": System(pipeline, plan),
+        "uniform": System(pipeline, at_uniform_steps(plan, bench, len(plan))),
     }
-    for other, ending in _endings(bench).items():
+    for sampler, ending in _endings(config, bench).items():
         if ending:
-            plans[f"original{ending}"] = Plan(full, many, other, reference=f"original{ending}")
-            plans[f"compressed{ending}"] = Plan(pipeline, timesteps, other, reference=f"original{ending}")
-    return plans
+            by = [dataclasses.replace(which, sampler=sampler) for which in (original, plan)]
+            systems[f"original{ending}"] = System(full, by[0], reference=f"original{ending}")
+            systems[f"compressed{ending}"] = System(pipeline, by[1], reference=f"original{ending}")
+    return systems
 
 
-def _endings(bench: Bench) -> dict[str, str]:
-    """Samplers that the task reports, with what ends the names of their plans."""
-    reported = bench.task.reported_samplers if bench.config.evaluate.alternatives else ()
-    return {sampler: "" if sampler == bench.config.sampler else f"_{sampler}" for sampler in reported}
+def _endings(config: Config, bench: Bench) -> dict[str, str]:
+    """Samplers that the task reports, with what ends the names of their systems."""
+    reported = bench.task.reported_samplers if config.evaluate.alternatives else ()
+    return {sampler: "" if sampler == config.sampler else f"_{sampler}" for sampler in reported}
 
 
-def _made(bench: Bench, plans: dict[str, Plan]) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Every plan's images beside its reference's; plans that are the same share theirs."""
-    made: dict[Plan, Tensor] = {}
-    for name, plan in plans.items():
-        if plan not in made:
+def _measure(
+    portions: Portions,
+    systems: dict[str, System],
+    shown: Sequence[str],
+    metrics: dict[str, ImageMetric],
+    folder: Path,
+    depth_skipped: Recipe | None,
+    original: Plan,
+    config: Config,
+) -> tuple[Values, list[Example]]:
+    """Every metric of every system over all portions, and the examples without their pictures.
+
+    Args:
+        shown: systems whose images are written.
+        depth_skipped: a cut model that is shown at the original's plan, on a few examples.
+    """
+    meters = {system: {name: metric.fresh() for name, metric in metrics.items()} for system in systems}
+    examples: list[Example] = []
+    for portion in portions:
+        for system, images, references in _made(portion, systems):
+            with timing.part("measure"):
+                for metric in meters[system].values():
+                    metric.update(Batch(portion.examples, images, references))
+            if system in shown:
+                _save_images(portion.examples, images, folder / "images" / system)
+        _save_inputs(portion, folder / "images")
+        if depth_skipped is not None:
+            _save_depth_skipped(portion, depth_skipped, original, folder / "images", portions.number, config)
+        # Names and digests stay, pictures go.
+        none = torch.empty(0)
+        examples += [dataclasses.replace(e, image=none, target=None, condition=None) for e in portion.examples]
+    with timing.part("measure"):
+        values = {system: {name: metric.compute() for name, metric in own.items()} for system, own in meters.items()}
+    return values, examples
+
+
+def _made(bench: Bench, systems: dict[str, System]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Every system's images beside its reference's; systems that are the same share theirs."""
+    made: dict[System, Tensor] = {}
+    for name, system in systems.items():
+        if system not in made:
             with timing.part(name):
-                made[plan] = plan.images(bench, name)
-        yield name, made[plan], made[plans[plan.reference]]
+                made[system] = system.images(bench, name)
+        yield name, made[system], made[systems[system.reference]]
 
 
 def device_name(device: torch.device) -> str:
@@ -206,21 +225,25 @@ def device_name(device: torch.device) -> str:
     return f"cuda: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
 
 
-def _save_inputs(bench: Bench, recipe: Recipe, folder: Path, total: int) -> None:
-    """What the examples bring along; and for the eye the pruned model at the original's steps, on a few of them.
-
-    Those are report.num_images of the `total` examples, evenly over all, which the report shows side by side.
-    """
+def _save_inputs(bench: Bench, folder: Path) -> None:
+    """What the examples bring along."""
     for kind in ("image", "target", "condition"):
         having = [example for example in bench.examples if getattr(example, kind) is not None]
         _save_images(having, [getattr(example, kind) for example in having], folder / kind)
-    number = min(bench.config.report.num_images, total)
+
+
+def _save_depth_skipped(bench: Bench, recipe: Recipe, original: Plan, folder: Path, total: int, config: Config) -> None:
+    """For the eye: the pruned model at the original's steps, on report.num_images of the `total` examples.
+
+    They are spread evenly over all examples; the report shows them side by side.
+    """
+    number = min(config.report.num_images, total)
     picks = {i * total // number for i in range(number)}
     shown = [example for example in bench.examples if example.index in picks]
-    if recipe.depth is not None and shown:
+    if shown:
         few = dataclasses.replace(bench, examples=shown, _conditioning={})
         with timing.part("depth-skipped"):
-            kept = few.references(recipe, bench.config.num_inference_steps, "depth-skipped")
+            kept = few.references(recipe, original, "depth-skipped")
         _save_images(shown, kept, folder / "depth_skipped")
 
 
@@ -230,34 +253,21 @@ def _save_images(examples: Sequence[Example], images: Tensor | Sequence[Tensor],
             save_png(image, folder / f"{example.name}.png")
 
 
-def _row(metric: ImageMetric, values: Sequence[MetricValue], config: Config) -> dict[str, Any]:
+def _row(metric: ImageMetric, values: Sequence[MetricValue], seed: int) -> Row:
     """A metric's row of metrics.json, from its values by SYSTEMS."""
     _, compressed, uniform = values
     per_image = list(compressed.per_image.values())
     notes = {system: value.note for system, value in zip(SYSTEMS, values, strict=True) if value.note}
+    higher = metric.higher_is_better
     return {
         **{system: value.value for system, value in zip(SYSTEMS, values, strict=True)},
         "unit": metric.unit,
-        "higher_is_better": metric.higher_is_better,
+        "higher_is_better": higher,
         "compares": metric.compares,
-        "interval": list(bootstrap_interval(per_image, seed=config.seed)) if per_image else None,
-        **paired(
-            compressed, uniform, "compressed_minus_uniform", higher_is_better=metric.higher_is_better, seed=config.seed
-        ),
+        "interval": list(bootstrap_interval(per_image, seed=seed)) if per_image else None,
+        **paired(compressed, uniform, "compressed_minus_uniform", higher_is_better=higher, seed=seed),
         **({"notes": notes} if notes else {}),
         **({"weights": metric.weight_digests} if metric.weight_digests else {}),
-    }
-
-
-def _against(
-    compressed: dict[str, MetricValue], other: dict[str, MetricValue], metrics: dict[str, ImageMetric], config: Config
-) -> dict[str, dict[str, Any]]:
-    """An alternative's values, and the compressed plan against them."""
-    key, seed = "compressed_minus_this", config.seed
-    return {
-        name: {"value": value.value}
-        | paired(compressed[name], value, key, higher_is_better=metrics[name].higher_is_better, seed=seed)
-        for name, value in other.items()
     }
 
 
@@ -273,19 +283,27 @@ def _per_image(examples: Sequence[Example], names: Sequence[str], values: Values
     return table.getvalue()
 
 
-def _print_table(metrics: dict[str, Any], recipe: Recipe) -> None:
-    say(f"depth {recipe.depth or 'full'}, {recipe.num_inference_steps} steps")
+def _print(
+    metrics: dict[str, Any], plain: Sequence[Row], samplers: dict[str, Row], names: Sequence[str], title: str
+) -> None:
+    """The table of the three systems, then a line per plain alternative and per sampler."""
+    say(title)
     say(f"  {'metric':<26}{'original':>16}{'compressed':>16}{'uniform':>16}")
     for name, row in metrics.items():
         cells, unit = [_number(row[system]) for system in SYSTEMS], row["unit"]
         if name == "latency_ms" and row["original"] is None:
             name, cells, unit = "latency", ["1", *[_number(row["ratio"])] * 2], "of the original's time, end to end"
         say(f"  {name:<26}{''.join(f'{cell:>16}' for cell in cells)}  {unit}".rstrip())
+    for row in plain:
+        say(_alternative_line(row, names))
+    for sampler, rows in samplers.items():
+        cells = [f"{name} {_number(row['original'])} / {_number(row['compressed'])}" for name, row in rows.items()]
+        say(f"  by {sampler}, original / compressed: {', '.join(cells)}")
 
 
-def _alternative_line(row: dict[str, Any], names: Sequence[str]) -> str:
+def _alternative_line(row: Row, names: Sequence[str]) -> str:
     """One alternative, by the first metric that compares image by image."""
-    text = f"  plain: {_alternatives.words(row)}"
+    text = f"  plain: {words(row)}"
     for name in names:
         difference = row["metrics"][name].get("compressed_minus_this")
         if difference:

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..adapters import hub
-from ..adapters.export import host_depth, own_pipeline, save_pipeline, stock_obstacle, stock_pipeline
-from ..adapters.onnx import check_packages, export_onnx
-from ..adapters.pipeline import alphas_cumprod, vae_scale_factor
+from ..adapters.pipeline import own_pipeline, vae_scale_factor
 from ..adapters.unet import depth as depth_of
 from ..adapters.unet import full_depth
-from ..artifacts import files
-from ..artifacts.recipe import Recipe
-from ..artifacts.run_dir import OUTPUTS, RunDir
 from ..config import Config
 from ..console import say, warn
-from ..core.timestep_search import gamma_timesteps
+from ..core.plan import Plan
+from ..costs.parameters import count_parameters
 from ..errors import IdcError
-from ..loading import load_source, model_folders
-from ..metrics.parameters import count_parameters
-from ..report.card import Card, evaluation_of, licence_of
-from ..report.numpy_sampler import numpy_code
+from ..export.card import Card, evaluation_of, licence_of
+from ..export.numpy_sampler import numpy_code
+from ..export.onnx import check_packages, export_onnx
+from ..export.stock_form import host_depth, save_pipeline, stock_obstacle, stock_pipeline
+from ..runs import files
+from ..runs.recipe import Recipe
+from ..runs.run_dir import OUTPUTS, RunDir
+from ..schedulers import process_of
+from ..sources import folders, hub
+from ..sources.load import model_folders
 from ._run import model_label, provenance, show, with_depth
+from ._values import load_model, plan_of
 
 NETWORKS = ("unet", "controlnet", "structure_encoder")
 
@@ -59,9 +62,10 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     folder = new_folder(config.export.path)
     onnx = config.export.format == "onnx"
     check_format(config)
-    where = {"device": "cpu", "dtype": "float32"} if onnx else {"device": config.device, "dtype": config.dtype}
-    model = load_source(recipe.task, recipe.model, **where, prune=recipe.prune)
+    where = dataclasses.replace(config, device="cpu", dtype="float32") if onnx else config
+    model = load_model(where, recipe)
     recipe = recipe.derive_model(model.source)
+    plan = plan_of(config, recipe, model.process)
     cut = model.for_recipe(recipe)
     present = [name for name in NETWORKS if name in cut.components]
     before, uncompressed = ({name: size(getattr(p, name)) for name in present} for p in (cut, model.pipeline))
@@ -70,15 +74,15 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     shutil.rmtree(partial, ignore_errors=True)  # an interrupted export's
     try:
         # 1. the networks
-        written = (write_onnx if onnx else write_diffusers)(config, recipe, cut, partial)
+        written = (write_onnx if onnx else write_diffusers)(config, recipe, plan, cut, partial)
 
         # 2. its recipe with the digest of every file, and its card
-        digests = hub.file_digests(partial)
+        digests = folders.file_digests(partial)
         row = provenance("export", config, run_dir, {}, depth=recipe.depth, **written.row)
         row |= {"base": without_path(recipe.model), "files": digests}
         here = {"name": recipe.model["name"], "path": None, "repositories": None, "revision": None}
-        here["digest"] = files.digest(digests) if onnx else hub.folder_digest([partial])
-        recipe.derive(row, model=here, depth=None, weights={}).save(partial / "recipe.json")
+        here["digest"] = files.digest(digests) if onnx else folders.folder_digest([partial])
+        recipe.derive(row, model=here, cut=None, weights={}, plan=plan).save(partial / "recipe.json")
         after = {name: size(getattr(written.pipeline, name)) for name in present}
         card = Card(
             recipe,
@@ -129,14 +133,14 @@ def check_format(config: Config) -> None:
         )
 
 
-def write_diffusers(config: Config, recipe: Recipe, cut: Any, folder: Path) -> Written:
+def write_diffusers(config: Config, recipe: Recipe, plan: Plan, cut: Any, folder: Path) -> Written:
     """A pipeline folder: stock where that is exact, or where the user takes the size of the next depth that has one."""
-    timesteps = None if recipe.timesteps is None else list(recipe.timesteps)
+    followed = None if recipe.free_steps else plan
     depth = depth_of(cut.unet)
     obstacle = stock_obstacle(cut.unet, depth)
     host = host_depth(cut.unet) if config.export.host and obstacle else None
     stock = obstacle is None or host is not None
-    exported = (stock_pipeline if stock else own_pipeline)(cut, timesteps, config.sampler)
+    exported = (stock_pipeline if stock else own_pipeline)(cut, followed)
     save_pipeline(exported, folder)
     if stock:
         inside = f" inside that of depth {host}" if host else ""
@@ -158,17 +162,17 @@ def write_diffusers(config: Config, recipe: Recipe, cut: Any, folder: Path) -> W
     )
 
 
-def write_onnx(config: Config, recipe: Recipe, cut: Any, folder: Path) -> Written:
+def write_onnx(config: Config, recipe: Recipe, plan: Plan, cut: Any, folder: Path) -> Written:
     """ONNX graphs, compared with torch; folded, in place, if the user wants it."""
-    timesteps = list(recipe.timesteps or gamma_timesteps(1.0, recipe.num_inference_steps))
-    exported = own_pipeline(cut, None if recipe.timesteps is None else timesteps)
+    exported = own_pipeline(cut, None if recipe.free_steps else dataclasses.replace(plan, sampler="ddim"))
     folder.mkdir(parents=True)
-    errors, saved = export_onnx(exported, folder, timesteps, fold=config.export.fold)
+    errors, saved = export_onnx(exported, folder, [int(t) for t in plan.timesteps], fold=config.export.fold)
+    process = process_of(cut.scheduler)
     example = numpy_code(
         recipe.task,
-        timesteps,
-        alphas_cumprod(cut)[timesteps].tolist(),
-        recipe.guidance,
+        list(plan.timesteps),
+        [process.level(timestep) for timestep in plan.timesteps],
+        dict(plan.guidance),
         prediction_type=cut.scheduler.config.prediction_type,
         latent_channels=cut.vae.config.latent_channels,
         factor=vae_scale_factor(cut),

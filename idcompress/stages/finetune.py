@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import signal
 import sys
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,28 +15,59 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..adapters import training
-from ..adapters.pipeline import Model, native_size, vae_scale_factor, with_components
-from ..artifacts import files
-from ..artifacts.recipe import Recipe
-from ..artifacts.run_dir import RunDir, is_main_process
-from ..artifacts.timing import part
+from ..adapters.pipeline import native_size, vae_scale_factor, with_components
+from ..bench.bench import Bench
+from ..bench.comparison import judge
+from ..bench.selection import choose_photographs
+from ..bench.thresholds import parse_thresholds
+from ..bench.training_samples import LISTED, TrainingSamples, held_out
 from ..config import Config, instantiate
 from ..console import progress_bar, say, warn
-from ..data.images import to_pil
 from ..errors import IdcError
-from ..metrics._base import number_or_equal
-from ..report.figures import recovery_curve
-from ..report.finetuning import preview_grid
-from ._bench import Bench, choose_photographs, open_bench
+from ..images.photo_sets import PhotographSet
+from ..metrics._metric import number_or_equal
+from ..runs import files
+from ..runs.recipe import Recipe
+from ..runs.run_dir import RunDir, is_main_process
+from ..runs.timing import part
+from ..sources.model import Model
+from ._preview import Preview, part_of
 from ._run import provenance, show, with_depth
-from ._samples import LISTED, TrainingSamples, held_out
-from ._thresholds import metrics_of, missed, parse_thresholds
+from ._values import bench_for, data_of, plan_of, uniform_plan
+
+
+@dataclasses.dataclass
+class Session:
+    """A fine-tuning: what is trained, on what, and how it is watched.
+
+    Attributes:
+        recipe: that is trained, at the depth that was asked for.
+        bench: the full model and the validation images.
+        student: the pruned pipeline, with trained components of its own.
+        trained: their names.
+        photos: of the data set, the last ones held out.
+        identity: what a checkpoint must agree in to be continued.
+    """
+
+    recipe: Recipe
+    bench: Bench
+    student: Any
+    trained: list[str]
+    photos: PhotographSet
+    samples: TrainingSamples
+    preview: Preview
+    identity: dict[str, Any]
+
+    @property
+    def depth(self) -> int:
+        return int(self.identity["depth"])
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     """Fine-tune the pruned networks of a recipe and hand on one with their weights.
 
-    With finetune.keep=best the recipe that came in goes on instead where training has made nothing better of it.
+    With finetune.keep=best the recipe that came in is handed on instead where no validation was better than the start
+    and where a deeper cut than the recipe's misses a threshold even after training.
 
     Writes checkpoints/last.ckpt, logs/, previews/, trace.jsonl (a row per validation), recovery.png, metrics.json and
     a .safetensors file per trained component.
@@ -46,20 +76,41 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         IdcError: a setting cannot be, images cannot be read, the loss is no number, the disk is full.
     """
     training.quiet_lightning()
-    recipe = with_depth(recipes[0], config)
-    settings = config.finetune
+    session = _prepare(config, recipes[0], run_dir)
+    module = _module(config, session)
+    say(
+        f"fine-tuning {', '.join(session.trained)} at depth {session.depth} of {session.bench.model.full_depth}: "
+        f"{sum(p.numel() for p in module.parameters() if p.requires_grad):,} parameters, {session.samples.count} "
+        f"photographs, {config.finetune.batch_size} images per update"
+    )
+    trainer, last = _train(config, session, module, run_dir)
+    if not is_main_process():
+        return []
+    return [_hand_on(config, session, recipes[0], run_dir, int(trainer.global_step), last)]
 
-    # 1. The full model and its pruned copy, in float32; Lightning moves them to their device.
+
+# --- before training --------------------------------------------------------------------------------------------------
+
+
+def _prepare(config: Config, recipe: Recipe, run_dir: RunDir) -> Session:
+    """Load the full model and its pruned copy in float32 on the CPU; Lightning moves them to their device."""
+    recipe, settings = with_depth(recipe, config), config.finetune
     where = dataclasses.replace(config, device="cpu", dtype="float32")
-    photos = choose_photographs(where, recipe, "train")
+    photos = choose_photographs(data_of(config), recipe, "train")
     shown = held_out(photos, settings.num_samples)
-    bench = open_bench(where, recipe, photos=shown, num_samples=settings.num_samples)
+    bench = bench_for(where, recipe, photos=shown, num_samples=settings.num_samples)
     trained = settings.components or list(bench.task.trained)
     student = _student(bench.model, recipe, trained)
-    distils = config.loss.output > 0 or config.loss.features > 0
-
-    # 2. What is trained, on what, and how it is watched.
-    preview = Preview(bench, student, run_dir, config, trained, keep_full=distils)
+    preview = Preview(
+        bench,
+        student,
+        uniform_plan(config, bench.model.process, settings.num_inference_steps),
+        run_dir,
+        trained=trained,
+        metrics=settings.metrics,
+        keep_best=settings.keep == "best",
+        keep_full=_distils(config),
+    )
     samples = TrainingSamples(
         bench.task,
         photos,
@@ -75,210 +126,22 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         "model": bench.model.digest,
         "components": trained,
     }
-    dropout = settings.conditioning_dropout
-    module = training.Finetuning(
-        bench.task,
-        student,
-        bench.model.pipeline if distils else None,
-        trained=trained,
-        identity=identity,
-        weights={"task": config.loss.task, "output": config.loss.output, "features": config.loss.features},
-        timesteps=bench.uniform(config.num_inference_steps) if settings.timesteps == "inference" else range(1000),
-        conditioning_dropout=bench.task.conditioning_dropout if dropout is None else dropout,
-        seed=config.seed,
-        optimizer=partial(instantiate, settings.optimizer, "finetune.optimizer"),
-        schedule=settings.schedule,
-        warmup_steps=settings.warmup_steps,
-        preview=preview,
-    )
-    networks: list[Any] = list(module.components.values())
-    for component in networks:
-        if settings.gradient_checkpointing:
-            component.enable_gradient_checkpointing()
-        if settings.compile:
-            component.compile()
-    checkpoint = _checkpoint(config, run_dir, identity)
-    callbacks: list[Any] = [
-        training.UnreadableImages(len(photos), warn),
-        training.Progress(say, progress_bar),
-        training.checkpoints(run_dir / "checkpoints", settings.checkpoint_every_n_steps),
-        training.FinalCheckpoint(run_dir / "checkpoints" / training.CHECKPOINT),
-    ]
-    if settings.ema_decay is not None:
-        callbacks.append(training.average_weights(settings.ema_decay))
-
-    # 3. Train; the last checkpoint holds the result.
-    data = training.TrainingData(samples, settings.batch_size, settings.num_workers)
-    say(
-        f"fine-tuning {', '.join(trained)} at depth {identity['depth']} of {bench.model.full_depth}: "
-        f"{sum(p.numel() for p in module.parameters() if p.requires_grad):,} parameters, {samples.count} photographs, "
-        f"{settings.batch_size} images per update"
-    )
-    loggers = [instantiate(node, f"finetune.logger.{name}") for name, node in settings.logger.items()]
-    trainer = training.make_trainer(_trainer_arguments(config, run_dir), run_dir.path, callbacks, loggers)
-    _fit(trainer, module, data, checkpoint)
-    if not is_main_process():
-        return []
-
-    # 4. What is kept, and its recipe.
-    own = run_dir / "checkpoints" / training.CHECKPOINT
-    done = own if own.is_file() else checkpoint  # one that had no update left to make
-    assert done is not None
-    last: dict[str, Tensor] = torch.load(done, weights_only=True, map_location="cpu")["state_dict"]
-    with trainer.precision_plugin.val_step_context():
-        preview.last(trainer.global_step, last)
-    kept: int | None = preview.best_step() if settings.keep == "best" else trainer.global_step
-    changes: dict[str, Any] = {}
-    if kept == 0:
-        say("no validation beats the start, whose weights are kept")
-    else:
-        state = load_file(preview.best) if settings.keep == "best" else last
-        changes["weights"] = {name: _save(state, name, run_dir) for name in trained}
-    judged: dict[str, Any] = {}
-    if settings.keep == "best" and recipes[0].depth is not None and identity["depth"] < recipes[0].depth:
-        judged = _judge(config, dataclasses.replace(recipe, **changes, folder=run_dir.path if kept else recipe.folder))
-        say(_verdict(judged, identity["depth"], recipes[0].depth))
-        if judged["missed"]:
-            kept = None
-    _write_metrics(config, recipe, bench, run_dir, trainer.global_step, identity["depth"], kept, judged)
-    entry = provenance(
-        "finetune",
-        config,
-        run_dir,
-        {photo.name: photo.digest for photo in photos} if len(photos) <= LISTED else {},
-        depth=identity["depth"],
-        components=trained,
-        loss=config.loss.name,
-        data={"name": config.data.name, "photographs": len(photos), "digest": photos.digest},
-        steps=trainer.global_step,
-        kept_step=kept,
-        batch_size=settings.batch_size,
-    )
-    if kept is None:
-        return [recipes[0].derive(entry, model=bench.model.source, guidance=config.guidance())]
-    depth = None if identity["depth"] == bench.model.full_depth else identity["depth"]
-    return [recipes[0].derive(entry, model=bench.model.source, guidance=config.guidance(), depth=depth, **changes)]
+    return Session(recipe, bench, student, trained, photos, samples, preview, identity)
 
 
-class Preview:
-    """The stage's own sampler on a few fixed photographs that are not trained on: numbers, pictures, a curve.
-
-    Attributes:
-        best: file with the trained weights of the best validation so far, by the first of finetune.metrics.
-    """
-
-    def __init__(
-        self, bench: Bench, student: Any, run_dir: RunDir, config: Config, trained: list[str], *, keep_full: bool
-    ) -> None:
-        self.bench, self.student, self.run_dir, self.config = bench, student, run_dir, config
-        self.trained, self.keep_full = trained, keep_full
-        self.trace = run_dir.trace()
-        self.best = run_dir / "checkpoints" / "best.safetensors"
-        self.references: Tensor | None = None
-        self.before: Tensor | None = None
-
-    def __call__(self, step: int) -> dict[str, float]:
-        """The metrics of a step; one that is on record, as before an interruption, is not sampled again."""
-        row = self.trace.find(step=step) or self._look(step)
-        return {name: float("inf") if value is None else value for name, value in row["metrics"].items()}
-
-    def _look(self, step: int) -> dict[str, Any]:
-        bench, settings = self.bench, self.config.finetune
-        device = self.student.vae.device
-        if self.references is None:
-            bench.model.pipeline.to(device)
-            self.references = bench.references(None, settings.num_inference_steps, "full model")
-            if not self.keep_full:
-                for name in self.trained:
-                    getattr(bench.model.pipeline, name).to("cpu")
-        outputs = bench.images(self.student, bench.uniform(settings.num_inference_steps), f"step {step}")
-        if not outputs.isfinite().all():
-            raise IdcError(f"the validation images of step {step} are no numbers; lower finetune.optimizer.lr")
-        values = bench.measure(settings.metrics, outputs, self.references)
-        row = {"step": step, "metrics": {name: value.value for name, value in values.items()}}
-        if is_main_process():
-            numbers = "  ".join(f"{name} {number_or_equal(value.value)}" for name, value in values.items())
-            say(f"  step {step:>5}  {numbers}  (validation images)")
-            earlier = self.trace.rows
-            if settings.keep == "best" and earlier and self._score(row) > max(map(self._score, earlier)):
-                files.write_bytes(self.best, save(self._weights()))
-            self._draw(row, outputs)
-            self.trace.append(row)
-        return row
-
-    def last(self, step: int, state: dict[str, Tensor]) -> None:
-        """Look at the result too, where no validation fell on the last step.
-
-        Args:
-            state: of the LightningModule, with the averaged weights.
-        """
-        if self.trace.find(step=step) is None:
-            for name in self.trained:
-                getattr(self.student, name).to(self.student.vae.device).load_state_dict(_part(state, name))
-            self._look(step)
-
-    def best_step(self) -> int:
-        """Of the validations so far, the start among them; the earlier one of equals."""
-        return int(max(self.trace.rows, key=lambda row: (self._score(row), -row["step"]))["step"])
-
-    def _score(self, row: dict[str, Any]) -> float:
-        name = self.config.finetune.metrics[0]
-        value = row["metrics"][name]
-        if value is None:  # all images equal the full model's
-            return float("inf")
-        return float(value if self.bench.metric(name).higher_is_better else -value)
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {
-            f"components.{name}.{key}": value.contiguous()
-            for name in self.trained
-            for key, value in getattr(self.student, name).state_dict().items()
-        }
-
-    def _draw(self, row: dict[str, Any], outputs: Tensor) -> None:
-        """A row per image: input, full model, pruned model before training, now; and the curve so far."""
-        assert self.references is not None
-        step, before = row["step"], self.run_dir / "previews" / "before.safetensors"
-        if step == 0:
-            files.write_bytes(before, save({"images": outputs}))
-        if self.before is None and before.is_file():
-            self.before = load_file(before)["images"]
-        columns: dict[str, Iterable[Tensor]] = {
-            "input": [example.image for example in self.bench.examples],
-            "full model": self.references,
-            "before": outputs if self.before is None else self.before,
-            f"step {step}": outputs,
-        }
-        grid = preview_grid({name: [to_pil(image) for image in images] for name, images in columns.items()})
-        files.write_bytes(self.run_dir / "previews" / f"step_{step:06d}.png", grid)
-        units = {name: self.bench.metric(name).unit for name in self.config.finetune.metrics}
-        files.write_bytes(self.run_dir / "recovery.png", recovery_curve([*self.trace.rows, row], units).data)
+def _distils(config: Config) -> bool:
+    return config.loss.output > 0 or config.loss.features > 0
 
 
-def _judge(config: Config, tuned: Recipe) -> dict[str, Any]:
-    """Measure a fine-tuned recipe as the depth search measures a depth: its thresholds, values, and what is missed."""
-    thresholds = parse_thresholds(config.depth_search.thresholds)
-    settings = config.depth_search
-    bench = open_bench(config, tuned, num_samples=settings.num_samples)
-    references = bench.references(None, config.num_inference_steps, "full model")
-    pipeline = bench.model.for_recipe(tuned)
-    outputs = bench.images(pipeline, bench.uniform(settings.num_inference_steps), "fine-tuned")
-    values = bench.measure(metrics_of(thresholds), outputs, references)
-    return {
-        "num_images": len(bench.examples),
-        "thresholds": [vars(threshold) for threshold in thresholds],
-        "metrics": {name: value.value for name, value in values.items()},
-        "missed": missed(thresholds, values),
-    }
-
-
-def _verdict(judged: dict[str, Any], depth: int, searched: int) -> str:
-    if judged["missed"]:
-        return (
-            f"depth {depth} misses a threshold, fine-tuned too ({'; '.join(judged['missed'])}): depth {searched} stays"
-        )
-    values = ", ".join(f"{name} {number_or_equal(value)}" for name, value in judged["metrics"].items())
-    return f"depth {depth} holds the thresholds after fine-tuning ({values}); without it {searched} was the smallest"
+def _student(model: Model, recipe: Recipe, trained: list[str]) -> Any:
+    """The pruned pipeline with trained components of its own: the full model stays as it is."""
+    unknown = [name for name in trained if not isinstance(getattr(model.pipeline, name, None), torch.nn.Module)]
+    if unknown:
+        networks = [name for name, part in model.pipeline.components.items() if isinstance(part, torch.nn.Module)]
+        raise IdcError(f"finetune.components: the pipeline has no network {unknown[0]!r}; it has {', '.join(networks)}")
+    pipeline = model.for_recipe(recipe)
+    shared = [name for name in trained if getattr(pipeline, name) is getattr(model.pipeline, name)]
+    return with_components(pipeline, {name: copy.deepcopy(getattr(pipeline, name)) for name in shared})
 
 
 def _resolution(wanted: int | None, pipeline: Any) -> int:
@@ -291,15 +154,66 @@ def _resolution(wanted: int | None, pipeline: Any) -> int:
     return wanted
 
 
-def _student(model: Model, recipe: Recipe, trained: list[str]) -> Any:
-    """The pruned pipeline with trained components of its own: the full model stays as it is."""
-    unknown = [name for name in trained if not isinstance(getattr(model.pipeline, name, None), torch.nn.Module)]
-    if unknown:
-        networks = [name for name, part in model.pipeline.components.items() if isinstance(part, torch.nn.Module)]
-        raise IdcError(f"finetune.components: the pipeline has no network {unknown[0]!r}; it has {', '.join(networks)}")
-    pipeline = model.for_recipe(recipe)
-    shared = [name for name in trained if getattr(pipeline, name) is getattr(model.pipeline, name)]
-    return with_components(pipeline, {name: copy.deepcopy(getattr(pipeline, name)) for name in shared})
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def _module(config: Config, session: Session) -> training.Finetuning:
+    """What Lightning trains."""
+    settings, bench = config.finetune, session.bench
+    steps = config.num_inference_steps if settings.timesteps == "inference" else None
+    process, dropout = bench.model.process, settings.conditioning_dropout
+    timesteps = range(process.num_train_timesteps) if steps is None else [int(t) for t in bench.uniform(steps)]
+    module = training.Finetuning(
+        bench.task,
+        session.student,
+        bench.model.pipeline if _distils(config) else None,
+        trained=session.trained,
+        identity=session.identity,
+        weights={"task": config.loss.task, "output": config.loss.output, "features": config.loss.features},
+        timesteps=timesteps,
+        conditioning_dropout=bench.task.conditioning_dropout if dropout is None else dropout,
+        seed=config.seed,
+        optimizer=partial(instantiate, settings.optimizer, "finetune.optimizer"),
+        schedule=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        preview=session.preview,
+    )
+    networks: list[Any] = list(module.components.values())
+    for component in networks:
+        if settings.gradient_checkpointing:
+            component.enable_gradient_checkpointing()
+        if settings.compile:
+            component.compile()
+    return module
+
+
+def _train(
+    config: Config, session: Session, module: training.Finetuning, run_dir: RunDir
+) -> tuple[Any, dict[str, Tensor]]:
+    """Train to the end: the trainer, and the state of its last checkpoint, which holds the result."""
+    settings, folder = config.finetune, run_dir / "checkpoints"
+    checkpoint = _checkpoint(config, run_dir, session.identity)
+    callbacks: list[Any] = [
+        training.UnreadableImages(len(session.photos), warn),
+        training.Progress(say, progress_bar),
+        training.checkpoints(folder, settings.checkpoint_every_n_steps),
+        training.FinalCheckpoint(folder / training.CHECKPOINT),
+    ]
+    if settings.ema_decay is not None:
+        callbacks.append(training.average_weights(settings.ema_decay))
+    data = training.TrainingData(session.samples, settings.batch_size, settings.num_workers)
+    loggers = [instantiate(node, f"finetune.logger.{name}") for name, node in settings.logger.items()]
+    trainer = training.make_trainer(_trainer_arguments(config, run_dir), run_dir.path, callbacks, loggers)
+    _fit(trainer, module, data, checkpoint)
+    if not is_main_process():
+        return trainer, {}
+    own = folder / training.CHECKPOINT
+    done = own if own.is_file() else checkpoint  # one that had no update left to make
+    assert done is not None
+    last: dict[str, Tensor] = torch.load(done, weights_only=True, map_location="cpu")["state_dict"]
+    with trainer.precision_plugin.val_step_context():
+        session.preview.last(trainer.global_step, last)
+    return trainer, last
 
 
 def _checkpoint(config: Config, run_dir: RunDir, identity: dict[str, Any]) -> Path | None:
@@ -364,27 +278,99 @@ def _fit(trainer: Any, module: Any, data: Any, checkpoint: Path | None) -> None:
         ) from None
 
 
-def _part(state: dict[str, Tensor], component: str) -> dict[str, Tensor]:
-    """A component's own part of the LightningModule's state."""
-    prefix = f"components.{component}."
-    return {key.removeprefix(prefix): value.contiguous() for key, value in state.items() if key.startswith(prefix)}
+# --- after training ---------------------------------------------------------------------------------------------------
+
+
+def _hand_on(
+    config: Config, session: Session, before: Recipe, run_dir: RunDir, steps: int, last: dict[str, Tensor]
+) -> Recipe:
+    """Decide what is kept, write it, and make its recipe.
+
+    Args:
+        before: the recipe that came in.
+        steps: updates that were made.
+        last: state of the last one.
+    """
+    settings, recipe, preview = config.finetune, session.recipe, session.preview
+
+    # 1. the weights of the best validation, of the last update, or of the start
+    kept: int | None = preview.best_step() if settings.keep == "best" else steps
+    weights = recipe.weights
+    if kept == 0:
+        say("no validation beats the start, whose weights are kept")
+    else:
+        state = load_file(preview.best) if settings.keep == "best" else last
+        weights = {name: _save(state, name, run_dir) for name in session.trained}
+
+    # 2. a cut that is deeper than the recipe's must hold the thresholds again
+    judged: dict[str, Any] = {}
+    if settings.keep == "best" and before.depth is not None and session.depth < before.depth:
+        folder = run_dir.path if kept else recipe.folder
+        judged = _judge(config, dataclasses.replace(recipe, weights=weights, folder=folder))
+        say(_verdict(judged, session.depth, before.depth))
+        if judged["missed"]:
+            kept = None
+
+    # 3. what was done
+    _write_metrics(config, session, run_dir, steps, kept, judged)
+    listed = {photo.name: photo.digest for photo in session.photos} if len(session.photos) <= LISTED else {}
+    entry = provenance(
+        "finetune",
+        config,
+        run_dir,
+        listed,
+        depth=session.depth,
+        components=session.trained,
+        loss=config.loss.name,
+        data={"name": config.data.name, "photographs": len(session.photos), "digest": session.photos.digest},
+        steps=steps,
+        kept_step=kept,
+        batch_size=settings.batch_size,
+    )
+    plan = plan_of(config, before, session.bench.model.process)
+    made = before.derive(entry, model=session.bench.model.source, plan=plan)
+    if kept is None:
+        return made
+    changes: dict[str, Any] = {"weights": weights, "folder": None} if kept else {}
+    cut = None if session.bench.model.is_whole(recipe.cut) else recipe.cut
+    return dataclasses.replace(made, cut=cut, **changes)
+
+
+def _judge(config: Config, tuned: Recipe) -> dict[str, Any]:
+    """Measure a fine-tuned recipe as the depth search measures a depth: its thresholds, values, and what is missed."""
+    thresholds, settings = parse_thresholds(config.depth_search.thresholds), config.depth_search
+    bench = bench_for(config, tuned, num_samples=settings.num_samples)
+    original, plan = (
+        uniform_plan(config, bench.model.process, n) for n in (config.num_inference_steps, settings.num_inference_steps)
+    )
+    references = bench.references(None, original, "full model")
+    outputs = bench.images(bench.model.for_recipe(tuned), plan, "fine-tuned")
+    values, failing = judge(bench, outputs, references, thresholds)
+    return {
+        "num_images": len(bench.examples),
+        "thresholds": [vars(threshold) for threshold in thresholds],
+        "metrics": {name: value.value for name, value in values.items()},
+        "missed": failing,
+    }
+
+
+def _verdict(judged: dict[str, Any], depth: int, searched: int) -> str:
+    if judged["missed"]:
+        return (
+            f"depth {depth} misses a threshold, fine-tuned too ({'; '.join(judged['missed'])}): depth {searched} stays"
+        )
+    values = ", ".join(f"{name} {number_or_equal(value)}" for name, value in judged["metrics"].items())
+    return f"depth {depth} holds the thresholds after fine-tuning ({values}); without it {searched} was the smallest"
 
 
 def _save(state: dict[str, Tensor], component: str, run_dir: RunDir) -> dict[str, str]:
     """Write a component's trained weights, names as in the full model."""
-    path = files.write_bytes(run_dir / f"{component}.safetensors", save(_part(state, component)))
+    path = files.write_bytes(run_dir / f"{component}.safetensors", save(part_of(state, component)))
     return {"file": path.name, "sha256": files.file_digest(path)}
 
 
 def _write_metrics(
-    config: Config,
-    recipe: Recipe,
-    bench: Bench,
-    run_dir: RunDir,
-    steps: int,
-    depth: int,
-    kept: int | None,
-    judged: dict[str, Any],
+    config: Config, session: Session, run_dir: RunDir, steps: int, kept: int | None, judged: dict[str, Any]
 ) -> None:
     rows = run_dir.trace().rows
     files.write_json(
@@ -392,15 +378,15 @@ def _write_metrics(
         {
             "version": 1,
             "stage": "finetune",
-            "task": recipe.task,
-            "model": recipe.model["name"],
-            "depth": depth,
-            "full_depth": bench.model.full_depth,
+            "task": session.recipe.task,
+            "model": session.recipe.model["name"],
+            "depth": session.depth,
+            "full_depth": session.bench.model.full_depth,
             "steps": steps,
             "kept_step": kept,  # 0: the start's weights; null: the recipe that came in goes on
             "batch_size": config.finetune.batch_size,
             "loss": config.loss.name,
-            "num_images": len(bench.examples),
+            "num_images": len(session.bench.examples),
             "num_inference_steps": config.finetune.num_inference_steps,
             "before": rows[0]["metrics"],
             "after": rows[-1]["metrics"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import statistics
 from collections.abc import Callable, Sequence
@@ -12,20 +13,22 @@ import torch
 
 from .. import registry
 from ..adapters.pipeline import choose_device, choose_dtype, native_size, vae_scale_factor
-from ..artifacts import files
-from ..artifacts.recipe import Recipe
-from ..artifacts.run_dir import RunDir
 from ..config import Config
 from ..console import say
+from ..core.cut import Cut
 from ..core.guidance import num_branches
+from ..costs.components import COUNTS, Component, components_of
+from ..costs.latency import Latency, is_full_width, measure_latency, measure_ratio, synchroniser
+from ..costs.levels import level_costs, level_times
+from ..costs.memory import PeakMemory
 from ..errors import IdcError
-from ..loading import load_source
-from ..metrics._components import COUNTS, Component, components_of
-from ..metrics._levels import level_costs, level_times
-from ..metrics.latency import Latency, is_full_width, measure_latency, measure_ratio, synchroniser
 from ..models.official import meta_components, random_components
 from ..report.figures import level_shares
-from ._run import make_task, with_depth
+from ..runs import files
+from ..runs.recipe import Recipe
+from ..runs.run_dir import RunDir
+from ._run import with_depth
+from ._values import load_model, make_task
 
 Row = dict[str, Any]
 Systems = dict[str, list[Component]]
@@ -54,8 +57,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     def systems(full: Any, batch_size: int, branches: int) -> Systems:
         """Components of the full model and, if the recipe cuts it, of the cut one."""
         pipelines = {"original": full}
-        if recipe.depth is not None:
-            pipelines["compressed"] = cut_networks(full, recipe.prune, recipe.depth)
+        if recipe.cut is not None:
+            pipelines["compressed"] = cut_networks(full, recipe.cut)
         sizes = {"encoder_tokens": tokens, "batch_size": batch_size, "branches": branches}
         return {name: components_of(p, task.networks(p), image_px, **sizes) for name, p in pipelines.items()}
 
@@ -93,12 +96,12 @@ def published_networks(task: str, device: str = "meta", dtype: torch.dtype = tor
 
 def _load(config: Config, recipe: Recipe) -> Any:
     source = {k: v for k, v in recipe.model.items() if k != "digest"}
-    return load_source(recipe.task, source, device=config.device, dtype=config.dtype, prune=recipe.prune).pipeline
+    return load_model(config, dataclasses.replace(recipe, model=source)).pipeline
 
 
-def cut_networks(pipeline: Any, prune: str, depth: int) -> Any:
-    """What `published_networks` gives, or a pipeline, cut to a depth; what the cut leaves alone is shared."""
-    replaced = registry.load("prune", prune, "prune.name").apply(pipeline.components, depth)
+def cut_networks(pipeline: Any, cut: Cut) -> Any:
+    """What `published_networks` gives, or a pipeline, after a cut; what the cut leaves alone is shared."""
+    replaced = registry.load("prune", cut.method, "prune.name").apply(pipeline.components, cut)
     components = {**pipeline.components, **replaced}
     return SimpleNamespace(components=components, **components)
 
@@ -130,7 +133,9 @@ def _totals(config: Config, recipe: Recipe, systems: Systems, full_depth: int) -
         sums["pipeline"][system] = _sum(parts)
     branches = num_branches(config.guidance())
     by_steps = []
-    for count in sorted({*STEPS, config.num_inference_steps, recipe.num_inference_steps}, reverse=True):
+    for count in sorted(
+        {*STEPS, config.num_inference_steps, recipe.num_inference_steps or config.num_inference_steps}, reverse=True
+    ):
         row: Row = {"num_inference_steps": count, "network_calls": count * branches}
         for system in systems:
             networks = count * branches * sums["networks"][system]["gmacs"]
@@ -251,7 +256,7 @@ def caller(parts: Sequence[Component], compiled: bool = False) -> Callable[[], N
 
 def _peak_memory(systems: Systems, device: torch.device) -> dict[str, dict[str, float]]:
     """Of one step's networks; on the CPU, where only the whole process can be measured, of the original alone."""
-    metric = registry.load("metric", "memory").Metric()
+    metric = PeakMemory()
     found = {}
     for system, parts in systems.items():
         if system == "original" or device.type == "cuda":

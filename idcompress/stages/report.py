@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..artifacts import files
-from ..artifacts.recipe import Recipe
-from ..artifacts.run_dir import RunDir
 from ..config import Config
 from ..console import say
 from ..errors import IdcError
 from ..report import page
 from ..report.collect import collect, find_evaluation
+from ..runs import files
+from ..runs.recipe import Recipe
+from ..runs.run_dir import RunDir
 from ._run import show
 
 

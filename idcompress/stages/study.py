@@ -6,18 +6,18 @@ import dataclasses
 from typing import Any
 
 from .. import registry
-from ..artifacts import files
-from ..artifacts.recipe import Recipe
-from ..artifacts.run_dir import RunDir
 from ..config import Config
 from ..console import say
 from ..errors import IdcError
 from ..report import page
 from ..report import study as report
 from ..report.figures import charts
+from ..runs import files
+from ..runs.recipe import Recipe
+from ..runs.run_dir import RunDir
 from ..types import Study
-from ._bench import data_label
 from ._run import code_state, show, with_depth
+from ._values import data_of
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
@@ -72,7 +72,7 @@ def _facts(config: Config, recipe: Recipe, name: str, source: str, parameters: d
         "task": page.task_words(config.task.name),
         "model": f"{config.model.name}: {recipe.model.get('path') or recipe.model.get('repositories') or 'embedded'}",
         "depth": f"{recipe.depth}, of the recipe or given" if recipe.depth else "full, where the table names no other",
-        "data": data_label(config),
+        "data": data_of(config).label,
         "parameters": ", ".join(f"study.{key}={value}" for key, value in parameters.items()),
         "sampler": f"{config.sampler}, where the table names no other",
         "guidance": ", ".join(f"{key} {scale:g}" for key, scale in config.guidance().items()) or "none",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from pathlib import Path
@@ -10,18 +11,20 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from ..adapters.pipeline import Model
-from ..artifacts import files
-from ..artifacts.recipe import Recipe
-from ..artifacts.run_dir import RunDir
+from ..bench.translate import translate
 from ..config import Config
 from ..console import progress, say
-from ..core.timestep_search import gamma_timesteps
-from ..data.images import list_images, load_image, save_png, to_pil
-from ..data.photographs import Photograph
+from ..core.plan import Plan
 from ..errors import IdcError
-from ..loading import load_source
-from ._run import make_task, show, with_depth
+from ..images.photo_sets import Photograph
+from ..images.pictures import list_images, load_image, save_png, to_pil
+from ..runs import files
+from ..runs.recipe import Recipe
+from ..runs.run_dir import RunDir
+from ..sources.load import load_source
+from ..sources.model import Model
+from ._run import show, with_depth
+from ._values import load_model, make_task, plan_of, uniform_plan
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
@@ -35,13 +38,12 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     paths = input_images(config.image)
     pictures = [load_image(path) for path in paths]  # every file is looked at before anything is computed
     task = make_task(config, recipe.task)
-    model = load_source(recipe.task, recipe.model, device=config.device, dtype=config.dtype, prune=recipe.prune)
-    pipeline = model.for_recipe(recipe)
-    timesteps = list(recipe.timesteps or gamma_timesteps(1.0, recipe.num_inference_steps))
+    model = load_model(config, recipe)
+    pipeline, plan = model.for_recipe(recipe), plan_of(config, recipe, model.process)
     original = original_model(config, recipe, model).pipeline if config.translate.compare else None
-    uniform = gamma_timesteps(1.0, config.num_inference_steps)
+    many = uniform_plan(config, model.process, config.num_inference_steps)
 
-    def timed(pipeline: Any, timesteps: list[int], index: int) -> tuple[str, Tensor, float]:
+    def timed(pipeline: Any, plan: Plan, index: int) -> tuple[str, Tensor, float]:
         photo = Photograph(paths[index].stem, paths[index])
         began = time.perf_counter()
         prompt, output = task.translate_picture(
@@ -50,27 +52,27 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             photo,
             pictures[index],
             config.prompt,
-            timesteps,
-            config.guidance(),
+            plan,
             seed=config.seed,
-            sampler=config.sampler,
+            translate=lambda example: translate(task, pipeline, [example], plan, seed=config.seed)[0],
         )
         return prompt, output, time.perf_counter() - began
 
     folder = Path(config.output.path) if config.output.path else run_dir.path
     rows: list[dict[str, Any]] = []
     if original is not None:  # the first call of a network takes longer than the rest
-        timed(pipeline, timesteps[-1:], 0), timed(original, timesteps[-1:], 0)
+        warm_up = dataclasses.replace(plan, steps=plan.steps[-1:], coefficients=None)
+        timed(pipeline, warm_up, 0), timed(original, warm_up, 0)
     for index, path in enumerate(progress(paths, "translate", len(paths))):
-        prompt, output, took = timed(pipeline, timesteps, index)
+        prompt, output, took = timed(pipeline, plan, index)
         target = folder / output_name(path, paths)
         if target.resolve() == path.resolve():
             raise IdcError(f"{target} would overwrite its input; choose another output.path")
         save_png(output, target)
         row: dict[str, Any] = {"image": str(path), "output": target.name, "prompt": prompt, "seconds": round(took, 3)}
         if original is not None:
-            _, reference, original_took = timed(original, uniform, index)
-            titles = [f"original, {len(uniform)} steps", f"{describe_depth(recipe)}, {len(timesteps)} steps"]
+            _, reference, original_took = timed(original, many, index)
+            titles = [f"original, {len(many)} steps", f"{describe_depth(recipe)}, {len(plan)} steps"]
             panels = zip(titles, (reference, output), (original_took, took), strict=True)
             picture = side_by_side([(f"{title}: {seconds:.2f} s", to_pil(image)) for title, image, seconds in panels])
             row["compare"] = f"{target.stem}_compare.png"
@@ -83,7 +85,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         "model": recipe.model["name"],
         "recipe": recipe.digest,
         "depth": recipe.depth,
-        "timesteps": timesteps,
+        "timesteps": list(plan.timesteps),
         "options": config.task.options,
         "guidance": config.guidance(),
         "seed": config.seed,
@@ -109,7 +111,7 @@ def original_model(config: Config, recipe: Recipe, model: Model) -> Model:
             f"translate.compare: {config.model.path} was exported from the local folder {row['base']['folder']}, whose "
             "place it does not tell; give the recipe that it was made with, recipe=FILE, in place of model.path"
         )
-    return load_source(recipe.task, row["base"], device=config.device, dtype=config.dtype, prune=recipe.prune)
+    return load_source(recipe.task, row["base"], device=config.device, dtype=config.dtype)
 
 
 def describe_depth(recipe: Recipe) -> str:

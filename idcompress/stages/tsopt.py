@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -9,18 +10,21 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import registry
-from ..adapters.pipeline import alphas_cumprod
-from ..artifacts import files
-from ..artifacts.recipe import Recipe
-from ..artifacts.run_dir import RunDir
-from ..artifacts.trace import Trace
+from ..bench.bench import Bench
 from ..config import Config
 from ..console import say
-from ..metrics._base import number_or_equal
-from ..types import Schedule, ScheduleRequest
-from ._bench import Bench, open_bench
+from ..core.plan import Plan, Step
+from ..errors import IdcError
+from ..metrics._metric import number_or_equal
+from ..runs import files
+from ..runs.recipe import Recipe
+from ..runs.run_dir import RunDir
+from ..runs.trace import Trace
+from ..types import Schedule
 from ._run import provenance, with_depth
+from ._values import bench_for, configured_search, uniform_plan
+
+Score = Callable[..., float]
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
@@ -30,36 +34,38 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     """
     recipe = with_depth(recipes[0], config)
     search = configured_search(config)
-    bench = open_bench(config, recipe, split="search", num_samples=config.tsopt.num_samples)
+    bench = bench_for(config, recipe, split="search", num_samples=config.tsopt.num_samples)
     recipe = recipe.derive_model(bench.model.source)
-    pipeline = bench.model.for_recipe(recipe)
+    process, pipeline, metric = bench.model.process, bench.model.for_recipe(recipe), config.tsopt.metric
+    sign = 1 if bench.metric(metric).higher_is_better else -1
 
     # 1. the many-step result to come close to: this model's own, or the full model's
     like = None if config.tsopt.reference == "full" else recipe
-    references = bench.references(like, config.tsopt.reference_steps, f"{config.tsopt.reference_steps}-step reference")
+    many = uniform_plan(config, process, config.tsopt.reference_steps)
+    references = bench.references(like, many, f"{config.tsopt.reference_steps}-step reference")
+    taught = bench.model.pipeline if like is None else pipeline
     trace, made, summaries = run_dir.trace(), [], []
     for num_inference_steps in config.step_counts():
         # 2. uniform first: what there is to beat
-        score = _score(bench, pipeline, references, trace, num_inference_steps)
-        uniform = score(bench.uniform(num_inference_steps), gamma=1.0)
-        # 3. the strategy's search; it sees nothing but a score
-        schedule = search(pipeline, num_inference_steps, score)
+        plan = uniform_plan(config, process, num_inference_steps)
+        score = _score(bench, pipeline, plan, references, trace, metric)
+        uniform = score(list(plan.timesteps), gamma=1.0)
+        # 3. the strategy's search; it sees what it asks for, and nothing else
+        schedule = search(
+            process,
+            num_inference_steps,
+            score=score,
+            teacher=lambda: bench.teacher(taught, many),
+            denoiser=lambda plan=plan: bench.denoisers(pipeline, plan, bench.teacher(taught, many).final),
+        )
         found = score(schedule.timesteps)
         # 4. the recipe
-        say(_line(num_inference_steps, schedule, uniform, found))
-        summaries.append(
-            {
-                "num_inference_steps": num_inference_steps,
-                "timesteps": schedule.timesteps,
-                "psnr": found,
-                "psnr_uniform": uniform,
-                **schedule.details,
-            }
-        )
+        say(_line(metric, sign, num_inference_steps, schedule, uniform, found))
+        summaries.append(_summary(metric, sign, num_inference_steps, schedule, uniform, found))
         details = {"strategy": config.timesteps["name"], "reference": config.tsopt.reference}
         details |= {k: v for k, v in schedule.details.items() if k != "walk"}
         entry = provenance("tsopt", config, run_dir, bench.photographs, **details)
-        made.append(recipe.derive(entry, timesteps=schedule.timesteps, guidance=config.guidance()))
+        made.append(recipe.derive(entry, plan=_over(plan, schedule.timesteps), free_steps=False))
     files.write_json(
         run_dir / "metrics.json",
         {
@@ -71,58 +77,43 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             "num_images": len(bench.examples),
             "reference": config.tsopt.reference,
             "reference_steps": config.tsopt.reference_steps,
+            "metric": metric,
             "searches": summaries,
         },
     )
     return made
 
 
-def configured_search(config: Config) -> Callable[[Any, int, Callable[..., float]], Schedule]:
-    """The configured strategy, bound to its parameters: (pipeline, number of steps, score) -> its answer.
+def _over(plan: Plan, timesteps: list[float]) -> Plan:
+    return dataclasses.replace(plan, steps=tuple(map(Step, timesteps)))
 
-    Raises:
-        IdcError: no such strategy, or parameters that it does not take.
+
+def _score(bench: Bench, pipeline: Any, plan: Plan, references: Tensor, trace: Trace, metric: str) -> Score:
+    """The mean of a metric as a function of the list, higher is better; every list is sampled once and then read back.
+
+    Images that all equal their references are the best that there can be; where nothing was compared there is no score.
     """
-    strategy = registry.load("timesteps", config.timesteps["name"], "timesteps").timesteps
-    parameters = {name: value for name, value in config.timesteps.items() if name != "name"}
-    registry.bind(strategy, parameters, "timesteps")
+    sign = 1 if bench.metric(metric).higher_is_better else -1
 
-    def search(pipeline: Any, num_inference_steps: int, score: Callable[..., float]) -> Schedule:
-        request = ScheduleRequest(
-            num_inference_steps=num_inference_steps,
-            num_train_timesteps=pipeline.scheduler.config.num_train_timesteps,
-            alphas_cumprod=tuple(alphas_cumprod(pipeline).tolist()),
-            score=score,
-            seed=config.seed,
-        )
-        schedule: Schedule = strategy(request, **parameters)
-        return schedule
-
-    return search
-
-
-def _score(
-    bench: Bench, pipeline: Any, references: Tensor, trace: Trace, num_inference_steps: int
-) -> Callable[..., float]:
-    """Mean PSNR (dB) to the reference as a function of the list; every list is sampled once and then read back."""
-
-    def score(timesteps: list[int], **known: float) -> float:
-        row = trace.find(num_inference_steps=num_inference_steps, timesteps=timesteps)
+    def score(timesteps: list[float], **known: float) -> float:
+        tried = _over(plan, timesteps)
+        row = trace.find(num_inference_steps=len(tried), timesteps=list(tried.timesteps))
         if row is None:
             began = time.perf_counter()
-            outputs = bench.images(pipeline, timesteps, f"{num_inference_steps} steps")
-            value = bench.measure(["psnr"], outputs, references)["psnr"]
+            value = bench.measure([metric], bench.images(pipeline, tried, f"{len(tried)} steps"), references)[metric]
+            if value.value is None and not value.perfect:
+                raise IdcError(f"tsopt.metric={metric} cannot judge a list: {value.note}; choose another")
             row = trace.append(
                 {
-                    "num_inference_steps": num_inference_steps,
+                    "num_inference_steps": len(tried),
                     **known,
-                    "timesteps": timesteps,
-                    "psnr": value.value,
+                    "timesteps": list(tried.timesteps),
+                    metric: value.value,
                     "evaluation_seconds": round(time.perf_counter() - began, 3),
                 }
             )
-            say(f"  {_named(known)}psnr {number_or_equal(value.value)}")
-        return math.inf if row["psnr"] is None else float(row["psnr"])
+            say(f"  {_named(known)}{metric} {number_or_equal(value.value)}")
+        return math.inf if row[metric] is None else sign * float(row[metric])
 
     return score
 
@@ -131,7 +122,20 @@ def _named(known: dict[str, float]) -> str:
     return "".join(f"{name} {value:.4f}  " for name, value in known.items())
 
 
-def _line(steps: int, schedule: Schedule, uniform: float, found: float) -> str:
+def _summary(metric: str, sign: int, steps: int, schedule: Schedule, uniform: float, found: float) -> dict[str, Any]:
+    """A search's row of metrics.json."""
+    return {
+        "num_inference_steps": steps,
+        "timesteps": schedule.timesteps,
+        metric: sign * found,
+        f"{metric}_uniform": sign * uniform,
+        **schedule.details,
+    }
+
+
+def _line(metric: str, sign: int, steps: int, schedule: Schedule, uniform: float, found: float) -> str:
     gamma = schedule.details.get("gamma")
     name = f"gamma {gamma:.4g}" if isinstance(gamma, float) else "timesteps"
-    return f"{steps} steps: {name} {schedule.timesteps}, {found:.2f} dB against uniform's {uniform:.2f} dB"
+    unit = "dB" if metric == "psnr" else metric
+    ours, theirs = sign * found, sign * uniform
+    return f"{steps} steps: {name} {schedule.timesteps}, {ours:.2f} {unit} against uniform's {theirs:.2f} {unit}"

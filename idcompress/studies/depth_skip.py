@@ -1,11 +1,11 @@
 """Does the best gamma change when the U-Net is cut"""
 
-from ..artifacts.recipe import Recipe
-from ..artifacts.run_dir import RunDir
 from ..config import Config
 from ..errors import IdcError
+from ..runs.recipe import Recipe
+from ..runs.run_dir import RunDir
 from ..types import Chart, Study
-from ._base import Lab, check_gamma, difference, series, verdicts
+from ._lab import Lab, check_gamma, difference, series, verdicts
 
 SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Sec. S3, Tab. S2"
 

@@ -1,11 +1,11 @@
 """Which gamma suits which guidance, at several step counts"""
 
-from ..artifacts.recipe import Recipe
-from ..artifacts.run_dir import RunDir
 from ..config import Config
 from ..errors import IdcError
+from ..runs.recipe import Recipe
+from ..runs.run_dir import RunDir
 from ..types import Chart, Study
-from ._base import Lab, check_gamma, series, verdicts
+from ._lab import Lab, check_gamma, series, verdicts
 
 SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Tab. S1"
 

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from ..artifacts.recipe import Recipe
-from ..artifacts.run_dir import RunDir
 from ..config import Config
 from ..errors import IdcError
+from ..runs.recipe import Recipe
+from ..runs.run_dir import RunDir
 from ..types import Chart, Study
-from ._base import Lab, difference, series, verdicts
+from ._lab import Lab, Over, difference, series, verdicts
 
 SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Fig. 5 (a)"
 
@@ -43,9 +43,9 @@ def run(
     depth = recipe.depth or lab.shallowest(reference_steps)
     cut, full = lab.arm(depth), lab.full()
     timesteps = list(recipe.timesteps or cut.search(num_inference_steps, (cut, reference_steps)).timesteps)
-    affordable = max(1, round(len(timesteps) * cut.costs[0] / full.costs[0]))
+    affordable = cut.affordable(len(timesteps), full)
     compressed = f"compressed: depth {depth}, {len(timesteps)} steps"
-    systems: dict[str, tuple[int, str, int | list[int]]] = {
+    systems: dict[str, tuple[int, str, Over]] = {
         compressed: (depth, config.sampler, timesteps),
         f"depth {depth}, {reference_steps} uniform steps": (depth, config.sampler, reference_steps),
         f"original, {reference_steps} uniform steps": (lab.model.full_depth, config.sampler, reference_steps),

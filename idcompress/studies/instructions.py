@@ -3,13 +3,13 @@
 import math
 from typing import Any
 
-from ..artifacts.recipe import Recipe
-from ..artifacts.run_dir import RunDir
 from ..config import Config
 from ..errors import IdcError
-from ..metrics._base import MetricValue
+from ..metrics._metric import MetricValue
+from ..runs.recipe import Recipe
+from ..runs.run_dir import RunDir
 from ..types import Chart, Study
-from ._base import Lab, difference, series
+from ._lab import Lab, difference, series
 
 SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Sec. S2, Fig. S1"
 SUCCESS = {"easy": "edit_success_rate", "hard": "hard_edit_success_rate"}

@@ -1,31 +1,29 @@
 """A depth for every few steps, found by exhaustive search, against one depth for all of them"""
 
-import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..adapters.pipeline import alphas_cumprod
-from ..artifacts import files
-from ..artifacts.recipe import Recipe
-from ..artifacts.run_dir import RunDir
-from ..artifacts.timing import part
+from ..bench.bench import Bench
 from ..config import Config
 from ..console import progress
-from ..core.multi_depth import Plan, Rivals, ScoredPlan, depth_plans, pareto_front, rivals, sample_plans
+from ..core.multi_depth import Depths, Rivals, ScoredPlan, depth_plans, pareto_front, rivals
+from ..core.plan import Step
 from ..errors import IdcError
-from ..metrics._base import MetricValue
-from ..stages._bench import Bench
-from ..tasks._base import initial_noise
-from ..types import Batch, Chart, DenoiseFn, Series, Study
-from ._base import Arm, Lab, difference, verdicts
+from ..metrics._metric import MetricValue
+from ..runs import files
+from ..runs.recipe import Recipe
+from ..runs.run_dir import RunDir
+from ..runs.timing import part
+from ..types import Batch, Chart, Series, Study
+from ._lab import Arm, Lab, difference, verdicts
 
 SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Tab. 1 and S6"
 
-Values = dict[Plan, list[MetricValue]]  # of each metric
+Values = dict[Depths, list[MetricValue]]  # of each metric
 
 
 def run(
@@ -126,7 +124,7 @@ def run(
 
 
 def _measure(
-    split: str, arms: dict[int, Arm], plans: Sequence[Plan], metrics: Sequence[str], full: Arm, reference_steps: int
+    split: str, arms: dict[int, Arm], plans: Sequence[Depths], metrics: Sequence[str], full: Arm, reference_steps: int
 ) -> tuple[Values, int]:
     """Every metric of every plan over a split's images, and the network calls that a batch of them took.
 
@@ -134,16 +132,14 @@ def _measure(
     """
     bench, trace = full.bench(split), full.lab.trace
     references, digest = full.results(split, reference_steps), files.digest(plans)
-    size = 1 if full.pipeline.unet.device.type == "cpu" else full.config.batch_size  # as Bench.images
-    per_image: dict[Plan, list[dict[int, float]]] = {plan: [{} for _ in metrics] for plan in plans}
+    per_image: dict[Depths, list[dict[int, float]]] = {plan: [{} for _ in metrics] for plan in plans}
     network_calls = 0
-    for start in range(0, len(bench.examples), size):
-        key = {"split": split, "start": start, "plans": digest}
-        examples = bench.examples[start : start + size]
+    for batch in bench.batches():
+        key = {"split": split, "start": batch[0], "plans": digest}
         row = trace.find(**key)
         if row is None:
-            batch = dataclasses.replace(bench, examples=examples)
-            row = trace.append({**key, **_sample(batch, arms, plans, metrics, references[start : start + size])})
+            row = trace.append({**key, **_sample(bench, full, arms, plans, metrics, references[list(batch)], batch)})
+        examples = [bench.examples[position] for position in batch]
         network_calls = row["network_calls"]
         for plan, found in zip(plans, row["values"], strict=True):
             for known, values in zip(per_image[plan], found, strict=True):
@@ -156,40 +152,27 @@ def _measure(
     return means, network_calls
 
 
-@torch.inference_mode()
 def _sample(
-    bench: Bench, arms: dict[int, Arm], plans: Sequence[Plan], metrics: Sequence[str], references: Tensor
+    bench: Bench,
+    full: Arm,
+    arms: dict[int, Arm],
+    choices: Sequence[Depths],
+    metrics: Sequence[str],
+    references: Tensor,
+    batch: tuple[int, ...],
 ) -> dict[str, Any]:
-    """The tree of the plans over one batch of images: {"network_calls", "values": per plan, metric and image}."""
-    task, pipeline, config = bench.task, bench.model.pipeline, bench.config
-    with part("encode"):
-        conditioning = task.encode(pipeline, bench.examples, config.seed)
-    called: list[int] = []
-
-    def counted(depth: int, denoise: DenoiseFn) -> DenoiseFn:
-        def call(sample: Tensor, timestep: Tensor) -> Tensor:
-            called.append(depth)
-            with part("denoise"):
-                return denoise(sample, timestep)
-
-        return call
-
-    sampled = sample_plans(
-        {d: counted(d, task.denoise(arm.pipeline, conditioning, config.guidance())) for d, arm in arms.items()},
-        initial_noise(pipeline, bench.examples, config.seed).to(pipeline.unet.device),
-        bench.uniform(len(plans[0])),
-        alphas_cumprod(pipeline),
-        plans,
-        prediction_type=pipeline.scheduler.config.prediction_type,
-    )
-    values = {}
-    for plan, latents in progress(sampled, f"{len(plans)} plans, {bench.examples[0].name}", len(plans)):
-        with part("decode"):
-            images = task.decode(pipeline, latents, conditioning)
+    """The tree of the choices over one batch of images: {"network_calls", "values": per choice, metric and image}."""
+    whole = full.plan(len(choices[0]))
+    plans = {depths: replace(whole, steps=tuple(map(Step, whole.timesteps, depths))) for depths in choices}
+    sampled = bench.tree(full.pipeline, list(plans.values()), batch, lambda depth: arms[depth].pipeline)
+    examples = [bench.examples[position] for position in batch]
+    values, network_calls = {}, 0
+    for plan, images, calls in progress(sampled, f"{len(plans)} choices, {examples[0].name}", len(plans)):
+        network_calls += calls
         with part("measure"):
-            batch = Batch(bench.examples, images, references)
-            values[plan] = [bench.metric(name).per_image(batch) for name in metrics]
-    return {"network_calls": len(called), "values": [values[plan] for plan in plans]}
+            compared = Batch(examples, images, references)
+            values[plan] = [bench.metric(name).per_image(compared) for name in metrics]
+    return {"network_calls": network_calls, "values": [values[plan] for plan in plans.values()]}
 
 
 def _with_unit(name: str, unit: str) -> str:

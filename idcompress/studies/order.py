@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from ..artifacts.recipe import Recipe
-from ..artifacts.run_dir import RunDir
 from ..config import Config
+from ..runs.recipe import Recipe
+from ..runs.run_dir import RunDir
 from ..types import Chart, Study
-from ._base import Arm, Lab, difference, series, verdicts
+from ._lab import Arm, Lab, Over, difference, series, verdicts
 
 SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Sec. 3 and Tab. S2"
 CUT_FIRST, CUT_LAST = "depth, timesteps", "timesteps, depth"
@@ -36,12 +36,12 @@ def run(
         after = cut.search(steps, (cut, reference_steps))
         # 2. timesteps first: a depth for the full model's list
         before = full.search(steps, (full, reference_steps))
-        plans: dict[str, tuple[Arm, int | list[int], object]] = {
+        plans: dict[str, tuple[Arm, Over, object]] = {
             CUT_FIRST: (cut, after.timesteps, after.details.get("gamma")),
             CUT_LAST: (lab.arm(lab.shallowest(before.timesteps)), before.timesteps, before.details.get("gamma")),
         }
         # 3. neither: fewer uniform steps
-        affordable = max(1, round(steps * cut.costs[0] / full.costs[0]))
+        affordable = cut.affordable(steps, full)
         for sampler in ("ddim", "dpm_solver"):
             plans[f"neither, {sampler}"] = (lab.full(sampler=sampler), affordable, None)
         # 4. all against the original, on images that no search has seen

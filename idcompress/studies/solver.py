@@ -1,10 +1,10 @@
 """Are optimised timesteps still worth it with DPM-Solver++ 2M in place of DDIM"""
 
-from ..artifacts.recipe import Recipe
-from ..artifacts.run_dir import RunDir
 from ..config import Config
+from ..runs.recipe import Recipe
+from ..runs.run_dir import RunDir
 from ..types import Chart, Study
-from ._base import Lab, difference, series, verdicts
+from ._lab import Lab, difference, series, verdicts
 
 SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Sec. S10"
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..adapters.pipeline import draw_latents, encode_prompts
+from ..core.ddim import without_cache
 from ..core.guidance import classifier_free_guidance
 from ..core.random import image_generator
-from ..data.canny import canny
-from ..data.captions import caption
-from ..types import DenoiseFn, Example
-from . import _base
+from ..core.sample import Denoise
+from ..images.canny import canny
+from ..images.captions import caption
+from ..types import Example
+from . import _task
 
 if TYPE_CHECKING:
-    from ..data.photographs import Photograph
+    from ..images.photo_sets import Photograph
 
 
-class Task(_base.Task):
+class Task(_task.Task):
     """Conditions: the caption through the text encoder, the edges through the control branch."""
 
     name = "controlnet"
@@ -49,7 +51,7 @@ class Task(_base.Task):
             condition=canny(image[None], low, high)[0].expand(3, -1, -1).contiguous(),
         )
 
-    def encode(self, pipeline: Any, examples: Sequence[Example], seed: int = 0) -> _base.Conditioning:
+    def encode(self, pipeline: Any, examples: Sequence[Example], seed: int = 0) -> _task.Conditioning:
         conditions = torch.stack([example.condition for example in examples if example.condition is not None])
         return {
             "text": encode_prompts(pipeline, [example.prompt for example in examples]),
@@ -59,7 +61,7 @@ class Task(_base.Task):
 
     def encode_training(
         self, pipeline: Any, examples: Sequence[Example], generators: list[torch.Generator], dropout: float
-    ) -> tuple[Tensor, _base.Conditioning]:
+    ) -> tuple[Tensor, _task.Conditioning]:
         """Captions are dropped, edges are not.
 
         Source: ControlNet, arXiv 2302.05543, Sec. 3.3.
@@ -73,7 +75,7 @@ class Task(_base.Task):
             "condition": conditioning["condition"],
         }
 
-    def predict(self, pipeline: Any, sample: Tensor, timesteps: Tensor, conditioning: _base.Conditioning) -> Tensor:
+    def predict(self, pipeline: Any, sample: Tensor, timesteps: Tensor, conditioning: _task.Conditioning) -> Tensor:
         states, condition = conditioning["text"], conditioning["condition"]
         down, middle = pipeline.controlnet(sample, timesteps, states, controlnet_cond=condition, return_dict=False)
         output: Tensor = pipeline.unet(
@@ -84,7 +86,7 @@ class Task(_base.Task):
     def networks(self, pipeline: Any) -> list[nn.Module]:
         return [pipeline.unet, pipeline.controlnet]
 
-    def denoise(self, pipeline: Any, conditioning: _base.Conditioning, guidance: dict[str, float]) -> DenoiseFn:
+    def denoise(self, pipeline: Any, conditioning: _task.Conditioning, guidance: Mapping[str, float]) -> Denoise:
         """Classifier-free guidance over the caption, with control in both branches, as diffusers does by default."""
         unet = pipeline.unet
         scale = guidance["guidance_scale"]
@@ -98,4 +100,4 @@ class Task(_base.Task):
             outputs: tuple[Tensor, ...] = output.float().chunk(branches)
             return outputs[0] if branches == 1 else classifier_free_guidance(outputs[0], outputs[1], scale)
 
-        return denoise
+        return without_cache(denoise)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..adapters.pipeline import draw_latents, encode_image_latents, encode_prompts
+from ..core.ddim import without_cache
 from ..core.guidance import classifier_free_guidance, dual_guidance
-from ..data.edits import EDITS, edit_for_prompt
+from ..core.sample import Denoise
 from ..errors import IdcError
-from ..types import DenoiseFn, Example
-from . import _base
+from ..images.edits import EDITS, edit_for_prompt
+from ..types import Example
+from . import _task
 
 if TYPE_CHECKING:
-    from ..data.photographs import Photograph
+    from ..images.photo_sets import Photograph
 
 
-class Task(_base.Task):
+class Task(_task.Task):
     """Conditions: the instruction through the text encoder, the input's latents beside the noisy ones."""
 
     name = "ip2p"
@@ -50,7 +52,7 @@ class Task(_base.Task):
             tags=() if edit is None else ("hard" if edit.hard else "easy", edit.name),
         )
 
-    def encode(self, pipeline: Any, examples: Sequence[Example], seed: int = 0) -> _base.Conditioning:
+    def encode(self, pipeline: Any, examples: Sequence[Example], seed: int = 0) -> _task.Conditioning:
         return {
             "text": encode_prompts(pipeline, [example.prompt for example in examples]),
             "null": encode_prompts(pipeline, [""]).expand(len(examples), -1, -1),
@@ -59,7 +61,7 @@ class Task(_base.Task):
 
     def encode_training(
         self, pipeline: Any, examples: Sequence[Example], generators: list[torch.Generator], dropout: float
-    ) -> tuple[Tensor, _base.Conditioning]:
+    ) -> tuple[Tensor, _task.Conditioning]:
         """Three exclusive cases lack a condition, each with the probability `dropout`: text, both, image.
 
         Source: InstructPix2Pix, arXiv 2211.09800, Sec. 3.2.1.
@@ -81,7 +83,7 @@ class Task(_base.Task):
             "image": conditioning["image"] * ~no_image[..., None],
         }
 
-    def predict(self, pipeline: Any, sample: Tensor, timesteps: Tensor, conditioning: _base.Conditioning) -> Tensor:
+    def predict(self, pipeline: Any, sample: Tensor, timesteps: Tensor, conditioning: _task.Conditioning) -> Tensor:
         model_input = torch.cat([sample, conditioning["image"]], dim=1)
         output: Tensor = pipeline.unet(model_input, timesteps, conditioning["text"]).sample
         return output
@@ -91,7 +93,7 @@ class Task(_base.Task):
         edit = list(EDITS.values())[int(torch.randint(len(EDITS), (), generator=generator))]
         return edit.phrasings[int(torch.randint(len(edit.phrasings), (), generator=generator))]
 
-    def denoise(self, pipeline: Any, conditioning: _base.Conditioning, guidance: dict[str, float]) -> DenoiseFn:
+    def denoise(self, pipeline: Any, conditioning: _task.Conditioning, guidance: Mapping[str, float]) -> Denoise:
         """Dual guidance; a scale of 1 makes a branch superfluous, and it is not computed then.
 
         Source: InstructPix2Pix, arXiv 2211.09800, eq. 3; branch order as in diffusers (text, image, null).
@@ -110,4 +112,4 @@ class Task(_base.Task):
                 return dual_guidance(outputs[0], outputs[1], outputs[2], text_scale, image_scale)
             return outputs[0] if branches == 1 else classifier_free_guidance(outputs[0], outputs[1], text_scale)
 
-        return denoise
+        return without_cache(denoise)

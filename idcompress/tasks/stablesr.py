@@ -1,6 +1,6 @@
 """StableSR: restore a photograph from a small, degraded copy and enlarge it four times."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -8,23 +8,25 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from ..adapters.pipeline import alphas_cumprod, draw_latents, native_size
-from ..core.ddim import path_noise
+from ..adapters.pipeline import draw_latents, native_size
+from ..core.ddim import PathNoise, without_cache
+from ..core.plan import Plan
 from ..core.random import image_generator
-from ..data.degrade import degrade
+from ..core.sample import Denoise
 from ..errors import IdcError
-from ..types import DenoiseFn, Example
-from . import _base
+from ..images.degrade import degrade
+from ..types import Example
+from . import _task
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..data.photographs import Photograph
+    from ..images.photo_sets import Photograph
 
 UPSCALE = 4
 
 
-class Task(_base.Task):
+class Task(_task.Task):
     """Conditions: latents of the enlarged input through the structure encoder; its features and colours in decoding.
 
     Source: StableSR, arXiv 2305.07015.
@@ -62,22 +64,21 @@ class Task(_base.Task):
         name = f"{index:04d}_{photo.name}"
         return Example(index=index, name=name, photo=photo.digest, image=enlarged[0], target=image)
 
-    def encode(self, pipeline: Any, examples: Sequence[Example], seed: int = 0) -> _base.Conditioning:
+    def encode(self, pipeline: Any, examples: Sequence[Example], seed: int = 0) -> _task.Conditioning:
         _check_prompt(pipeline)
         image = torch.stack([example.image for example in examples]).to(pipeline.vae.device) * 2 - 1
         generators = [_posterior_generator(seed, example.index) for example in examples]
         image_latents, _ = pipeline.encode_image(image, generators)
         return {"image": image, "image_latents": image_latents, "text": pipeline.encode_prompt(len(examples))}
 
-    def denoise(self, pipeline: Any, conditioning: _base.Conditioning, guidance: dict[str, float]) -> DenoiseFn:
+    def denoise(self, pipeline: Any, conditioning: _task.Conditioning, guidance: Mapping[str, float]) -> Denoise:
         """One network call per step: the published model samples without guidance."""
         _refuse_guidance(guidance)
-        denoise: DenoiseFn = pipeline.denoiser(conditioning["image_latents"], conditioning["text"], **_tiles(pipeline))
-        return denoise
+        return without_cache(pipeline.denoiser(conditioning["image_latents"], conditioning["text"], **_tiles(pipeline)))
 
     def encode_training(
         self, pipeline: Any, examples: Sequence[Example], generators: list[torch.Generator], dropout: float
-    ) -> tuple[Tensor, _base.Conditioning]:
+    ) -> tuple[Tensor, _task.Conditioning]:
         """Posterior draws of the photograph's latents and of its degraded copy's; nothing to drop.
 
         Source: StableSR, arXiv 2305.07015, Sec. 3.1.
@@ -90,12 +91,12 @@ class Task(_base.Task):
             "text": pipeline.encode_prompt(len(examples)),
         }
 
-    def predict(self, pipeline: Any, sample: Tensor, timesteps: Tensor, conditioning: _base.Conditioning) -> Tensor:
+    def predict(self, pipeline: Any, sample: Tensor, timesteps: Tensor, conditioning: _task.Conditioning) -> Tensor:
         features = pipeline.structure_encoder(conditioning["image_latents"], timesteps)
         output: Tensor = pipeline.unet(sample, timesteps, conditioning["text"], structure_features=features).sample
         return output
 
-    def decode(self, pipeline: Any, latents: Tensor, conditioning: _base.Conditioning) -> Tensor:
+    def decode(self, pipeline: Any, latents: Tensor, conditioning: _task.Conditioning) -> Tensor:
         """Decode with feature wrapping; the features (50 MB an image at 512 px) are computed anew, not kept."""
         image = conditioning["image"]
         _, features = pipeline.vae.encode(image.to(pipeline.vae.dtype), return_features=True)
@@ -123,28 +124,28 @@ class Task(_base.Task):
         photo: "Photograph",
         picture: "Image.Image",
         prompt: str | None,
-        timesteps: Sequence[int],
-        guidance: dict[str, float],
+        plan: Plan,
         *,
         seed: int,
-        sampler: str,
+        translate: Callable[[Example], Tensor],
     ) -> tuple[str, Tensor]:
         """Restore a picture of any size at four times its size, as the pipeline itself does: padded, in tiles.
 
         The start, the posterior's noise and the steps' have the generators that they have in a search.
         """
-        _refuse_guidance(guidance)
+        _refuse_guidance(plan.guidance)
         _check_prompt(pipeline)
-        if sampler == "dpm_solver":
-            raise IdcError("task=stablesr translates by sampler=ddim or ancestral, got dpm_solver")
-        ancestral = sampler == "ancestral"
-        levels, steps = alphas_cumprod(pipeline), [_base.step_generator(seed, index)]
+        if plan.sampler not in self.reported_samplers:
+            raise IdcError(f"task=stablesr translates by sampler=ddim or ancestral, got {plan.sampler}")
+        ancestral = plan.sampler == "ancestral"
+        path = PathNoise(self.process(pipeline), [_task.step_generator(seed, index)])
+
         tiles, channels = _tiles(pipeline), int(pipeline.vae.config.latent_channels)
         _, _, canvas = pipeline.working_sizes(picture.height, picture.width, UPSCALE, tiles["tile_size"])
         noisy = (1, channels, *(side // int(pipeline.vae_scale_factor) for side in canvas))
         images: Tensor = pipeline(
             picture,
-            timesteps=list(timesteps),
+            timesteps=list(plan.timesteps),
             upscale=UPSCALE,
             fidelity_weight=self.fidelity_weight,
             color_fix=self.color_fix,
@@ -152,7 +153,7 @@ class Task(_base.Task):
             latents=torch.randn(noisy, generator=image_generator(seed, index)),
             generator=_posterior_generator(seed, index),
             output_type="pt",
-            step_noise=(lambda start: path_noise(start, timesteps, levels, steps)) if ancestral else None,
+            step_noise=(lambda start: path.over(start, plan.timesteps)) if ancestral else None,
             **tiles,
         ).images
         return "", images[0].float().cpu()
@@ -177,6 +178,6 @@ def _check_prompt(pipeline: Any) -> None:
         )
 
 
-def _refuse_guidance(guidance: dict[str, float]) -> None:
+def _refuse_guidance(guidance: Mapping[str, float]) -> None:
     if guidance:
         raise IdcError(f"task=stablesr samples without guidance; leave {' and '.join(guidance)} at null")

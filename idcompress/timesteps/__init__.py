@@ -1,1 +1,5 @@
-"""Timestep strategies, one file each: `timesteps(request, *, parameters) -> Schedule`, and `SOURCE`, what to cite."""
+"""Timestep strategies, one file each.
+
+`timesteps(request, *, parameters) -> Schedule`; `NEEDS`, what of "score", "teacher" and "denoiser" it asks the request
+for (nothing where it is left out); `SOURCE`, what to cite.
+"""

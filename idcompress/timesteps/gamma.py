@@ -9,6 +9,9 @@ from ..types import Schedule, ScheduleRequest
 SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Sec. 3.3 and Alg. 2"
 
 
+NEEDS = ("score",)
+
+
 def timesteps(
     request: ScheduleRequest, *, gamma: float | None = None, bias: float = 30.0, search: Search = "direction_first"
 ) -> Schedule:
@@ -20,10 +23,9 @@ def timesteps(
         search: "direction_first" (the paper), "released_up" or "released_down" (the released scripts' fixed sides).
     """
 
-    def sequence(value: float) -> list[int]:
-        return gamma_timesteps(
-            value, request.num_inference_steps, bias=bias, num_train_timesteps=request.num_train_timesteps
-        )
+    def sequence(value: float) -> list[float]:
+        count = request.process.num_train_timesteps
+        return list[float](gamma_timesteps(value, request.num_inference_steps, bias=bias, num_train_timesteps=count))
 
     if gamma is not None:
         return Schedule(sequence(gamma), {"gamma": gamma, "bias": bias})

@@ -160,11 +160,11 @@ def test_batch_size_changes_nothing(idc, random_model):
 
 
 def test_references_are_computed_once(idc, random_model, monkeypatch):
-    from idcompress.tasks import _base
+    from idcompress.bench import bench
 
     calls = []
-    original = _base.translate
-    monkeypatch.setattr(_base, "translate", lambda *a, **k: calls.append(len(a[3])) or original(*a, **k))
+    original = bench.translate
+    monkeypatch.setattr(bench, "translate", lambda *a, **k: calls.append(len(a[3])) or original(*a, **k))
     common = (SMOKE, f"model.path={random_model('ip2p')}")
     assert idc("depth-search", *common).code == 0
     assert calls.count(4) == 6  # two images at depths 13 (the reference itself), 12 and 11

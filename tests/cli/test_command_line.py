@@ -55,7 +55,8 @@ def test_sweep(idc, random_model):
     assert result.code == 0, result.err
     found = sorted(Path("outputs").glob("ip2p/*/tsopt/*/recipe.json"))
     assert len(found) == 2
-    lists = [json.loads(path.read_text())["timesteps"] for path in found]
+    plans = [json.loads(path.read_text())["plan"] for path in found]
+    lists = [[step["timestep"] for step in plan["steps"]] for plan in plans]
     assert lists == [[999, 0], [999, 249]]
     alias = idc("timestep-search", SMOKE, f"model.path={random_model('ip2p')}", "timesteps=uniform", "seed=3")
     assert alias.code == 0

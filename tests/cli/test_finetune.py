@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import idcompress
 from idcompress import Recipe
 from idcompress.adapters import training
-from idcompress.artifacts.files import file_digest
+from idcompress.runs.files import file_digest
 from idcompress.stages import finetune
 
 IDC = Path(sys.executable).with_name("idc")
@@ -69,7 +69,7 @@ def test_a_fine_tuned_recipe_loads_and_says_where_it_comes_from(idc, command, ta
     assert result.code == 0, result.err
     run = work / "run"
     recipe = json.loads((run / "recipe.json").read_text())
-    assert recipe["depth"] == 5
+    assert recipe["cut"]["depth"] == 5
     assert recipe["parent"]
     entry = recipe["provenance"][-1]
     assert entry["stage"] == "finetune"
@@ -227,7 +227,7 @@ def test_the_start_is_kept_where_no_validation_beats_it(idc, command, work):
     assert result.code == 0, result.err
     assert "no validation beats the start" in result.out
     recipe = json.loads((work / "run/recipe.json").read_text())
-    assert (recipe["depth"], recipe["weights"]) == (11, {})
+    assert (recipe["cut"]["depth"], recipe["weights"]) == (11, {})
     assert recipe["provenance"][-1]["kept_step"] == 0
 
 
@@ -242,7 +242,7 @@ def test_compress_keeps_a_level_fewer_only_where_training_mends_it(idc, random_m
     assert result.code == 0, result.err
     recipe = json.loads((work / "run/recipe.json").read_text())
     metrics = json.loads((work / "run/finetune/metrics.json").read_text())
-    assert recipe["depth"] == depth
+    assert recipe["cut"]["depth"] == depth
     assert [entry["depth"] for entry in recipe["provenance"]] == [3, 2]
     assert recipe["parent"] == Recipe.load(work / "run/depth_search").digest
     assert metrics["kept_step"] == recipe["provenance"][1]["kept_step"]

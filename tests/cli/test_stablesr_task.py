@@ -9,14 +9,16 @@ import torch
 from PIL import Image
 
 from idcompress import load_pipeline
-from idcompress.adapters.pipeline import load_model
 from idcompress.adapters.unet import depth_skip
+from idcompress.bench.translate import translate
 from idcompress.core.ddim import path_noise
-from idcompress.data.images import to_tensor
-from idcompress.data.photographs import packaged
+from idcompress.core.plan import Plan
 from idcompress.errors import IdcError
+from idcompress.images.photo_sets import packaged
+from idcompress.images.pictures import to_tensor
 from idcompress.models.stablesr import num_structure_levels
-from idcompress.tasks import _base
+from idcompress.sources.load import load_source
+from idcompress.tasks import _task
 from idcompress.tasks.stablesr import Task
 from idcompress.types import Example
 
@@ -31,7 +33,7 @@ def only(pattern: str) -> Path:
 
 @pytest.fixture
 def model(random_model):
-    return load_model("StableSRPipeline", {"pipeline": random_model("stablesr")}, {"name": "random"})
+    return load_source("stablesr", {"name": "random", "path": str(random_model("stablesr"))})
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def test_compress_runs_and_counts_the_structure_encoder(idc, random_model, model
     assert metrics["guidance"] == {}
     costs, depth = metrics["metrics"], metrics["recipe"]["depth"]
     assert depth == 9
-    cut = model.at(depth)
+    cut = model.at(model.chosen(depth))
     for system, pipeline in (("original", model.pipeline), ("compressed", cut)):
         networks = params(pipeline.unet) + params(pipeline.structure_encoder)
         assert costs["params"][system] == networks
@@ -137,7 +139,7 @@ def test_examples_are_a_crop_and_its_degraded_quarter(examples):
 @pytest.mark.parametrize("sampler", ["ddim", "ancestral", "dpm_solver"])
 def test_batches_and_seeds(model, examples, sampler):
     def run(chosen, seed=0):
-        return _base.translate(Task(), model.pipeline, chosen, [999, 500, 20], {}, seed=seed, sampler=sampler)
+        return translate(Task(), model.pipeline, chosen, Plan.over([999, 500, 20], sampler=sampler), seed=seed)
 
     whole = run(examples)
     assert whole.shape == (3, 3, 64, 64)
@@ -150,7 +152,7 @@ def test_batches_and_seeds(model, examples, sampler):
 def test_posterior_noise_is_not_the_start(model, examples):
     """Both are unit noise of the latents' shape; one generator would make them equal."""
     task, pipeline = Task(), model.pipeline
-    start = _base.initial_noise(pipeline, examples, 0)
+    start = _task.initial_noise(pipeline, examples, 0)
     with torch.inference_mode():
         latents = task.encode(pipeline, examples, 0)["image_latents"]
         other = task.encode(pipeline, examples, 1)["image_latents"]
@@ -165,7 +167,7 @@ def test_posterior_noise_is_not_the_start(model, examples):
 @pytest.mark.parametrize("depth", [2, 5, 8, 9, 12])
 def test_pruned_encoder_changes_nothing(model, examples, depth):
     """depth_skip alone, with the whole encoder, gives the picture that pruning gives."""
-    cut = model.at(depth)
+    cut = model.at(model.chosen(depth))
     assert len(cut.structure_encoder.feature_blocks) == num_structure_levels(cut.unet)
     conditioning = Task().encode(model.pipeline, examples)
     alone = tiny_random.stablesr_pipeline()
@@ -173,7 +175,7 @@ def test_pruned_encoder_changes_nothing(model, examples, depth):
         setattr(alone, name, component)
     alone.unet = depth_skip(model.pipeline.unet, depth)
     images = [
-        _base.translate(Task(), pipeline, examples, [999, 400], {}, conditioning=conditioning)
+        translate(Task(), pipeline, examples, Plan.over([999, 400]), conditioning=conditioning)
         for pipeline in (cut, alone)
     ]
     assert torch.allclose(*images, rtol=0, atol=1e-5)
@@ -188,8 +190,8 @@ def test_the_common_path_is_the_pipelines_own(model, examples):
         conditioning = task.encode(pipeline, [example])
         image = conditioning["image"]
         conditioning["image_latents"], _ = pipeline.encode_image(image, generator)
-        start = _base.initial_noise(pipeline, [example], 0)
-        ours = _base.translate(task, pipeline, [example], timesteps, {}, conditioning=conditioning)
+        start = _task.initial_noise(pipeline, [example], 0)
+        ours = translate(task, pipeline, [example], Plan.over(timesteps), conditioning=conditioning)
         theirs = pipeline(
             example.image[None],
             timesteps=timesteps,
@@ -206,7 +208,7 @@ def test_the_common_path_is_the_pipelines_own(model, examples):
 
 def test_options_change_the_picture(model, examples):
     def picture(**options):
-        return _base.translate(Task(**options), model.pipeline, examples[:1], [999, 0], {})
+        return translate(Task(**options), model.pipeline, examples[:1], Plan.over([999, 0]))
 
     default = picture()
     assert torch.equal(default, picture(fidelity_weight=0.5, color_fix="adain"))
@@ -216,9 +218,9 @@ def test_options_change_the_picture(model, examples):
 
 def test_ancestral_noise_is_the_steps_own(model, examples):
     """It is neither the start nor the posterior's, and the list decides how it is cut, not which it is."""
-    start = _base.initial_noise(model.pipeline, examples[:1], 0)
+    start = _task.initial_noise(model.pipeline, examples[:1], 0)
     levels = model.pipeline.scheduler.alphas_cumprod
-    generators = [_base.step_generator(0, examples[0].index)]
+    generators = [_task.step_generator(0, examples[0].index)]
     (drawn,) = path_noise(start, [999, 0], levels, generators)
     with torch.inference_mode():
         image = examples[0].image[None] * 2 - 1
@@ -262,10 +264,9 @@ def test_a_translated_picture_is_the_one_that_an_evaluation_sees(model, sampler)
     photo, low = packaged("search")[0], to_tensor(picture)
     enlarged = torch.nn.functional.interpolate(low[None], scale_factor=4, mode="bicubic").clamp(0, 1)[0]
     example = Example(index=3, name="low", photo=photo.digest, image=enlarged)
-    evaluated = _base.translate(Task(), model.pipeline, [example], timesteps, {}, seed=1, sampler=sampler)[0]
-    _, translated = Task().translate_picture(
-        model.pipeline, 3, photo, picture, None, timesteps, {}, seed=1, sampler=sampler
-    )
+    plan = Plan.over(timesteps, sampler=sampler)
+    evaluated = translate(Task(), model.pipeline, [example], plan, seed=1)[0]
+    _, translated = Task().translate_picture(model.pipeline, 3, photo, picture, None, plan, seed=1, translate=None)
     assert torch.allclose(evaluated, translated, atol=1e-5)
 
 
@@ -381,6 +382,6 @@ def test_a_model_without_a_size_says_so(tmp_path):
     pipeline = tiny_random.stablesr_pipeline()
     pipeline.unet.register_to_config(sample_size=None)
     pipeline.save_pretrained(tmp_path / "model")
-    model = load_model("StableSRPipeline", {"pipeline": tmp_path / "model"}, {"name": "random"})
+    model = load_source("stablesr", {"name": "random", "path": str(tmp_path / "model")})
     with pytest.raises(IdcError, match="no sample_size"):
-        _base.native_size(model.pipeline)
+        _task.native_size(model.pipeline)

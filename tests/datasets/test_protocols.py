@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 
 from idcompress import config as configuration
 from idcompress import registry
-from idcompress.artifacts.recipe import Recipe
+from idcompress.runs.recipe import Recipe
 
 # data set, original's steps, compressed's, images, metrics, thresholds, guidance
 PROTOCOLS = {

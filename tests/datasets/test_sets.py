@@ -10,8 +10,8 @@ import pytest
 from conftest import colour, jpeg, put, write_tar
 
 from idcompress import registry
-from idcompress.data.photographs import SPLITS
 from idcompress.errors import IdcError
+from idcompress.images.photo_sets import SPLITS
 
 
 def load(name, *arguments, **options):

@@ -10,10 +10,11 @@ from PIL import Image
 
 from idcompress import config as configuration
 from idcompress import registry
-from idcompress.artifacts.recipe import Recipe
-from idcompress.data.photographs import Photograph
+from idcompress.bench.selection import choose_photographs
 from idcompress.errors import IdcError
-from idcompress.stages._bench import choose_photographs, data_label
+from idcompress.images.photo_sets import Photograph
+from idcompress.runs.recipe import Recipe
+from idcompress.stages._values import data_of
 
 
 def make_config(**data):
@@ -25,7 +26,7 @@ def make_config(**data):
 def recipe(*seen):
     """One whose search has seen photographs."""
     stage = {"stage": "depth_search", "photographs": {photo.name: photo.digest for photo in seen}}
-    return Recipe(task="ip2p", model={"name": "tiny"}, prune="depth_skip", provenance=(stage,) if seen else ())
+    return Recipe(task="ip2p", model={"name": "tiny"}, provenance=(stage,) if seen else ())
 
 
 @pytest.fixture
@@ -41,35 +42,35 @@ def names(found):
 
 def test_evaluation_takes_what_no_search_has_seen(folder):
     config = make_config(path=str(folder))
-    searched = choose_photographs(config, recipe(), "search", 2)
+    searched = choose_photographs(data_of(config), recipe(), "search", 2)
     assert names(searched) == ["0", "2", "4", "6"]
-    assert names(choose_photographs(config, recipe(), "train")) == ["0", "2", "4", "6"]
-    assert names(choose_photographs(config, recipe(), "evaluate", 2)) == list("0123456")
-    assert names(choose_photographs(config, recipe(*searched[:2]), "evaluate", 2)) == list("13456")
-    everything = choose_photographs(config, recipe(), "evaluate")
+    assert names(choose_photographs(data_of(config), recipe(), "train")) == ["0", "2", "4", "6"]
+    assert names(choose_photographs(data_of(config), recipe(), "evaluate", 2)) == list("0123456")
+    assert names(choose_photographs(data_of(config), recipe(*searched[:2]), "evaluate", 2)) == list("13456")
+    everything = choose_photographs(data_of(config), recipe(), "evaluate")
     with pytest.raises(IdcError, match=r"no photograph of .* is left for evaluate: all 7 were seen"):
-        choose_photographs(config, recipe(*everything), "evaluate")
+        choose_photographs(data_of(config), recipe(*everything), "evaluate")
 
 
 def test_evaluation_keeps_to_its_half_where_training_photographs_are_not_listed(folder):
     trained = {"stage": "finetune", "photographs": {}, "data": {"photographs": 5000}}
     tuned = Recipe(task="ip2p", model={"name": "tiny"}, provenance=(trained,))
     config = make_config(path=str(folder))
-    assert names(choose_photographs(config, tuned, "evaluate", 2)) == ["1", "3", "5"]
-    assert not {*names(choose_photographs(config, tuned, "train"))} & {"1", "3", "5"}
+    assert names(choose_photographs(data_of(config), tuned, "evaluate", 2)) == ["1", "3", "5"]
+    assert not {*names(choose_photographs(data_of(config), tuned, "train"))} & {"1", "3", "5"}
 
 
 def test_a_chosen_split_overrules_the_stage(folder):
     searched = [Photograph(name, folder / f"{name}.jpg") for name in "0246"]
     for split, wanted in (("search", "0246"), ("evaluate", "135"), ("train", "0246"), ("all", "135")):
         config = make_config(path=str(folder), split=split)
-        assert names(choose_photographs(config, recipe(*searched), "evaluate")) == list(wanted)
+        assert names(choose_photographs(data_of(config), recipe(*searched), "evaluate")) == list(wanted)
 
 
 def test_a_split_of_its_own_is_kept(pairs):
     config = make_config(name="instruct_pix2pix", path=str(pairs))
-    assert len(choose_photographs(config, recipe(), "evaluate", 4)) == 3
-    assert len(choose_photographs(config, recipe(), "train")) == 54
+    assert len(choose_photographs(data_of(config), recipe(), "evaluate", 4)) == 3
+    assert len(choose_photographs(data_of(config), recipe(), "train")) == 54
 
 
 def test_of_a_large_set_photographs_all_over_it_are_looked_at(tmp_path):
@@ -79,19 +80,19 @@ def test_of_a_large_set_photographs_all_over_it_are_looked_at(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "prompt.json").write_text('{"edit": "x"}')
     config = make_config(name="instruct_pix2pix", path=str(tmp_path))
-    found = choose_photographs(config, recipe(), "search", 16)
+    found = choose_photographs(data_of(config), recipe(), "search", 16)
     assert 512 <= len(found) <= 1024
     assert found[0].name == "0007200/0"
     assert found[-1].name.startswith("00075")
-    assert len(choose_photographs(config, recipe(), "search")) == 1_600
+    assert len(choose_photographs(data_of(config), recipe(), "search")) == 1_600
 
 
 def test_options_and_names_of_data_sets_are_checked(coco):
     config = make_config(name="coco", path=str(coco), options={"captions": "all"})
-    assert len(choose_photographs(config, recipe(), "evaluate")) == 4
+    assert len(choose_photographs(data_of(config), recipe(), "evaluate")) == 4
     config.data.options["capitons"] = "all"
     with pytest.raises(IdcError, match=r"unknown key data\.options\.capitons; did you mean 'captions'"):
-        choose_photographs(config, recipe(), "evaluate")
+        choose_photographs(data_of(config), recipe(), "evaluate")
 
 
 def test_the_configuration_takes_folders_only():
@@ -107,9 +108,9 @@ def test_the_configuration_takes_folders_only():
 
 
 def test_what_a_data_set_is_called_in_reports():
-    assert data_label(make_config()) == "photographs in scikit-image, scikit-learn and matplotlib"
-    assert data_label(make_config(path="a")) == "a"
-    assert data_label(make_config(name="shards", path=["a", "b"])) == "shards: a, b"
+    assert data_of(make_config()).label == "photographs in scikit-image, scikit-learn and matplotlib"
+    assert data_of(make_config(path="a")).label == "a"
+    assert data_of(make_config(name="shards", path=["a", "b"])).label == "shards: a, b"
 
 
 def ip2p():

@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from idcompress import Recipe
-from idcompress.artifacts.run_dir import RunDir
+from idcompress import Recipe, gamma_timesteps
 from idcompress.config import Config, ExportConfig, ModelConfig, TaskConfig
+from idcompress.core.cut import Cut
+from idcompress.core.plan import Plan
+from idcompress.runs.run_dir import RunDir
 from idcompress.stages import export
 
 TASKS = ("ip2p", "controlnet", "stablesr")
@@ -22,10 +24,9 @@ TIMESTEPS = (981, 640, 3, 3)  # uneven, with a repeat
 
 def recipe_for(task, model, depth, timesteps=TIMESTEPS, **changes):
     source = {"name": "tiny", "path": None if model is None else str(model), "repositories": None, "revision": None}
-    steps = 50 if timesteps is None else len(timesteps)
-    return Recipe(
-        task, source, "depth_skip", depth, timesteps, num_inference_steps=steps, guidance=GUIDANCE[task], **changes
-    )
+    cut = None if depth is None else Cut("depth_skip", {"depth": depth})
+    plan = Plan.over(gamma_timesteps(1.0, 50) if timesteps is None else timesteps, guidance=GUIDANCE[task])
+    return Recipe(task, source, cut, plan=plan, free_steps=timesteps is None, **changes)
 
 
 def export_to(folder, recipe, **settings):

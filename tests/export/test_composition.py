@@ -14,9 +14,9 @@ from diffusers import LCMScheduler, QuantoConfig, StableDiffusionInstructPix2Pix
 from safetensors.torch import save_file
 
 from idcompress import load_pipeline
-from idcompress.data.images import crop_square
-from idcompress.data.photographs import packaged
-from idcompress.loading import load_source
+from idcompress.images.photo_sets import packaged
+from idcompress.images.pictures import crop_square
+from idcompress.sources.load import load_source
 
 from .folders import GUIDANCE, TASKS, export_to, recipe_for
 
@@ -121,7 +121,7 @@ def test_lora_of_the_full_model(exported, tmp_path, depth, blocks):
     pipeline.unload_lora_weights()
     assert torch.equal(picture(pipeline), before)
     assert (adapted - before).abs().max() > 0.01
-    pipeline.unet = full.at(depth).unet
+    pipeline.unet = full.at(full.chosen(depth)).unet
     assert (adapted - picture(pipeline)).abs().max() <= 1e-4
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from idcompress import load_pipeline
-from idcompress.adapters.export import own_pipeline, stock_obstacle, stock_pipeline
-from idcompress.adapters.pipeline import with_components
+from idcompress.adapters.pipeline import own_pipeline, with_components
 from idcompress.errors import IdcError
-from idcompress.loading import load_source
-from idcompress.stages import export
+from idcompress.export.stock_form import stock_obstacle, stock_pipeline
+from idcompress.sources.load import load_source
+from idcompress.stages import _values, export
 
 from .folders import TASKS, arguments, classes, export_to, recipe_for
 
@@ -40,11 +40,11 @@ def in_process(monkeypatch, tmp_path):
             models[task] = load_source(task, source, **settings)
         return models[task]
 
-    monkeypatch.setattr(export, "load_source", load)
+    monkeypatch.setattr(_values, "load_source", load)
 
     def pipeline(recipe):
         model = load(recipe.task, recipe.model, device="cpu", dtype="float32", prune="depth_skip")
-        return own_pipeline(model.for_recipe(recipe), list(recipe.timesteps))
+        return own_pipeline(model.for_recipe(recipe), recipe.plan)
 
     return pipeline
 

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from idcompress import Recipe, load_pipeline
-from idcompress.adapters import onnx
-from idcompress.adapters.export import own_pipeline
+from idcompress.adapters.pipeline import own_pipeline
+from idcompress.core.plan import Plan
 from idcompress.errors import IdcError
-from idcompress.loading import load_source
+from idcompress.export import onnx
 from idcompress.models.stablesr import pipeline as stablesr
+from idcompress.sources.load import load_source
 from idcompress.stages import export
 
 from .folders import TASKS, export_to, noise, recipe_for
@@ -118,7 +119,7 @@ def test_every_depth(task, fold, random_model, tmp_path):
     for depth in range(13, 0, -1):
         if depth == 13 and fold:
             continue  # it would fold the model that the other depths are cut from
-        pipeline = own_pipeline(model.at(depth), [640, 3])
+        pipeline = own_pipeline(model.at(model.chosen(depth)), Plan.over([640, 3]))
         folder = tmp_path / str(depth)
         folder.mkdir()
         found = onnx.graphs(pipeline)

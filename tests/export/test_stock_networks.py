@@ -7,12 +7,12 @@ import tiny_random
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from idcompress.adapters import export
 from idcompress.adapters.controlnet import prune_controlnet
 from idcompress.adapters.cut_models import DepthSkipControlNetModel, DepthSkipUNet2DConditionModel, named
 from idcompress.adapters.unet import depth_skip, unet_shape
 from idcompress.core.skip_plan import skip_plan
 from idcompress.errors import IdcError
+from idcompress.export import stock_form
 from idcompress.pruning import depth_skip as pruning
 
 DEPTHS = range(1, 13)
@@ -60,17 +60,17 @@ def test_every_depth_has_an_equal_stock_model(full):
     like_sd = full.config.block_out_channels == tiny_random.WIDTHS and full.config.norm_num_groups == 8
     for depth in range(1, last) if like_sd else (1, 3, 4, 7):
         cut = depth_skip(full, depth)
-        host = export.host_depth(cut)
+        host = stock_form.host_depth(cut)
         if host is None:
             assert full.config.norm_num_groups == 1
             continue
-        stock = export.stock_unet(cut, host)
+        stock = stock_form.stock_unet(cut, host)
         assert type(stock) is UNet2DConditionModel
         assert "depth" not in stock.config
         assert torch.equal(stock(*inputs()).sample, cut(*inputs()).sample), (depth, host)
-        assert (export.stock_obstacle(cut, depth) is None) == (host == depth)
+        assert (stock_form.stock_obstacle(cut, depth) is None) == (host == depth)
         assert (params(stock) == params(cut)) == (host == depth)
-    assert export.stock_unet(full, last) is full
+    assert stock_form.stock_unet(full, last) is full
 
 
 @pytest.mark.parametrize(
@@ -83,18 +83,18 @@ def test_every_depth_has_an_equal_stock_model(full):
 )
 def test_the_condition(changes, exact):
     model = unet(**changes)
-    assert {d for d in DEPTHS if export.stock_obstacle(model, d) is None} == exact
-    assert export.stock_obstacle(model, 13) is None
+    assert {d for d in DEPTHS if stock_form.stock_obstacle(model, d) is None} == exact
+    assert stock_form.stock_obstacle(model, 13) is None
 
 
 @torch.no_grad()
 def test_without_the_condition_the_stock_shape_is_wrong(full):
     """The condition refuses nothing that would be exact: elsewhere the plain shape does not take the weights or run."""
-    refused = [d for d in range(1, unet_shape(full).full_depth) if export.stock_obstacle(full, d)][-4:]
+    refused = [d for d in range(1, unet_shape(full).full_depth) if stock_form.stock_obstacle(full, d)][-4:]
     for depth in refused:
         cut = depth_skip(full, depth)
         try:
-            output = export.stock_unet(cut, depth)(*inputs()).sample
+            output = stock_form.stock_unet(cut, depth)(*inputs()).sample
         except (RuntimeError, ValueError):
             continue
         assert not torch.equal(output, cut(*inputs()).sample), depth
@@ -106,7 +106,7 @@ def test_half_precision_is_exact_too(dtype):
     model = unet().to(dtype)
     for depth in (2, 8, 9):
         cut = depth_skip(model, depth)
-        stock = export.stock_unet(cut, depth)
+        stock = stock_form.stock_unet(cut, depth)
         assert stock.dtype == dtype
         assert torch.equal(stock(*inputs(dtype)).sample, cut(*inputs(dtype)).sample)
 
@@ -114,7 +114,7 @@ def test_half_precision_is_exact_too(dtype):
 def test_the_original_weights_stay_as_they_are():
     cut = depth_skip(unet(), 9)
     before = {name: weight.clone() for name, weight in cut.state_dict().items()}
-    stock = export.stock_unet(cut, 9)
+    stock = stock_form.stock_unet(cut, 9)
     first = stock.up_blocks[0].resnets[0]
     hidden = cut.mid_block.hidden_channels
     assert not first.norm1.weight[:hidden].any() and not first.conv_shortcut.weight[:, :hidden].any()
@@ -142,14 +142,14 @@ def test_control_branches_at_every_depth():
     for depth in DEPTHS:
         cut = depth_skip(full_unet, depth)
         cut_branch = prune_controlnet(full_branch, skip_plan(unet_shape(full_unet), depth))
-        stock = export.stock_unet(cut, export.host_depth(cut))
-        short = export.stock_controlnet(cut_branch, len(stock.config.block_out_channels))
+        stock = stock_form.stock_unet(cut, stock_form.host_depth(cut))
+        short = stock_form.stock_controlnet(cut_branch, len(stock.config.block_out_channels))
         assert type(short) is ControlNetModel
         wanted = controlled(cut, cut_branch)
         assert torch.equal(controlled(stock, short), wanted), depth
         assert not torch.equal(cut(*inputs()).sample, wanted)
         assert params(short) < params(full_branch)
-    assert export.stock_controlnet(full_branch, 4) is full_branch
+    assert stock_form.stock_controlnet(full_branch, 4) is full_branch
 
 
 @torch.no_grad()
@@ -165,16 +165,16 @@ def test_exported_networks_are_cut_further():
         return parts["unet"](*inputs(), **controls).sample
 
     for depth, host, present, further in ((9, 9, 9, 8), (8, 8, 8, 5), (7, 8, 8, 7), (7, None, 7, 5)):
-        exported = full | pruning.apply(full, depth)
+        exported = full | pruning.apply(full, pruning.chosen(depth))
         if host is not None:
-            exported["unet"] = export.stock_unet(exported["unet"], host)
+            exported["unet"] = stock_form.stock_unet(exported["unet"], host)
             levels = len(exported["unet"].config.block_out_channels)
-            exported["controlnet"] = export.stock_controlnet(exported["controlnet"], levels)
+            exported["controlnet"] = stock_form.stock_controlnet(exported["controlnet"], levels)
         assert pruning.levels(exported) == present
-        assert pruning.apply(exported, present) == {}
+        assert pruning.apply(exported, pruning.chosen(present)) == {}
         with pytest.raises(IdcError, match=f"between 1 and {present} for this U-Net, got {present + 1}"):
-            pruning.apply(exported, present + 1)
-        again, direct = (parts | pruning.apply(parts, further) for parts in (exported, full))
+            pruning.apply(exported, pruning.chosen(present + 1))
+        again, direct = (parts | pruning.apply(parts, pruning.chosen(further)) for parts in (exported, full))
         assert params(again["unet"]) == params(direct["unet"])
         assert torch.allclose(controlled(again, False), controlled(direct, False), atol=1e-5)
         # stock branches have forgotten how many residuals the full one had
@@ -211,10 +211,10 @@ def test_configurations_of_full_size_models(shared):
     with torch.device("meta"):
         model = UNet2DConditionModel.from_config(config)
     wanted = {int(name[1:]): entries for name, entries in known["unet_ip2p_in8"].items()}
-    assert {d for d in DEPTHS if export.stock_obstacle(model, d) is None} == set(wanted)
+    assert {d for d in DEPTHS if stock_form.stock_obstacle(model, d) is None} == set(wanted)
     for depth, entries in wanted.items():
-        stock = export.stock_unet(depth_skip(model, depth), depth)
+        stock = stock_form.stock_unet(depth_skip(model, depth), depth)
         made = {name: list(v) if isinstance(v, tuple) else v for name, v in stock.config.items() if name in entries}
         assert made == entries
-    sizes = {depth: params(export.stock_unet(depth_skip(model, depth), depth)) for depth in (8, 9)}
+    sizes = {depth: params(stock_form.stock_unet(depth_skip(model, depth), depth)) for depth in (8, 9)}
     assert sizes == {8: 373_403_844, 9: 523_229_124}

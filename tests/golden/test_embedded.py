@@ -30,8 +30,8 @@ def test_golden_traces(idc, task, request):
     lists = [json.loads(line) for line in (run / "tsopt/trace.jsonl").open()]
     recipe = json.loads((run / "recipe.json").read_text())
     found = {
-        "depth": recipe["depth"],
-        "timesteps": recipe["timesteps"],
+        "depth": recipe["cut"]["depth"],
+        "timesteps": [step["timestep"] for step in recipe["plan"]["steps"]],
         "depths": [{"depth": r["depth"], "passed": r["passed"], "psnr": r["metrics"]["psnr"]} for r in depths],
         "lists": [{"gamma": r["gamma"], "timesteps": r["timesteps"], "psnr": r["psnr"]} for r in lists],
     }

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from idcompress.metrics._base import MetricValue
-from idcompress.stages._alternatives import paired
+from idcompress.bench.comparison import paired
+from idcompress.metrics._metric import MetricValue
 
 
 def verdict(differences, *, higher_is_better=True):

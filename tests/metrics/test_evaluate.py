@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import tiny_random
 
-from idcompress.metrics.latency import is_full_width
+from idcompress.costs.latency import is_full_width
 from idcompress.models.official import meta_components
 from idcompress.stages import evaluate
 

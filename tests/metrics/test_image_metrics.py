@@ -48,7 +48,7 @@ def noisy(image, generator, scale=0.1):
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
-    from idcompress.data.canny import canny
+    from idcompress.images.canny import canny
 
     generator = torch.Generator().manual_seed(0)
     examples, outputs, references = [], [], []

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from idcompress.adapters.weights import find_weights, load_state, tensors_digest
 from idcompress.errors import IdcError
+from idcompress.metrics._weights import find_weights, load_state, tensors_digest
 from idcompress.types import Batch, Example
 
 WORD_PAIR = ("a photo of a cat", "a photo of a dog")
@@ -16,7 +16,7 @@ WORD_PAIR = ("a photo of a cat", "a photo of a dog")
 
 @pytest.fixture(scope="session")
 def lpips_images(lpips_folder):
-    from idcompress.data.images import load_image, to_tensor
+    from idcompress.images.pictures import load_image, to_tensor
 
     return [to_tensor(load_image(lpips_folder / f"ex_{name}.png")) for name in ("ref", "p0", "p1")]
 
@@ -231,11 +231,10 @@ def test_an_instruction_is_no_caption(clip_folder):
 def test_clip_refuses_at_once(no_weights, clip_folder, tmp_path):
     import open_clip
 
-    from idcompress.adapters import clip
-    from idcompress.metrics import clip_score, clip_similarity
+    from idcompress.metrics import _clip_model, clip_score, clip_similarity
 
-    published = open_clip.get_pretrained_cfg(*clip._DEFAULT)
-    assert published["hf_hub"].strip("/") == clip._DEFAULT_REPOSITORY
+    published = open_clip.get_pretrained_cfg(*_clip_model._DEFAULT)
+    assert published["hf_hub"].strip("/") == _clip_model._DEFAULT_REPOSITORY
     start = time.perf_counter()
     with pytest.raises(IdcError, match=r"ViT-L-14-openai\.safetensors.*vit_large_patch14_clip_224\.openai"):
         clip_similarity.Metric()

@@ -22,9 +22,9 @@ def test_sizes():
 
 def test_the_whole_control_pipeline_at_depth_9():
     components = meta_components("controlnet")
-    pruned = depth_skip.apply(components, 9)
+    pruned = depth_skip.apply(components, depth_skip.chosen(9))
     assert sum(map(count, pruned.values())) == 703_875_924
-    assert depth_skip.apply(components, 13) == {}
+    assert depth_skip.apply(components, depth_skip.chosen(13)) == {}
 
 
 def test_unknown_task():

@@ -10,9 +10,9 @@ from diffusers import DiffusionPipeline
 from skimage import data
 
 from idcompress.adapters.unet import full_depth
-from idcompress.data.canny import canny
-from idcompress.data.captions import caption
-from idcompress.data.edits import EDITS
+from idcompress.images.canny import canny
+from idcompress.images.captions import caption
+from idcompress.images.edits import EDITS
 from idcompress.models.stablesr import StableSRPipeline
 from idcompress.models.tiny import tiny_folder
 from idcompress.models.tiny.build import (

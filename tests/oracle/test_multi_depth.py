@@ -7,16 +7,9 @@ import random
 import pytest
 import torch
 
-from idcompress.core.ddim import ddim_sample
-from idcompress.core.multi_depth import (
-    ScoredPlan,
-    depth_plans,
-    network_calls,
-    pareto_front,
-    rivals,
-    sample_plans,
-)
-from idcompress.core.noise_schedule import scaled_linear_alphas_cumprod
+from idcompress.core.ddim import ddim_sample, without_cache
+from idcompress.core.multi_depth import ScoredPlan, depth_plans, network_calls, pareto_front, rivals, sample_depths
+from idcompress.core.process import VariancePreserving, scaled_linear_alphas_cumprod
 from idcompress.core.timestep_search import gamma_timesteps
 
 ALPHAS = scaled_linear_alphas_cumprod()
@@ -35,6 +28,11 @@ class Networks(dict):
             return torch.tanh(sample * (1 + 1 / depth) + timestep / 1000) + 0.1 * depth * sample.roll(1, -1)
 
         return denoise
+
+
+def sample_plans(networks, sample, timesteps, alphas_cumprod, plans, prediction_type="epsilon"):
+    denoise = {depth: without_cache(network) for depth, network in networks.items()}
+    return sample_depths(denoise, sample, timesteps, VariancePreserving(alphas_cumprod, prediction_type), plans)
 
 
 def one_by_one(networks, sample, timesteps, plans, prediction_type="epsilon"):

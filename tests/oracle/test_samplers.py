@@ -11,11 +11,11 @@ import random
 
 import pytest
 import torch
+from solvers import dpm_solver_sample
 
 import idcompress
 from idcompress.core.ddim import path_noise
-from idcompress.core.dpm_solver import dpm_solver_sample
-from idcompress.core.noise_schedule import scaled_linear_alphas_cumprod
+from idcompress.core.process import scaled_linear_alphas_cumprod
 from idcompress.core.random import image_generator, randn_like
 from idcompress.core.timestep_search import gamma_search
 from idcompress.schedulers import FixedTimestepsScheduler

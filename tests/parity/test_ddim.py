@@ -3,12 +3,12 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from solvers import dpm_solver_sample
 
 import idcompress
 from idcompress.core.ddim import ddim_trajectory
-from idcompress.core.dpm_solver import dpm_solver_sample
 from idcompress.core.guidance import dual_guidance
-from idcompress.core.noise_schedule import scaled_linear_alphas_cumprod
+from idcompress.core.process import scaled_linear_alphas_cumprod
 from idcompress.schedulers import FixedTimestepsScheduler
 
 ALPHAS = scaled_linear_alphas_cumprod()

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 import idcompress
-from idcompress.core.ddim import ddim_step, predict
+from idcompress.core.ddim import ddim_step
+from idcompress.core.process import CLEAN, Level, predict
 from idcompress.models.stablesr import (
     adain_color_fix,
     from_original,
@@ -21,6 +22,7 @@ from idcompress.models.stablesr import (
 )
 from idcompress.models.stablesr.color_fix import wavelet_low_band
 from idcompress.models.stablesr.tiling import blend_tiles, gaussian_weights
+from idcompress.schedulers import process_of
 
 TOLERANCE = 2e-5  # of the tensor's maximum; the smallest structural mistake tried is 100 times that
 EPSPROBE_TOLERANCE = 1e-4
@@ -197,7 +199,7 @@ def test_schedule(official, number):
     close(previous, f[f"s{number}.alphas_cumprod_prev"])
     close(1 - levels / previous, f[f"s{number}.betas"])
     for index in range(1, number):
-        level, next_level = float(levels[index]), float(levels[index - 1])
+        level, next_level = (Level(float(a) ** 0.5, (1 - float(a)) ** 0.5) for a in (levels[index], levels[index - 1]))
 
         def step(sample, epsilon, noise, level=level, next_level=next_level):
             one = torch.ones(1, dtype=torch.float64)
@@ -220,8 +222,9 @@ def test_schedule(official, number):
 
 def ancestral(official, denoise, sample, noise, timesteps):
     """The original's sampler, with its noise; yields the sample after every step."""
-    levels = [float(official.pipe.scheduler.alphas_cumprod[t]) for t in timesteps]
-    for timestep, level, next_level, draw in zip(timesteps, levels, [*levels[1:], None], noise, strict=True):
+    process = process_of(official.pipe.scheduler)
+    levels = [process.level(t) for t in timesteps]
+    for timestep, level, next_level, draw in zip(timesteps, levels, [*levels[1:], CLEAN], noise, strict=True):
         prediction = predict(denoise(sample, timestep), sample, level, "epsilon")
         sample = ddim_step(prediction, level, next_level, eta=1.0, variance_noise=draw)
         yield sample

@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny_random
 
-from idcompress.metrics import latency
+from idcompress.costs import latency
 from scripts import bench_latency
 
 TINY = ("--device", "cpu", "--tiny", "--repeats", "1")

@@ -4,8 +4,8 @@ import pytest
 import tiny_random
 
 from idcompress.adapters.unet import depth_skip, full_depth
-from idcompress.metrics import macs
-from idcompress.metrics._levels import level_costs, level_modules
+from idcompress.costs import macs
+from idcompress.costs.levels import level_costs, level_modules
 
 # Tab. S7, columns of parameters, in percent
 OWN = (0.69, 1.25, 1.37, 2.85, 4.39, 5.06, 10.98, 16.71, 17.47, 9.17, 9.37, 9.37, 11.32)

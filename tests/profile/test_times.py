@@ -6,8 +6,8 @@ import pytest
 import tiny_random
 import torch
 
-from idcompress.metrics import latency, memory
-from idcompress.metrics._levels import level_modules, level_times
+from idcompress.costs import latency, memory
+from idcompress.costs.levels import level_modules, level_times
 from idcompress.stages import profile
 
 
@@ -50,10 +50,10 @@ def test_embedded_models_get_ratios_and_no_milliseconds(profiled):
 
 
 def test_guidance_multiplies_the_networks_samples_and_not_the_autoencoders(random_model):
-    from idcompress.adapters.pipeline import load_model
-    from idcompress.metrics._components import components_of
+    from idcompress.costs.components import components_of
+    from idcompress.sources.load import load_source
 
-    pipeline = load_model("StableSRPipeline", {"pipeline": random_model("stablesr")}, {"name": "random"}).pipeline
+    pipeline = load_source("stablesr", {"name": "random", "path": str(random_model("stablesr"))}).pipeline
     found = components_of(pipeline, [pipeline.unet], 64, encoder_tokens=5, batch_size=2, branches=3)
     sizes = {part.name: next(iter(part.inputs.values())).shape[0] for part in found}
     assert sizes == {"unet": 6, "vae_encoder": 2, "vae_decoder": 2}

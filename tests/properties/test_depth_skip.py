@@ -13,7 +13,7 @@ import idcompress
 from idcompress.adapters.unet import depth as present_depth
 from idcompress.adapters.unet import unet_shape
 from idcompress.core.skip_plan import SkipPlan, UNetShape, skip_plan
-from idcompress.metrics.parameters import count_parameters
+from idcompress.costs.parameters import count_parameters
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 

@@ -16,9 +16,9 @@ from diffusers import (
 
 import idcompress
 from idcompress import registry
-from idcompress.adapters.export import stock_scheduler
 from idcompress.adapters.pipeline import encode_image_latents, encode_prompts, fixed_scheduler, with_components
-from idcompress.core.noise_schedule import scaled_linear_alphas_cumprod
+from idcompress.core.process import scaled_linear_alphas_cumprod
+from idcompress.export.stock_form import stock_scheduler
 from idcompress.schedulers import FixedTimestepsScheduler
 
 TIMESTEPS = [999, 871, 640, 640, 163, 37]  # a repeat, and an end above 0

@@ -9,12 +9,12 @@ import torch
 
 import idcompress
 from idcompress import registry
-from idcompress.core.noise_schedule import check_timesteps, scaled_linear_alphas_cumprod
+from idcompress.core.process import VariancePreserving, check_timesteps, scaled_linear_alphas_cumprod
 from idcompress.errors import IdcError
 from idcompress.types import ScheduleRequest
 
 STRATEGIES = registry.names("timesteps")
-ALPHAS = tuple(scaled_linear_alphas_cumprod().tolist())
+PROCESS = VariancePreserving(scaled_linear_alphas_cumprod())
 COUNTS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 25, 50)
 
 
@@ -29,8 +29,7 @@ def request(num_inference_steps, num_train_timesteps=1000):
 
     return ScheduleRequest(
         num_inference_steps=num_inference_steps,
-        num_train_timesteps=num_train_timesteps,
-        alphas_cumprod=ALPHAS[:num_train_timesteps],
+        process=VariancePreserving(scaled_linear_alphas_cumprod(num_train_timesteps)),
         score=score,
         seed=3,
     )
@@ -142,10 +141,10 @@ def test_illegal_lists_are_named(timesteps, message):
 
 def test_gamma_strategy_takes_a_known_gamma_without_sampling():
     strategy = registry.load("timesteps", "gamma")
-    schedule = strategy.timesteps(ScheduleRequest(num_inference_steps=10), gamma=0.8)
+    schedule = strategy.timesteps(ScheduleRequest(10, PROCESS), gamma=0.8)
     assert schedule.timesteps == idcompress.gamma_timesteps(0.8, 10)
     with pytest.raises(IdcError, match=r"timesteps\.gamma=VALUE"):
-        strategy.timesteps(ScheduleRequest(num_inference_steps=10))
+        strategy.timesteps(ScheduleRequest(10, PROCESS))
 
 
 def test_quadratic_formula():

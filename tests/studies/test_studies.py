@@ -88,7 +88,7 @@ def test_an_interrupted_study_goes_on_with_its_trace(study, tmp_path, monkeypatc
 
     rows, info = trace(folder), json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**info, "finished": False}))
-    monkeypatch.setattr("idcompress.stages._bench.Bench.images", None)  # sampling would fail
+    monkeypatch.setattr("idcompress.bench.bench.Bench.images", None)  # sampling would fail
     result, again = study("solver", *overrides)
     assert again == folder and trace(folder) == rows
     assert check_what_it_left("solver", result, folder) == found

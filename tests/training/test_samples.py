@@ -11,9 +11,9 @@ from PIL import Image
 
 from idcompress import registry
 from idcompress.adapters import training
-from idcompress.data.photographs import Photograph, Subset
+from idcompress.bench.training_samples import TrainingSamples, held_out
 from idcompress.errors import IdcError
-from idcompress.stages._samples import TrainingSamples, held_out
+from idcompress.images.photo_sets import Photograph, Subset
 
 
 def noise(path, seed, size=(96, 64)):
@@ -77,7 +77,7 @@ def test_few_photographs_are_decoded_once(folder, few, times, monkeypatch):
     opened = []
     original = Photograph.open
     monkeypatch.setattr(Photograph, "open", lambda self: opened.append(self.name) or original(self))
-    monkeypatch.setattr("idcompress.stages._samples._FEW", few)
+    monkeypatch.setattr("idcompress.bench.training_samples._FEW", few)
     made = samples_of(folder)
     for number in range(12):
         made(number)

@@ -25,7 +25,7 @@ def model(random_model):
 
     def get(task):
         if task not in loaded:
-            from idcompress.loading import load_source
+            from idcompress.sources.load import load_source
 
             source = {"name": "random", "path": str(random_model(task))}
             loaded[task] = load_source(task, source, device="cpu", dtype="float32", prune="depth_skip")
@@ -58,7 +58,7 @@ def batch_of(name, size=4):
 
 def module_of(name, model: Model, depth=5, weights=TASK, *, lr=2e-3, dropout=NO_DROPOUT, preview=lambda step: {}):
     task = task_of(name)
-    pipeline = model.at(depth)
+    pipeline = model.at(None if depth is None else model.chosen(depth))
     shared = {n: copy.deepcopy(getattr(pipeline, n)) for n in task.trained if depth == model.full_depth}
     student = with_components(pipeline, shared)
     return training.Finetuning(
@@ -140,7 +140,9 @@ def test_matched_blocks_are_those_that_end_where_the_full_ones_do(model):
         1: ["up_blocks.3"],
     }
     for depth, names in expected.items():
-        assert sorted(training.matched_blocks(model("ip2p").at(depth).unet, full)) == sorted(names), depth
+        assert sorted(training.matched_blocks(model("ip2p").at(model("ip2p").chosen(depth)).unet, full)) == sorted(
+            names
+        ), depth
 
 
 def test_the_full_model_and_frozen_parts_stay_as_they_are(model):

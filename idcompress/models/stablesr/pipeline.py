@@ -11,9 +11,12 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
-from ...core.ddim import Generators, ddim_trajectory
-from ...core.noise_schedule import check_timesteps
+from ...core.ddim import Ddim, DrawnNoise, Generators, GivenNoise, without_cache
+from ...core.plan import Plan
+from ...core.process import check_timesteps
 from ...core.random import randn_like
+from ...core.sample import Noise, trajectory
+from ...schedulers import process_of
 from .autoencoder import StableSRAutoencoderKL
 from .color_fix import adain_color_fix, wavelet_color_fix
 from .prompt import EmptyPromptEmbedding, empty_prompt_by_encoder
@@ -38,8 +41,8 @@ class StableSRPipeline(DiffusionPipeline):
         vae: autoencoder with feature wrapping.
         unet: structure-conditioned U-Net; `unet.config.sample_size`, if set, is the least latent side it is used at.
         structure_encoder: its features, recomputed at every timestep.
-        scheduler: gives alphas_cumprod, the prediction type and possibly a list of timesteps; the sampling itself is
-            `idcompress.core.ddim`.
+        scheduler: gives the noise schedule, the prediction type and possibly a list of timesteps; the sampling itself
+            is `idcompress.core.sample`.
         prompt_embedding: the stored embedding of the empty prompt.
         text_encoder, tokenizer: compute it when none is stored.
     """
@@ -145,9 +148,10 @@ class StableSRPipeline(DiffusionPipeline):
             )
         if timesteps is None:
             timesteps = self.scheduler.config.get("timesteps")
+        process = process_of(self.scheduler)
         if timesteps is None:
-            timesteps = respaced_timesteps(num_inference_steps, len(self.scheduler.alphas_cumprod))[::-1]
-        timesteps = check_timesteps(timesteps, len(self.scheduler.alphas_cumprod))
+            timesteps = respaced_timesteps(num_inference_steps, process.num_train_timesteps)[::-1]
+        timesteps = check_timesteps(timesteps, process.num_train_timesteps)
 
         # 1. the image at working size: upscaled, at least as large as the model knows, padded to whole latents
         image = self.image_processor.preprocess(image).to(self._execution_device, torch.float32)
@@ -177,23 +181,16 @@ class StableSRPipeline(DiffusionPipeline):
             else:
                 noisy = randn_like(image_latents, generator)
                 if start == "image":
-                    level = float(self.scheduler.alphas_cumprod[timesteps[0]])
-                    noisy = level**0.5 * image_latents + (1 - level) ** 0.5 * noisy
-            trajectory = ddim_trajectory(
-                self.denoiser(image_latents, prompt_embeds, tile_size, tile_overlap),
-                noisy,
-                timesteps,
-                self.scheduler.alphas_cumprod,
-                eta=1.0 if eta is None else eta,
-                generator=generator,
-                step_noise=None if step_noise is None else step_noise(noisy),
-                prediction_type=self.scheduler.config.prediction_type,
-            )
+                    level = process.level(timesteps[0])
+                    noisy = level.signal * image_latents + level.noise * noisy
+            noise: Noise = DrawnNoise(generator) if step_noise is None else GivenNoise(step_noise(noisy))
+            denoise = without_cache(self.denoiser(image_latents, prompt_embeds, tile_size, tile_overlap))
+            sampler = Ddim(1.0 if eta is None else eta)
             with self.progress_bar(total=len(timesteps)) as progress_bar:
-                for index, prediction in enumerate(trajectory):
-                    restored = prediction.pred_original_sample
+                for visit in trajectory(denoise, noisy, Plan.over(timesteps), process, sampler, noise=noise):
+                    restored = visit.moment.prediction.pred_original_sample
                     if callback_on_step_end is not None:
-                        callback_on_step_end(self, index, timesteps[index], {"latents": restored})
+                        callback_on_step_end(self, visit.position, timesteps[visit.position], {"latents": restored})
                     progress_bar.update()
             if output_type == "latent":
                 return restored

@@ -1,0 +1,24 @@
+"""Networks beside the U-Net whose outputs it reads level by level: a cut takes along what it no longer reads."""
+
+from typing import Any
+
+from diffusers import ControlNetModel
+
+from ..core.skip_plan import SkipPlan
+from ..models.stablesr import StableSRStructureEncoder, num_structure_levels, prune_structure_encoder
+from .controlnet import prune_controlnet
+
+
+def follow_cut(component: Any, cut_unet: Any, plan: SkipPlan) -> Any:
+    """A side network without what only the dropped levels of its U-Net read; None for any other component.
+
+    Args:
+        component: of a pipeline; it stays as it is.
+        cut_unet: the U-Net after the cut.
+        plan: of the cut.
+    """
+    if isinstance(component, ControlNetModel):
+        return prune_controlnet(component, plan)
+    if isinstance(component, StableSRStructureEncoder):
+        return prune_structure_encoder(component, num_structure_levels(cut_unet))
+    return None

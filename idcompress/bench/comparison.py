@@ -1,0 +1,143 @@
+"""What a compressed plan is worth: beside it the plain ways to spend as much, image by image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from ..core.plan import Plan
+from ..core.stats import bootstrap_interval
+from ..metrics._metric import ImageMetric, MetricValue
+from .bench import Bench
+from .thresholds import Threshold, missed
+
+Row = dict[str, Any]
+
+# The plain samplers that get the compressed plan's cost to spend on the whole model.
+PLAIN_SAMPLERS = ("ddim", "dpm_solver")
+
+
+@dataclass(frozen=True)
+class System:
+    """A way to make images: a model and a plan.
+
+    Attributes:
+        pipeline: the whole one, or a recipe's.
+        plan: what is sampled.
+        reference: name of the system whose images it is compared with; one that is its own is the whole model at
+            uniform steps, whose results are kept on disk.
+    """
+
+    pipeline: Any
+    plan: Plan
+    reference: str = "original"
+
+    def images(self, bench: Bench, name: str) -> Tensor:
+        """Of a bench's examples, (N, 3, H, W), float32 in [0, 1]; `name` is the system's own."""
+        if name == self.reference:
+            return bench.references(None, self.plan, name)
+        return bench.images(self.pipeline, self.plan, name)
+
+
+def affordable_steps(num_inference_steps: int, cost: float, other_cost: float) -> int:
+    """The equal-cost rule: so many steps of another model cost what a model's own do, rounded, at least one.
+
+    Args:
+        cost, other_cost: of one step of either, in one unit: multiply-accumulates throughout this program.
+    """
+    return max(1, round(num_inference_steps * cost / other_cost))
+
+
+def plain_systems(steps: int, gmacs: Row) -> list[Row]:
+    """The plain alternatives to a compressed plan of so many steps, without their metrics.
+
+    The whole model gets as many steps as the multiply-accumulates of the compressed plan pay for, uniform ones by DDIM
+    and by DPM-Solver++ 2M; the compressed model its own number, uniform ones by DPM-Solver++ 2M.
+
+    Args:
+        gmacs: of one step, `original` and `compressed`.
+
+    Returns:
+        per alternative `model` ("original" or "compressed"), `sampler`, `num_inference_steps`, and `gmacs_ratio` to
+        the plan.
+    """
+    affordable = affordable_steps(steps, gmacs["compressed"], gmacs["original"])
+    found = [("original", sampler, affordable) for sampler in PLAIN_SAMPLERS]
+    if gmacs["compressed"] != gmacs["original"]:
+        found.append(("compressed", "dpm_solver", steps))
+    return [
+        {
+            "model": model,
+            "sampler": sampler,
+            "num_inference_steps": count,
+            "gmacs_ratio": count * gmacs[model] / (steps * gmacs["compressed"]),
+        }
+        for model, sampler, count in found
+    ]
+
+
+def system_of(row: Row, bench: Bench, pipeline: Any, plan: Plan) -> System:
+    """How an alternative is run; pipeline and plan are the compressed model's."""
+    which = bench.model.pipeline if row["model"] == "original" else pipeline
+    uniform = bench.uniform(row["num_inference_steps"])
+    return System(which, Plan.over(uniform, sampler=row["sampler"], guidance=plan.guidance))
+
+
+def words(row: Row) -> str:
+    """An alternative's name."""
+    return f"{row['model']} model, {row['num_inference_steps']} uniform steps by {row['sampler']}"
+
+
+def at_uniform_steps(plan: Plan, bench: Bench, num_inference_steps: int) -> Plan:
+    """The plan's sampler and guidance over evenly spaced timesteps that compute everything."""
+    over = Plan.over(bench.uniform(num_inference_steps), sampler=plan.sampler, guidance=plan.guidance)
+    return replace(plan, steps=over.steps, coefficients=None)
+
+
+def judge(
+    bench: Bench, outputs: Tensor, references: Tensor, thresholds: Sequence[Threshold]
+) -> tuple[dict[str, MetricValue], list[str]]:
+    """Measure what some thresholds are about: the values, and the thresholds that are missed, in words."""
+    names = list(dict.fromkeys(threshold.metric for threshold in thresholds))
+    values = bench.measure(names, outputs, references)
+    return values, missed(thresholds, values)
+
+
+def paired(value: MetricValue, other: MetricValue, key: str, *, higher_is_better: bool, seed: int) -> Row:
+    """The difference, image by image, where both have a value: {key: {"mean", "interval", "num_images", "verdict"}}.
+
+    The verdict is "better" or "worse" where the bootstrap interval leaves zero out, else "no gain". Empty where no
+    image differs.
+    """
+    differences = [value.per_image[i] - other.per_image[i] for i in value.per_image if i in other.per_image]
+    if not any(differences):
+        return {}
+    low, high = bootstrap_interval(differences, seed=seed)
+    verdict = "no gain" if low <= 0 <= high else "better" if (low > 0) is higher_is_better else "worse"
+    mean = math.fsum(differences) / len(differences)
+    return {key: {"mean": mean, "interval": [low, high], "num_images": len(differences), "verdict": verdict}}
+
+
+def against(
+    compressed: Mapping[str, MetricValue],
+    other: Mapping[str, MetricValue],
+    metrics: Mapping[str, ImageMetric],
+    *,
+    seed: int,
+) -> dict[str, Row]:
+    """An alternative's values, and the compressed plan against them, by metric."""
+    return {
+        name: {"value": value.value}
+        | paired(
+            compressed[name],
+            value,
+            "compressed_minus_this",
+            higher_is_better=metrics[name].higher_is_better,
+            seed=seed,
+        )
+        for name, value in other.items()
+    }

@@ -1,0 +1,111 @@
+"""What a compressed plan costs beside the original: parameters, bytes, MACs, network calls, time."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from ..core.guidance import num_branches
+from ..core.plan import Plan
+from ..costs.latency import is_full_width, measure_ratio, synchroniser
+from ..costs.macs import Macs
+from ..costs.parameters import Parameters
+from ..runs import timing
+from .bench import Bench
+from .translate import load_sampler, translate
+
+STAGES = ("encode", "denoise", "decode", timing.OTHER)  # of a translation, which they make up
+
+
+def costs(bench: Bench, pipeline: Any, plan: Plan, original: Plan, *, latency: bool) -> dict[str, Any]:
+    """What a compressed model and its plan cost beside the original's.
+
+    Args:
+        pipeline: the compressed model's.
+        plan, original: of the compressed and of the whole model.
+        latency: time both, too.
+
+    Returns:
+        Per cost its value for `original`, `compressed` and `uniform` (the compressed model at as many uniform steps):
+        parameters by both rules and their bytes, MACs of one network call, steps, calls, and milliseconds.
+    """
+    full = bench.model.pipeline
+    networks = [bench.task.networks(p) for p in (full, pipeline)]
+    rows: dict[str, Any] = {}
+    size, tokens = full.unet.config.sample_size, bench.task.encoder_tokens(full)
+    for cost in (Parameters(), Macs(sample_size=size, encoder_tokens=tokens)):
+        ours, theirs = (cost.measure(modules) for modules in networks)
+        for key in ours:
+            rows[key] = _cost(ours[key], theirs[key], cost.unit)
+    before, after = (sum(p.nbytes for module in modules for p in module.parameters()) for modules in networks)
+    rows["weights_mb"] = _cost(before / 1e6, after / 1e6, "MB")
+    rows["num_inference_steps"] = _cost(len(original), len(plan), "")
+    calls = _cost(network_calls(original), network_calls(plan), "per image, one for each guidance branch")
+    rows["network_calls"] = calls | {"uniform": len(plan) * num_branches(plan.guidance)}
+    if latency:
+        rows["latency_ms"] = _latency(bench, pipeline, plan, original)
+    return rows
+
+
+def network_calls(plan: Plan) -> int:
+    """Samples that go through the networks per image: one per step and guidance pass that is computed."""
+    branches, steps = num_branches(plan.guidance), list(plan.steps)
+    if load_sampler(plan.sampler).SKIPS_REPEATS:
+        steps = list({step.timestep: step for step in steps}.values())
+    return sum(branches if step.passes == "all" else 1 for step in steps)
+
+
+def _cost(original: float, compressed: float, unit: str) -> dict[str, Any]:
+    return {
+        "original": original,
+        "compressed": compressed,
+        "uniform": compressed,
+        "unit": unit,
+        "higher_is_better": False,
+        "interval": None,
+        "ratio": compressed / original,
+    }
+
+
+def _latency(bench: Bench, pipeline: Any, plan: Plan, original: Plan) -> dict[str, Any]:
+    """One image end to end through each, in turn in one run: the ratio is what can be compared between machines.
+
+    Returns:
+        a cost's row, with `ratio_quartiles`, `denoising_ratio` (of the networks' share alone) and `stages`: by system
+        the shares of encoding, denoising, decoding and the rest in the original's time, which sum to the system's own.
+        Milliseconds only where the U-Net is as wide as Stable Diffusion's.
+    """
+    example, records = bench.examples[:1], dict[str, list[dict[str, float]]]()
+
+    def translator(system: str, which: Any, plan: Plan) -> Callable[[], None]:
+        def run() -> None:
+            with timing.record() as seconds:
+                translate(bench.task, which, example, plan)
+            records.setdefault(system, []).append(seconds)
+
+        return run
+
+    full = bench.model.pipeline
+    with timing.part("latency"):
+        measured = measure_ratio(
+            translator("original", full, original),
+            translator("compressed", pipeline, plan),
+            warmup=1,
+            repeats=5,
+            synchronise=synchroniser(pipeline.unet.device),
+        )
+    # The run whose time is the median: its stages sum to its time.
+    middle = {system: sorted(runs[1:], key=lambda r: math.fsum(r.values()))[2] for system, runs in records.items()}
+    base = math.fsum(middle["original"].values())
+    denoising = [c["denoise"] / o["denoise"] for o, c in zip(*(runs[1:] for runs in records.values()), strict=True)]
+    row = _cost(measured.base.median_ms, measured.other.median_ms, "ms per image, end to end")
+    if not is_full_width(full.unet):
+        row |= {"original": None, "compressed": None, "uniform": None}
+    return row | {
+        "ratio": measured.median,
+        "ratio_quartiles": [measured.lower_quartile, measured.upper_quartile],
+        "denoising_ratio": statistics.median(denoising),
+        "stages": {system: {name: found[name] / base for name in STAGES} for system, found in middle.items()},
+    }

@@ -1,0 +1,124 @@
+"""From examples to images by a plan: what every stage, study and script samples with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import registry
+from ..core.ddim import PathNoise
+from ..core.plan import Plan, Step
+from ..core.process import Level, Prediction, Process
+from ..core.sample import Denoise, Noise, Sampler, sample
+from ..errors import IdcError
+from ..runs.timing import part
+from ..tasks._task import Conditioning, Task, step_generator
+from ..types import Example
+
+# A pipeline for a depth of the U-Net, for plans whose steps do not all compute the same.
+PipelineAt = Callable[[int], Any]
+
+
+@torch.inference_mode()
+def translate(
+    task: Task,
+    pipeline: Any,
+    examples: Sequence[Example],
+    plan: Plan,
+    *,
+    seed: int = 0,
+    conditioning: Conditioning | None = None,
+    at_depth: PipelineAt | None = None,
+) -> Tensor:
+    """Translate a batch of examples of one size: encode, sample the plan, decode.
+
+    Args:
+        seed: of the noise; each image has generators of its own, and under ancestral sampling one noise path for plans
+            of any length.
+        conditioning: of `task.encode`, to use it for more than one run.
+        at_depth: see `sampling`.
+
+    Returns:
+        Images (B, 3, H, W), float32 in [0, 1], CPU.
+
+    Raises:
+        IdcError: the plan asks for what this pipeline cannot compute.
+    """
+    with part("encode"):
+        conditioning = task.encode(pipeline, examples, seed) if conditioning is None else conditioning
+    arguments = sampling(task, pipeline, examples, plan, seed=seed, conditioning=conditioning, at_depth=at_depth)
+    with part("denoise"):
+        latents = sample(plan=plan, **arguments)
+    with part("decode"):
+        return task.decode(pipeline, latents, conditioning)
+
+
+def sampling(
+    task: Task,
+    pipeline: Any,
+    examples: Sequence[Example],
+    plan: Plan,
+    *,
+    seed: int,
+    conditioning: Conditioning,
+    at_depth: PipelineAt | None = None,
+) -> dict[str, Any]:
+    """The arguments of `core.sample.walk`, but the plans, for a batch; `plan` stands for all plans of one tree.
+
+    Args:
+        at_depth: gives the pipeline that computes so many levels, for steps that name a depth.
+    """
+    process, sampler = task.process(pipeline), load_sampler(plan.sampler)
+
+    def project(prediction: Prediction, level: Level) -> Prediction:
+        return task.project(prediction, level, conditioning)
+
+    start = task.start(pipeline, examples, process.level(plan.timesteps[0]), seed)
+    return {
+        "denoise": _by_depth(task, pipeline, conditioning, plan.guidance, at_depth),
+        "start": start.to(pipeline.unet.device),
+        "process": process,
+        "sampler": sampler,
+        "noise": noise_of(process, examples, seed) if sampler.STOCHASTIC else None,
+        "project": project,
+    }
+
+
+def load_sampler(name: str) -> Sampler:
+    """A registered sampler."""
+    found: Sampler = registry.load("sampler", name, "sampler").SAMPLER
+    return found
+
+
+def noise_of(process: Process, examples: Sequence[Example], seed: int) -> Noise:
+    """The examples' own noise paths."""
+    return PathNoise(process, [step_generator(seed, example.index) for example in examples])
+
+
+def _by_depth(
+    task: Task,
+    pipeline: Any,
+    conditioning: Conditioning,
+    guidance: Mapping[str, float],
+    at_depth: PipelineAt | None,
+) -> Denoise:
+    """The pipeline's own denoiser, and for steps that name a depth that of the pipeline cut there."""
+    made: dict[int | None, Denoise] = {}
+
+    def denoise(sample: Tensor, step: Step, cache: Any) -> tuple[Tensor, Any]:
+        if step.passes != "all" or not step.refresh:
+            raise IdcError(
+                f"the step at timestep {step.timestep} holds guidance passes or side networks (passes={step.passes}, "
+                f"refresh={step.refresh}), which this version does not compute; use passes=all and refresh=true"
+            )
+        if step.depth is not None and at_depth is None:
+            raise IdcError(f"the step at timestep {step.timestep} names depth {step.depth}, which cannot be had here")
+        if step.depth not in made:
+            which = pipeline if step.depth is None or at_depth is None else at_depth(step.depth)
+            made[step.depth] = task.denoise(which, conditioning, guidance)
+        return made[step.depth](sample, step, cache)
+
+    return denoise

@@ -1,0 +1,228 @@
+"""The one sampling loop: it walks a plan, or several that begin alike as one tree, over any process by any sampler.
+
+At each step the network says something about the present sample, and the sampler moves on to the next step's level.
+The last step ends on the clean picture, whatever its timestep, as in the released compression code.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from .plan import Plan, Step
+from .process import CLEAN, Level, Prediction, Process, check_for_process, predict
+
+
+@runtime_checkable
+class Denoise(Protocol):
+    """The seam between models and algorithms: conditioning and guidance end here.
+
+    A sample (B, ...), the step, and the cache that the call before left (None at first) give a model output of the
+    sample's shape, in the process's prediction type, and the cache for the next call. A cache is a value: a call makes
+    a new one and leaves the old one alone, so that branches of a tree can share it.
+    """
+
+    def __call__(self, sample: Tensor, step: Step, cache: Any) -> tuple[Tensor, Any]: ...
+
+
+class Moment(NamedTuple):
+    """A step that a run has taken: where it was, and what the network said there."""
+
+    step: Step
+    level: Level
+    sample: Tensor
+    prediction: Prediction
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """What moves a sample from one level to the next; a row of the registry, see samplers/.
+
+    Attributes:
+        ORDER: moments that `advance` looks at, the present one included.
+        STOCHASTIC: whether it wants unit noise for every move.
+        SKIPS_REPEATS: whether a repeated timestep is passed over without a call of the network.
+    """
+
+    @property
+    def ORDER(self) -> int: ...  # noqa: N802
+
+    @property
+    def STOCHASTIC(self) -> bool: ...  # noqa: N802
+
+    @property
+    def SKIPS_REPEATS(self) -> bool: ...  # noqa: N802
+
+    def advance(
+        self,
+        history: Sequence[Moment],
+        next_level: Level,
+        *,
+        coefficients: Sequence[float | int] | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """The sample at the next level.
+
+        Args:
+            history: the moments so far, oldest first, at most ORDER of them; the last one is where the run is.
+            next_level: where to go; CLEAN after the last step.
+            coefficients: the plan's for this move, if it has any.
+            noise: unit normal, of the sample's shape, where the sampler is stochastic and the next level is not CLEAN.
+        """
+        ...
+
+
+@runtime_checkable
+class Noise(Protocol):
+    """Where a stochastic sampler's noise comes from. Its state is a value, as a cache is."""
+
+    def begin(self, sample: Tensor, timestep: float | int) -> Any:
+        """The state at the first timestep."""
+        ...
+
+    def between(self, state: Any, timestep: float | int, next_timestep: float | int) -> tuple[Tensor, Any]:
+        """Unit noise of a move between two timesteps, and the state after it."""
+        ...
+
+
+class Visit(NamedTuple):
+    """A step that the loop has just taken, and the plans that end with it, each with its final sample."""
+
+    position: int
+    moment: Moment
+    finished: list[tuple[Plan, Tensor]]
+
+
+class _State(NamedTuple):
+    """A run between two steps."""
+
+    history: tuple[Moment, ...] = ()
+    cache: Any = None
+    noise: Any = None
+
+
+def walk(
+    denoise: Denoise,
+    start: Float[Tensor, "b ..."],
+    plans: Iterable[Plan],
+    process: Process,
+    sampler: Sampler,
+    *,
+    noise: Noise | None = None,
+    project: Callable[[Prediction, Level], Prediction] | None = None,
+) -> Iterator[Visit]:
+    """Sample plans as one tree: where they begin alike, their steps are taken once.
+
+    Args:
+        denoise: see `Denoise`.
+        start: (B, ...), the sample at the first timestep of every plan.
+        plans: of one sampler, guidance and fill; repetitions count once.
+        process: what timesteps mean, and what the network puts out.
+        sampler: what the plans name.
+        noise: of the moves, for stochastic samplers.
+        project: changes every prediction before it is used, where a task knows part of the result.
+
+    Yields:
+        Every step, depth first. No more than one sample per step of the longest plan is alive besides the results.
+
+    Raises:
+        ValueError: plans that differ in sampler, guidance or fill, or timesteps that the process does not have.
+    """
+    wanted: dict[Plan, list[Plan]] = {}  # as it is walked -> as it was given
+    for plan in dict.fromkeys(plans):
+        check_for_process(plan.timesteps, process)
+        wanted.setdefault(_without_repeats(plan) if sampler.SKIPS_REPEATS else plan, []).append(plan)
+    if len({(plan.sampler, plan.fill, tuple(sorted(plan.guidance.items()))) for plan in wanted}) > 1:
+        raise ValueError("plans that are walked as one tree must have one sampler, one fill and one guidance")
+    starts = groupby(sorted(wanted, key=_order), key=lambda plan: plan.steps[0])
+    pending = [(_State(), 0, list(group)) for _, group in starts][::-1]
+    while pending:
+        (history, cache, noise_state), position, group = pending.pop()
+        step, row = group[0].steps[position], _row(group[0], position - 1)
+        level, sample = process.level(step.timestep), start
+
+        # 1. the sample at this step's level
+        if noise is not None and sampler.STOCHASTIC and not history:
+            noise_state = noise.begin(start, step.timestep)
+        if history:
+            unit = None
+            if noise is not None and sampler.STOCHASTIC:
+                unit, noise_state = noise.between(noise_state, history[-1].step.timestep, step.timestep)
+            sample = sampler.advance(history, level, coefficients=row, noise=unit)
+
+        # 2. what the network says there
+        model_output, cache = denoise(sample, step, cache)
+        prediction = predict(model_output, sample, level, process.prediction_type)
+        if project is not None:
+            prediction = project(prediction, level)
+        moment = Moment(step, level, sample, prediction)
+        history = (*history, moment)[-sampler.ORDER :]
+
+        # 3. plans that end here are done; of the others, those that go on alike stay together
+        finished = [
+            (given, sampler.advance(history, CLEAN, coefficients=_row(plan, position)))
+            for plan in group
+            if len(plan) == position + 1
+            for given in wanted[plan]
+        ]
+        yield Visit(position, moment, finished)
+        longer = [plan for plan in group if len(plan) > position + 1]
+        ways = groupby(longer, key=lambda plan: (_row(plan, position), plan.steps[position + 1]))
+        pending += [(_State(history, cache, noise_state), position + 1, list(way)) for _, way in ways][::-1]
+
+
+def sample_tree(
+    denoise: Denoise,
+    start: Float[Tensor, "b ..."],
+    plans: Iterable[Plan],
+    process: Process,
+    sampler: Sampler,
+    **options: Any,
+) -> Iterator[tuple[Plan, Tensor]]:
+    """Every plan with its final sample (B, ...), bit for bit what `sample` makes of it; arguments as `walk`'s."""
+    for visit in walk(denoise, start, plans, process, sampler, **options):
+        yield from visit.finished
+
+
+def sample(
+    denoise: Denoise, start: Float[Tensor, "b ..."], plan: Plan, process: Process, sampler: Sampler, **options: Any
+) -> Float[Tensor, "b ..."]:
+    """The final sample (B, ...) of one plan; arguments as `walk`'s."""
+    ((_, final),) = sample_tree(denoise, start, [plan], process, sampler, **options)
+    return final
+
+
+def trajectory(
+    denoise: Denoise, start: Float[Tensor, "b ..."], plan: Plan, process: Process, sampler: Sampler, **options: Any
+) -> Iterator[Visit]:
+    """Every step of one plan as it is taken, so that a caller can show, keep or stop; arguments as `walk`'s."""
+    return walk(denoise, start, [plan], process, sampler, **options)
+
+
+def shared_calls(plans: Iterable[Plan]) -> int:
+    """Calls of the network with which one tree of plans samples a batch: one for every distinct beginning."""
+    beginnings = set()
+    for plan in plans:
+        rows = [_row(plan, position) for position in range(len(plan))]
+        beginnings |= {(plan.steps[: n + 1], tuple(rows[:n])) for n in range(len(plan))}
+    return len(beginnings)
+
+
+def _row(plan: Plan, position: int) -> tuple[float | int, ...] | None:
+    return plan.coefficients[position] if plan.coefficients is not None and position >= 0 else None
+
+
+def _order(plan: Plan) -> list[tuple[Any, ...]]:
+    """Brings plans that begin alike together: noisy timesteps and shallow depths first."""
+    return [
+        (-step.timestep, step.depth or float("inf"), step.passes, step.refresh, _row(plan, position) or ())
+        for position, step in enumerate(plan.steps)
+    ]
+
+
+def _without_repeats(plan: Plan) -> Plan:
+    steps = {step.timestep: step for step in reversed(plan.steps)}
+    return plan if len(steps) == len(plan) else replace(plan, steps=tuple(reversed(steps.values())))

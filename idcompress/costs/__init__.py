@@ -1,0 +1,1 @@
+"""What networks cost: parameters, multiply-accumulates, memory and time. Costs are of networks, metrics of images."""

@@ -1,0 +1,256 @@
+"""Recipe: what a compression has decided so far, an immutable value that one stage hands to the next as recipe.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..core.cut import Cut
+from ..core.plan import Plan
+from ..errors import IdcError, did_you_mean
+from . import files
+
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A compressed model as a few values, and where they come from. Documented in docs/recipe.md.
+
+    Attributes:
+        task: registered name of the task.
+        model: what was compressed: {"name", "path" (a folder, or null), "repositories" (on the hub, or null),
+            "revision", "digest" (SHA-256 over its weights and configurations)}.
+        cut: what is kept of the model; None for all of it.
+        weights: fine-tuned weights that replace the model's, {component: {"file", "sha256"}}; files lie beside the
+            recipe. Empty: the model's own weights, pruned.
+        plan: how a picture is sampled; None where no stage has looked at the model yet.
+        free_steps: True where the plan stands for so many uniform steps, in place of which any other number may be
+            taken; False where its timesteps were chosen.
+        parent: digest of the recipe that this one was made from, None for the full model.
+        provenance: the stages so far, in order: each {"stage", "config_digest", "seed", "code", "photographs", ...}.
+        version: of this format.
+        folder: where it was loaded from; not part of its value.
+    """
+
+    task: str
+    model: dict[str, Any]
+    cut: Cut | None = None
+    weights: dict[str, dict[str, str]] = field(default_factory=dict)
+    plan: Plan | None = None
+    free_steps: bool = True
+    parent: str | None = None
+    provenance: tuple[dict[str, Any], ...] = ()
+    version: int = VERSION
+    folder: Path | None = field(default=None, compare=False, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "version": self.version,
+            "task": self.task,
+            "model": self.model,
+            "cut": None if self.cut is None else self.cut.to_json(),
+            "weights": self.weights,
+            "plan": None if self.plan is None else self.plan.to_json(),
+            "free_steps": self.free_steps,
+            "parent": self.parent,
+            "provenance": list(self.provenance),
+        }
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the recipe's JSON."""
+        return files.digest(self.to_json())
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is the uncompressed model."""
+        return self.cut is None and self.timesteps is None and not self.weights
+
+    @property
+    def depth(self) -> int | None:
+        """Levels of the U-Net that are kept, where the cut is one by depth; None for all of them."""
+        return None if self.cut is None else self.cut.choice.get("depth")
+
+    @property
+    def timesteps(self) -> tuple[float, ...] | None:
+        """The timesteps that were chosen, never increasing; None where any number of uniform ones may be taken."""
+        return None if self.plan is None or self.free_steps else self.plan.timesteps
+
+    @property
+    def num_inference_steps(self) -> int | None:
+        """Steps of the plan; None where there is none yet."""
+        return None if self.plan is None else len(self.plan)
+
+    @property
+    def guidance(self) -> dict[str, float]:
+        """The plan's guidance scales by their diffusers names."""
+        return {} if self.plan is None else dict(self.plan.guidance)
+
+    @property
+    def sampler(self) -> str | None:
+        """The plan's sampler; None where there is no plan yet."""
+        return None if self.plan is None else self.plan.sampler
+
+    @property
+    def stage(self) -> str:
+        """The stage that made it; "" for the full model."""
+        return str(self.provenance[-1]["stage"]) if self.provenance else ""
+
+    def derive(self, provenance: dict[str, Any], **changes: Any) -> Recipe:
+        """A new recipe made from this one by a stage; weights that it keeps are still found in this one's folder."""
+        folder = self.folder if self.weights and "weights" not in changes else None
+        return dataclasses.replace(
+            self, parent=self.digest, provenance=(*self.provenance, provenance), folder=folder, **changes
+        )
+
+    def derive_model(self, model: dict[str, Any]) -> Recipe:
+        """This recipe with its model's digest filled in, once the model has been loaded."""
+        return dataclasses.replace(self, model=model)
+
+    def searched_photographs(self) -> set[str]:
+        """Digests of every photograph that a search or training before this recipe has seen."""
+        return {d for entry in self.provenance for d in entry.get("photographs", {}).values()}
+
+    def save(self, path: str | Path) -> Path:
+        """Write recipe.json, whole or not at all, with the weights beside it."""
+        path = Path(path)
+        for entry in self.weights.values():
+            source, target = (self.folder or path.parent) / entry["file"], path.parent / entry["file"]
+            if source.is_file() and source.resolve() != target.resolve():
+                files.link(source, target)
+        return files.write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read and check a recipe of this version of the format, or of the one before.
+
+        Raises:
+            IdcError: the file is missing or damaged, a field is missing, unknown or of the wrong type, or a newer
+                version wrote it.
+        """
+        path = Path(path)
+        if path.is_dir():
+            path = path / "recipe.json"
+        value = files.read_json(path, "recipe")
+        version = value.get("version")
+        if version not in (1, VERSION) or isinstance(version, bool):
+            raise IdcError(f"recipe {path} has version {version!r}, this program reads {VERSION}, and 1")
+        checks = _checks(value, version)
+        for name in value:
+            if name not in checks:
+                raise IdcError(f"recipe {path} has an unknown field {name!r}{did_you_mean(name, checks)}")
+        for name in checks:
+            if name not in value:
+                raise IdcError(f"recipe {path} lacks the field {name!r}")
+        for name, (what, holds) in checks.items():
+            if not holds(value[name]):
+                raise IdcError(f"recipe {path}: {name} must be {what}, got {value[name]!r}")
+        if version == 1:
+            value = _from_version_1(value)
+        made: dict[str, Any] = {}
+        for name, kind in (("cut", Cut), ("plan", Plan)):
+            try:
+                made[name] = None if value[name] is None else kind.from_json(value[name])
+            except ValueError as error:
+                raise IdcError(f"recipe {path}: {name}: {error}") from None
+        return cls(**value | made | {"provenance": tuple(value["provenance"])}, folder=path.parent)
+
+    @classmethod
+    def of_folder(cls, folder: str | Path) -> Recipe | None:
+        """The recipe that `idc export` left in a pipeline folder; None where there is none."""
+        path = Path(folder) / "recipe.json"
+        recipe = cls.load(path) if path.is_file() else None
+        return recipe if recipe is not None and recipe.stage == "export" else None
+
+
+def _from_version_1(value: dict[str, Any]) -> dict[str, Any]:
+    """The fields of this version from those of the first, which had a depth and a list in their place.
+
+    The first version knew 1,000 training timesteps only, so that many uniform steps can be spelled out.
+    """
+    from ..core.process import VariancePreserving, scaled_linear_alphas_cumprod
+    from ..core.timestep_search import uniform_timesteps
+
+    cut = None if value["depth"] is None else {"method": value["prune"], "depth": value["depth"]}
+    provenance = value["provenance"]
+    sampler = provenance[-1].get("sampler") if provenance else None
+    timesteps = value["timesteps"]
+    if timesteps is None:
+        timesteps = uniform_timesteps(value["num_inference_steps"], VariancePreserving(scaled_linear_alphas_cumprod()))
+    plan = Plan.over(timesteps, sampler=sampler or "ddim", guidance=value["guidance"])
+    kept = {name: value[name] for name in ("task", "model", "weights", "parent", "provenance")}
+    return kept | {"version": VERSION, "cut": cut, "plan": plan.to_json(), "free_steps": value["timesteps"] is None}
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_int(value) or isinstance(value, float)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_int(value) and value >= 1
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _holds(value: Any, **fields: Callable[[Any], bool]) -> bool:
+    """Whether a value is an object with these fields, each as its check wants it."""
+    return isinstance(value, dict) and all(name in value and check(value[name]) for name, check in fields.items())
+
+
+def _each(container: Any, check: Callable[[Any], bool]) -> bool:
+    return isinstance(container, dict) and all(map(check, container.values()))
+
+
+def _or_null(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or check(value)
+
+
+Checks = dict[str, tuple[str, Callable[[Any], bool]]]
+
+
+def _checks(value: dict[str, Any], version: int) -> Checks:
+    """What every field of a version must be, in words and as a test."""
+    shared: Checks = {
+        "version": (f"{version}", lambda found: found == version),
+        "task": ("a name", _is_name),
+        "model": ("an object with a name", lambda found: _holds(found, name=_is_name)),
+        "weights": (
+            "an object of {file, sha256}",
+            lambda found: _each(found, lambda entry: _holds(entry, file=_is_name, sha256=_is_name)),
+        ),
+        "parent": ("null or a digest", _or_null(_is_name)),
+        "provenance": (
+            "a list of objects, each with its stage",
+            lambda found: isinstance(found, list) and all(_holds(entry, stage=_is_name) for entry in found),
+        ),
+    }
+    if version == 1:
+        return shared | {
+            "prune": ("a name", _is_name),
+            "depth": ("null or an integer >= 1", _or_null(_is_positive)),
+            "timesteps": ("null or a list of integers that never increases", _or_null(_is_timesteps)),
+            "num_inference_steps": ("an integer >= 1", _is_positive),
+            "guidance": ("an object of numbers", lambda found: _each(found, _is_number)),
+        }
+    return shared | {
+        "cut": ("null or an object with its method", _or_null(lambda found: _holds(found, method=_is_name))),
+        "plan": ("null or an object with its steps", _or_null(lambda found: isinstance(found, dict))),
+        "free_steps": ("true or false", lambda found: isinstance(found, bool)),
+    }
+
+
+def _is_timesteps(value: Any) -> bool:
+    if not isinstance(value, list) or not value or not all(_is_int(t) and t >= 0 for t in value):
+        return False
+    return all(a >= b for a, b in itertools.pairwise(value))

@@ -1,0 +1,185 @@
+"""From a model's name, a recipe or a folder to a loaded pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from torch import nn
+
+from .. import registry
+from ..adapters.fold import fold_pipeline
+from ..adapters.pipeline import choose_device, choose_dtype, own_pipeline
+from ..console import say
+from ..core.plan import Plan
+from ..errors import IdcError
+from ..models import pipeline_class_named
+from ..runs import files
+from ..runs.recipe import Recipe
+from . import folders, hub
+from .model import Model
+
+_loaded: dict[str, Model] = {}
+
+
+def load_source(
+    task: str,
+    source: dict[str, Any],
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    prune: str = "depth_skip",
+    parameters: Mapping[str, Any] | None = None,
+) -> Model:
+    """Load what a recipe's `model` field names.
+
+    Args:
+        source: {"name", "path", "repositories", "revision", "digest"}; where several places are given the path wins.
+        device: "auto" takes CUDA, then MPS, then the CPU.
+        dtype: "auto" is float16 on CUDA and float32 elsewhere.
+        prune, parameters: the method that cuts it, and its configured parameters.
+
+    Raises:
+        IdcError: nothing there, an incomplete folder, an unreachable hub, a pipeline of another kind, other weights
+            than the digest's, a device that is not there.
+    """
+    entry = registry.load("task", task, "task").Task
+    places = model_folders(task, source)
+    where = choose_device(device)
+    pipeline = _load_folders(entry.pipeline_class, places, choose_dtype(dtype, where))
+    digest = folders.folder_digest(list(places.values()))
+    model = Model(pipeline.to(where), {**source, "digest": digest}, prune, parameters or {})
+    check_digest(source, model)
+    return model
+
+
+def shared_model(task: str, source: dict[str, Any], **settings: Any) -> Model:
+    """As `load_source`, but the model that was loaded last is handed out again where everything agrees.
+
+    The stages of one run share it.
+    """
+    place = {name: value for name, value in source.items() if name != "digest"}
+    key = files.digest([task, place, settings])
+    if key not in _loaded:
+        say(f"loading {source.get('path') or source['name']} for {task}")
+        _loaded.clear()
+        _loaded[key] = load_source(task, source, **settings)
+    check_digest(source, _loaded[key])
+    return _loaded[key]
+
+
+def check_digest(source: dict[str, Any], model: Model) -> None:
+    """Raise IdcError unless a loaded model is the one that a recipe's `model` field names."""
+    if source.get("digest") not in (None, model.digest):
+        raise IdcError(
+            f"the weights of model {source['name']} are not those that the recipe was made for; "
+            "an exported folder is used by model.path=FOLDER, not by the recipe in it"
+        )
+
+
+def model_folders(task: str, source: dict[str, Any]) -> dict[str, Path]:
+    """Where a recipe's `model` lies: {"pipeline": its folder, and any component that comes from elsewhere}."""
+    name, revision = source["name"], source.get("revision")
+    if source.get("path") is not None:
+        return {"pipeline": Path(source["path"])}
+    if source.get("repositories"):
+        return {k: hub.resolve(v, revision or "main") for k, v in source["repositories"].items()}
+    if name != "tiny":
+        advice = registry.load("task", task, "task").Task.getting_weights
+        raise IdcError(f"model={name} has no weights for task={task}; {advice}")
+    from ..models.tiny import tiny_folder
+
+    try:
+        return {"pipeline": tiny_folder(task)}
+    except LookupError as error:
+        raise IdcError(str(error)) from None
+
+
+def _load_folders(pipeline_class: str, places: dict[str, Path], dtype: torch.dtype) -> Any:
+    """Load a pipeline, in eval mode and without gradients.
+
+    Args:
+        pipeline_class: the diffusers (or idcompress.models) class that the task wants.
+        places: {"pipeline": a pipeline folder, and components that come from elsewhere}.
+    """
+    folder = places["pipeline"]
+    index = folders.check_folder(folder)
+    components: dict[str, Any] = {}
+    for name, component_folder in places.items():
+        if name != "pipeline":
+            components[name] = diffusers.ControlNetModel.from_pretrained(
+                component_folder, dtype=dtype, use_safetensors=True
+            )
+    if not components and index.get("_class_name") != pipeline_class:
+        raise IdcError(f"{folder} is a {index.get('_class_name')}; this task wants a {pipeline_class}")
+    if "safety_checker" in index:
+        components |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    diffusers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        pipeline = pipeline_class_named(pipeline_class).from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, **components
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise IdcError(f"{folder} does not load as a {pipeline_class}: {error}") from None
+    pipeline.set_progress_bar_config(disable=True)
+    for component in pipeline.components.values():
+        if isinstance(component, nn.Module):
+            component.eval().requires_grad_(False)
+    return pipeline
+
+
+def load_pipeline(
+    path_or_recipe: str | Path | Recipe, *, device: str = "auto", dtype: str = "auto", fold: bool = False
+) -> Any:
+    """A diffusers pipeline from a recipe, a run folder with one, or a diffusers folder, exported ones included.
+
+    The U-Net is cut to the recipe's depth and the scheduler follows its timesteps, so the pipeline is called as ever:
+    its `num_inference_steps` is overruled by the list, and eta 0 by the recipe's ancestral sampling. `save_pretrained`
+    writes a folder that loads here again.
+
+    Args:
+        path_or_recipe: a Recipe, a recipe.json, a folder that holds one, or a diffusers pipeline folder.
+        device, dtype: "auto", or as in the configuration.
+        fold: compute constants once and drop the weights behind them (a message says how many): zeros at the cut, the
+            listed timesteps, a fixed prompt. Results stay the same but for rounding; other timesteps give NaN, and the
+            pipeline cannot be saved.
+
+    Raises:
+        IdcError: nothing there, or a damaged or changed file, named.
+    """
+    pipeline = _load(path_or_recipe, device, dtype)
+    if fold:
+        for what, saved in fold_pipeline(pipeline).items():
+            print(f"folded: {what}, {saved:,} parameters less")
+    return pipeline
+
+
+def _load(path_or_recipe: str | Path | Recipe, device: str, dtype: str) -> Any:
+    if not isinstance(path_or_recipe, Recipe):
+        path = Path(path_or_recipe)
+        if (path / "model_index.json").is_file() or Recipe.of_folder(path) is not None:
+            return _load_folder(path, device, dtype)
+        path_or_recipe = Recipe.load(path)
+    recipe = path_or_recipe
+    model = load_source(recipe.task, recipe.model, device=device, dtype=dtype)
+    return own_pipeline(model.for_recipe(recipe), None if recipe.free_steps else recipe.plan)
+
+
+def _load_folder(folder: Path, device: str, dtype: str) -> Any:
+    pipeline_class, exported = folders.check_folder(folder).get("_class_name"), Recipe.of_folder(folder)
+    for task in registry.names("task"):
+        if registry.load("task", task).Task.pipeline_class == pipeline_class:
+            source = {"name": folder.name, "path": str(folder)}
+            pipeline = load_source(task, source, device=device, dtype=dtype, prune="none").pipeline
+            timesteps = pipeline.scheduler.config.get("timesteps")
+            if timesteps is None:
+                return own_pipeline(pipeline, None)
+            sampler = "ddim" if exported is None or exported.sampler is None else exported.sampler
+            return own_pipeline(pipeline, Plan.over(timesteps, sampler=sampler))
+    raise IdcError(f"{folder} is a {pipeline_class}, which no task of idcompress uses")

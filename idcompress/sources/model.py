@@ -1,0 +1,126 @@
+"""A loaded model, and what a recipe makes of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import nn
+
+from .. import registry
+from ..adapters.pipeline import with_components
+from ..core.cut import Cut
+from ..core.process import Process
+from ..errors import IdcError
+from ..runs import files
+from ..runs.recipe import Recipe
+from ..schedulers import process_of
+from ..types import CutRequest
+from . import folders
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model, whole, and the method that its recipes are cut by.
+
+    Attributes:
+        pipeline: the diffusers pipeline, in eval mode, on its device.
+        source: what a recipe says of it: name, path, revision, digest.
+        prune: registered name of the prune method for cuts that do not exist yet; a cut that does names its own.
+        parameters: the configured ones of that method's `candidates`.
+    """
+
+    pipeline: Any
+    source: dict[str, Any]
+    prune: str = "depth_skip"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        return str(self.source["digest"])
+
+    @cached_property
+    def process(self) -> Process:
+        """What the pipeline's timesteps mean, by its scheduler."""
+        return process_of(self.pipeline.scheduler)
+
+    def candidates(self, request: CutRequest | None = None) -> list[Cut]:
+        """The cuts that a search may choose from, the whole model first and then ever smaller ones."""
+        found: list[Cut] = self._method(self.prune).candidates(
+            self.pipeline.components, request or CutRequest(), **self.parameters
+        )
+        return found
+
+    @property
+    def full_depth(self) -> int:
+        """Levels of the U-Net by the prune method's count; 1 where the method knows no depths."""
+        return int(self.candidates()[0].choice.get("depth", 1))
+
+    def chosen(self, depth: int) -> Cut:
+        """The cut that the key depth= names.
+
+        Raises:
+            IdcError: the prune method has no depths.
+        """
+        method = self._method(self.prune)
+        if not hasattr(method, "chosen"):
+            raise IdcError(f"depth={depth}: prune={self.prune} has no depths; use prune=depth_skip or drop depth=")
+        found: Cut = method.chosen(depth)
+        return found
+
+    def words(self, cut: Cut | None) -> str:
+        """A cut as people name it: "depth 9 of 13"."""
+        method = self._method(self.prune if cut is None else cut.method)
+        return str(method.words(self.pipeline.components, cut))
+
+    def is_whole(self, cut: Cut | None) -> bool:
+        """Whether a cut keeps everything."""
+        return cut is None or not self._replaced(cut)
+
+    def at(self, cut: Cut | None) -> Any:
+        """The pipeline after a cut; components that the cut leaves alone are shared, not copied."""
+        return self.pipeline if cut is None else with_components(self.pipeline, self._replaced(cut))
+
+    def for_recipe(self, recipe: Recipe) -> Any:
+        """The pipeline cut as a recipe says, with its fine-tuned weights if it has any."""
+        pipeline = self.at(recipe.cut)
+        if recipe.weights:
+            # What the cut has not replaced is the whole model's own, and must not be written over.
+            shared = [name for name in recipe.weights if getattr(pipeline, name) is getattr(self.pipeline, name)]
+            pipeline = with_components(pipeline, {name: copy.deepcopy(getattr(pipeline, name)) for name in shared})
+            load_weights(pipeline, recipe)
+        return pipeline
+
+    def _replaced(self, cut: Cut) -> dict[str, Any]:
+        replaced: dict[str, Any] = self._method(cut.method).apply(self.pipeline.components, cut)
+        return replaced
+
+    def _method(self, name: str) -> ModuleType:
+        return registry.load("prune", name, "prune.name")
+
+
+def load_weights(pipeline: Any, recipe: Recipe) -> None:
+    """Put a recipe's fine-tuned weights into a pipeline that was cut as it says.
+
+    Raises:
+        IdcError: a file is missing, was changed since the recipe was written, or does not fit.
+    """
+    for name, entry in recipe.weights.items():
+        path = (recipe.folder or Path()) / entry["file"]
+        if not path.is_file():
+            raise IdcError(f"the recipe's weights {path} are missing; copy them together with recipe.json")
+        folders.check_safetensors(path)
+        if files.file_digest(path) != entry["sha256"]:
+            raise IdcError(f"{path} is not the file that the recipe was written with (its SHA-256 differs)")
+        component: nn.Module = getattr(pipeline, name)
+        like = next(component.parameters())
+        try:
+            component.load_state_dict({k: v.to(like) for k, v in load_file(path).items()})
+        except RuntimeError as error:
+            raise IdcError(f"{path} does not fit the {name} after the cut of this recipe: {error}") from None

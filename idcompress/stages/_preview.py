@@ -1,0 +1,153 @@
+"""Watching a fine-tuning: pictures and numbers of a few photographs that are not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ..bench.bench import Bench
+from ..console import say
+from ..core.plan import Plan
+from ..errors import IdcError
+from ..images.pictures import to_pil
+from ..metrics._metric import number_or_equal
+from ..report.figures import recovery_curve
+from ..report.finetuning import preview_grid
+from ..runs import files
+from ..runs.run_dir import RunDir, is_main_process
+
+
+class Preview:
+    """The stage's own sampler on a few fixed photographs that are not trained on: numbers, pictures, a curve.
+
+    Args:
+        student: the pruned pipeline that is trained.
+        plan: how its pictures are sampled, and the full model's, whose results they are compared with.
+        trained: names of the components that are trained.
+        metrics: what is measured; the first one decides which validation is the best.
+        keep_best: keep the trained weights of the best validation so far.
+        keep_full: the full model stays on its device, since training distils from it.
+
+    Attributes:
+        best: file with the weights of the best validation so far.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        student: Any,
+        plan: Plan,
+        run_dir: RunDir,
+        *,
+        trained: Sequence[str],
+        metrics: Sequence[str],
+        keep_best: bool,
+        keep_full: bool,
+    ) -> None:
+        self.bench, self.student, self.plan, self.run_dir = bench, student, plan, run_dir
+        self.trained, self.metrics, self.keep_best, self.keep_full = list(trained), list(metrics), keep_best, keep_full
+        self.trace = run_dir.trace()
+        self.best = run_dir / "checkpoints" / "best.safetensors"
+        self.references: Tensor | None = None
+        self.before: Tensor | None = None
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """The metrics of a step; one that is on record, as before an interruption, is not sampled again."""
+        row = self.trace.find(step=step) or self._look(step)
+        missing = row.get("notes", {})
+        return {
+            name: float("inf") if value is None else value
+            for name, value in row["metrics"].items()
+            if name not in missing
+        }
+
+    def _look(self, step: int) -> dict[str, Any]:
+        bench, device = self.bench, self.student.vae.device
+        if self.references is None:
+            bench.model.pipeline.to(device)
+            self.references = bench.references(None, self.plan, "full model")
+            if not self.keep_full:
+                for name in self.trained:
+                    getattr(bench.model.pipeline, name).to("cpu")
+        outputs = bench.images(self.student, self.plan, f"step {step}")
+        if not outputs.isfinite().all():
+            raise IdcError(f"the validation images of step {step} are no numbers; lower finetune.optimizer.lr")
+        values = bench.measure(self.metrics, outputs, self.references)
+        nothing = {name: value.note for name, value in values.items() if value.value is None and not value.perfect}
+        if self.keep_best and self.metrics[0] in nothing:
+            raise IdcError(
+                f"finetune.keep=best judges validations by {self.metrics[0]}, which has nothing to compare with here "
+                f"({nothing[self.metrics[0]]}); name another first in finetune.metrics, or set finetune.keep=last"
+            )
+        row: dict[str, Any] = {"step": step, "metrics": {name: value.value for name, value in values.items()}}
+        if nothing:
+            row["notes"] = nothing
+        if is_main_process():
+            numbers = "  ".join(
+                f"{name} -" if name in nothing else f"{name} {number_or_equal(value.value)}"
+                for name, value in values.items()
+            )
+            say(f"  step {step:>5}  {numbers}  (validation images)")
+            earlier = self.trace.rows
+            if self.keep_best and earlier and self._score(row) > max(map(self._score, earlier)):
+                files.write_bytes(self.best, save(self._weights()))
+            self._draw(row, outputs)
+            self.trace.append(row)
+        return row
+
+    def last(self, step: int, state: dict[str, Tensor]) -> None:
+        """Look at the result too, where no validation fell on the last step.
+
+        Args:
+            state: of the LightningModule, with the averaged weights.
+        """
+        if self.trace.find(step=step) is None:
+            for name in self.trained:
+                getattr(self.student, name).to(self.student.vae.device).load_state_dict(part_of(state, name))
+            self._look(step)
+
+    def best_step(self) -> int:
+        """Of the validations so far, the start among them; the earlier one of equals."""
+        return int(max(self.trace.rows, key=lambda row: (self._score(row), -row["step"]))["step"])
+
+    def _score(self, row: dict[str, Any]) -> float:
+        name = self.metrics[0]
+        value = row["metrics"][name]
+        if value is None:  # every image equals the full model's; one that nothing compares with was refused above
+            return float("inf")
+        return float(value if self.bench.metric(name).higher_is_better else -value)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {
+            f"components.{name}.{key}": value.contiguous()
+            for name in self.trained
+            for key, value in getattr(self.student, name).state_dict().items()
+        }
+
+    def _draw(self, row: dict[str, Any], outputs: Tensor) -> None:
+        """A row per image: input, full model, pruned model before training, now; and the curve so far."""
+        assert self.references is not None
+        step, before = row["step"], self.run_dir / "previews" / "before.safetensors"
+        if step == 0:
+            files.write_bytes(before, save({"images": outputs}))
+        if self.before is None and before.is_file():
+            self.before = load_file(before)["images"]
+        columns: dict[str, Iterable[Tensor]] = {
+            "input": [example.image for example in self.bench.examples],
+            "full model": self.references,
+            "before": outputs if self.before is None else self.before,
+            f"step {step}": outputs,
+        }
+        grid = preview_grid({name: [to_pil(image) for image in images] for name, images in columns.items()})
+        files.write_bytes(self.run_dir / "previews" / f"step_{step:06d}.png", grid)
+        units = {name: self.bench.metric(name).unit for name in self.metrics}
+        files.write_bytes(self.run_dir / "recovery.png", recovery_curve([*self.trace.rows, row], units).data)
+
+
+def part_of(state: dict[str, Tensor], component: str) -> dict[str, Tensor]:
+    """A component's own part of the LightningModule's state."""
+    prefix = f"components.{component}."
+    return {key.removeprefix(prefix): value.contiguous() for key, value in state.items() if key.startswith(prefix)}

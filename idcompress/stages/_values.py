@@ -1,0 +1,143 @@
+"""From the configuration to the values that the rooms below take: data, models, benches and plans.
+
+Below this file nobody sees the configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .. import registry
+from ..bench.bench import Bench, open_bench
+from ..bench.selection import DataSource, choose_photographs
+from ..config import Config
+from ..core.plan import Plan
+from ..core.process import Process
+from ..core.timestep_search import uniform_timesteps
+from ..errors import IdcError
+from ..images.photo_sets import Photograph
+from ..runs.recipe import Recipe
+from ..runs.timing import part
+from ..sources.load import load_source, shared_model
+from ..sources.model import Model
+from ..tasks._task import Task
+from ..types import Schedule, ScheduleRequest
+
+
+def make_task(config: Config, name: str) -> Task:
+    """A task with its options; one that a recipe brings along against the configuration has its defaults.
+
+    Raises:
+        IdcError: an unknown option, or a value that it cannot have.
+    """
+    entry = registry.load("task", name, "task").Task
+    options = config.task.options if name == config.task.name else {}
+    task: Task = entry(**registry.bind(entry, options, "task.options"))
+    return task
+
+
+def data_of(config: Config) -> DataSource:
+    """The configured data set."""
+    return DataSource(config.data.name, config.data.path, config.data.split, config.data.options)
+
+
+def loading_settings(config: Config, recipe: Recipe) -> dict[str, Any]:
+    """Device, dtype and prune method for a recipe's model, as `sources.load.load_source` takes them."""
+    method = str(config.prune["name"]) if recipe.cut is None else recipe.cut.method
+    own = {name: value for name, value in config.prune.items() if name != "name"} if recipe.cut is None else {}
+    entry = registry.load("prune", method, "prune.name")
+    return {
+        "device": config.device,
+        "dtype": config.dtype,
+        "prune": method,
+        "parameters": registry.bind(entry.candidates, own, "prune"),
+    }
+
+
+def load_model(config: Config, recipe: Recipe) -> Model:
+    """A recipe's model, loaded anew."""
+    return load_source(recipe.task, recipe.model, **loading_settings(config, recipe))
+
+
+@part("load")
+def bench_for(
+    config: Config,
+    recipe: Recipe,
+    *,
+    num_samples: int,
+    split: str = "search",
+    photos: Sequence[Photograph] | None = None,
+    first: int = 0,
+) -> Bench:
+    """Load the model and choose the examples of a stage.
+
+    Args:
+        split: "search" or "evaluate"; a photograph never serves both. Evaluation leaves out every photograph that the
+            recipe's stages have seen.
+        photos: to use in place of a split's.
+        first: of the num_samples examples, where only a portion of them is wanted.
+
+    Raises:
+        IdcError: the model does not load, or no photograph is left.
+    """
+    task = make_task(config, recipe.task)
+    model = shared_model(recipe.task, recipe.model, **loading_settings(config, recipe))
+    photos = choose_photographs(data_of(config), recipe, split, num_samples) if photos is None else photos
+    return open_bench(
+        task,
+        model,
+        photos,
+        num_samples=num_samples,
+        first=first,
+        prompts=config.prompts(),
+        identity={"name": f"{config.task.name}.{config.task.version}", "options": config.task.options},
+        seed=config.seed,
+        batch_size=config.batch_size,
+        metrics=config.metrics,
+    )
+
+
+def uniform_plan(config: Config, process: Process, num_inference_steps: int) -> Plan:
+    """So many evenly spaced steps by the configured sampler and guidance."""
+    timesteps = uniform_timesteps(num_inference_steps, process)
+    return Plan.over(timesteps, sampler=config.sampler, guidance=config.guidance())
+
+
+def plan_of(config: Config, recipe: Recipe, process: Process) -> Plan:
+    """What a recipe samples: its steps, by the configured sampler and guidance, which follow the recipe by default.
+
+    A recipe whose number of steps is free has that many uniform ones; one without a plan has num_inference_steps.
+    """
+    if recipe.plan is None or recipe.free_steps:
+        return uniform_plan(config, process, recipe.num_inference_steps or config.num_inference_steps)
+    return dataclasses.replace(recipe.plan, sampler=config.sampler, guidance=config.guidance())
+
+
+Search = Callable[..., Schedule]
+
+
+def configured_search(config: Config) -> Search:
+    """The configured strategy, bound to its parameters: see the returned function.
+
+    Raises:
+        IdcError: no such strategy, parameters that it does not take, or something that it asks for and that this task
+            cannot give.
+    """
+    name = config.timesteps["name"]
+    strategy = registry.load("timesteps", name, "timesteps")
+    parameters = {key: value for key, value in config.timesteps.items() if key != "name"}
+    registry.bind(strategy.timesteps, parameters, "timesteps")
+    task = registry.load("task", config.task.name, "task").Task
+    for need in getattr(strategy, "NEEDS", ()):
+        if need in task.cannot_give:
+            raise IdcError(f"timesteps={name} asks for a {need}, which task={task.name} cannot give; choose another")
+
+    def search(process: Process, num_inference_steps: int, **sources: Any) -> Schedule:
+        """The strategy's answer for so many steps; `sources` are score, teacher and denoiser of the request."""
+        request = ScheduleRequest(num_inference_steps, process, seed=config.seed, **sources)
+        schedule: Schedule = strategy.timesteps(request, **parameters)
+        return schedule
+
+    return search

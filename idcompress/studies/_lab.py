@@ -1,0 +1,279 @@
+"""What studies share: one model in several conditions, over images that a search may see and images that it may not."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..bench.bench import Bench
+from ..bench.comparison import affordable_steps, paired
+from ..bench.thresholds import missed, parse_thresholds
+from ..config import Config
+from ..console import say
+from ..core.depth_search import FullModelFailsError, depth_search
+from ..core.plan import Plan
+from ..costs.macs import Macs
+from ..costs.parameters import Parameters
+from ..errors import IdcError
+from ..metrics._metric import MetricValue
+from ..runs.recipe import Recipe
+from ..runs.run_dir import RunDir
+from ..stages._values import bench_for, configured_search
+from ..types import Schedule, Series
+
+Over = int | list[float]  # a number of uniform steps, or timesteps
+
+
+class Lab:
+    """A model, its images, and a trace from which a plan that was sampled once is read back.
+
+    Args:
+        num_evaluated: images of the results, of photographs that neither the recipe's stages nor this study's search
+            have seen.
+        num_searched: images of this study's searches; 0 where it searches nothing.
+
+    Raises:
+        IdcError: no image is left, or data.split gives the search and the results the same photographs.
+    """
+
+    def __init__(
+        self, config: Config, recipe: Recipe, run_dir: RunDir, *, num_evaluated: int, num_searched: int = 0
+    ) -> None:
+        self.config, self.trace, self.benches = config, run_dir.trace(), dict[str, Bench]()
+        self.search = configured_search(config)
+        if num_searched:
+            self.benches["search"] = bench_for(config, recipe, split="search", num_samples=num_searched)
+            photographs = self.benches["search"].photographs
+            recipe = recipe.derive({"stage": "study", "photographs": photographs})
+        self.benches["evaluate"] = bench_for(config, recipe, split="evaluate", num_samples=num_evaluated)
+        self.model, self.recipe = self.benches["evaluate"].model, recipe
+        if num_searched and {*photographs.values()} & {*self.benches["evaluate"].photographs.values()}:
+            raise IdcError(
+                f"data.split={config.data.split} gives search and results the same photographs; leave it at auto"
+            )
+
+    def arm(self, depth: int | None = None, /, **changes: Any) -> "Arm":
+        """The model in one condition.
+
+        Args:
+            depth: None for the recipe's. At another depth than that, fine-tuned weights give way to the model's own.
+            changes: configuration keys, like sampler="dpm_solver"; the others are the run's.
+        """
+        recipe = self.recipe
+        if depth not in (None, recipe.depth):
+            cut = None if depth is None or depth == self.model.full_depth else self.model.chosen(depth)
+            recipe = dataclasses.replace(recipe, cut=cut, weights={})
+        return Arm(self, dataclasses.replace(self.config, **changes), recipe)
+
+    def full(self, **changes: Any) -> "Arm":
+        """The uncut model with its own weights."""
+        return self.arm(self.model.full_depth, **changes)
+
+    def shallowest(self, over: Over) -> int:
+        """The depth that Alg. 1 chooses on the search's images: cut to it, the model still meets
+        depth_search.thresholds, sampled as the full model is whose result they compare with.
+
+        Args:
+            over: a number of uniform steps, or timesteps.
+
+        Raises:
+            IdcError: the full model itself misses a threshold.
+        """
+        thresholds = parse_thresholds(self.config.depth_search.thresholds)
+        names = list(dict.fromkeys(threshold.metric for threshold in thresholds))
+        against = (self.full(), over)
+
+        def passes(depth: int) -> bool:
+            return not missed(thresholds, self.arm(depth).measure("search", over, names, against))
+
+        try:
+            return depth_search(passes, self.model.full_depth, min_depth=self.config.depth_search.min_depth)[0]
+        except FullModelFailsError:
+            raise IdcError(
+                "the full model already misses depth_search.thresholds, so no depth can be chosen; lower a bound there"
+            ) from None
+
+    def images_note(self) -> str:
+        """Which images the numbers are from."""
+        evaluated = self.benches["evaluate"]
+        text = f"results: {len(evaluated.examples)} images of {len(evaluated.photographs)} photographs"
+        if "search" in self.benches:
+            searched = self.benches["search"]
+            text += (
+                f" that no search has seen; searches: {len(searched.examples)} of {len(searched.photographs)} others"
+            )
+        return text
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A model in one condition: a depth, a sampler, guidance."""
+
+    lab: Lab
+    config: Config
+    recipe: Recipe
+
+    @cached_property
+    def pipeline(self) -> Any:
+        return self.lab.model.for_recipe(self.recipe)
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """How the trace names it."""
+        model = {"depth": self.recipe.depth, "fine_tuned": bool(self.recipe.weights)}
+        return {**model, "sampler": self.config.sampler, "guidance": self.config.guidance()}
+
+    @cached_property
+    def costs(self) -> tuple[float, float]:
+        """GMACs of a step for one image without guidance, and parameters by the paper's rule, of all its networks."""
+        task = self.lab.benches["evaluate"].task
+        networks, size = task.networks(self.pipeline), self.pipeline.unet.config.sample_size
+        macs = Macs(sample_size=size, encoder_tokens=task.encoder_tokens(self.pipeline))
+        parameters = Parameters()
+        return macs.measure(networks)["gmacs"], parameters.measure(networks)["params_paper"]
+
+    def bench(self, split: str) -> Bench:
+        return self.lab.benches[split]
+
+    def timesteps(self, over: Over) -> list[float]:
+        return self.lab.benches["evaluate"].uniform(over) if isinstance(over, int) else over
+
+    def plan(self, over: Over) -> Plan:
+        return Plan.over(self.timesteps(over), sampler=self.config.sampler, guidance=self.config.guidance())
+
+    def results(self, split: str, over: Over) -> Tensor:
+        """Images (N, 3, H, W), float32 in [0, 1], kept on disk."""
+        return self.bench(split).references(self.recipe, self.plan(over), "reference")
+
+    def affordable(self, num_inference_steps: int, other: "Arm") -> int:
+        """Steps of another arm that cost what so many of this one do."""
+        return affordable_steps(num_inference_steps, self.costs[0], other.costs[0])
+
+    def measure(
+        self,
+        split: str,
+        over: Over,
+        metrics: Sequence[str] = ("psnr",),
+        against: "Target | None" = None,
+        known: dict[str, float] | None = None,
+    ) -> dict[str, MetricValue]:
+        """Metrics of a plan; sampled once, then read from the trace.
+
+        Args:
+            split: "search" or "evaluate".
+            over: a number of uniform steps, or timesteps.
+            against: the arm, and its steps, whose results `references` metrics compare with.
+            known: goes into the trace's row, like {"gamma": 0.8}.
+        """
+        timesteps, known = self.timesteps(over), known or {}
+        reference = None if against is None else {**against[0].key, "over": against[1]}
+        key = {"split": split, **self.key, "timesteps": timesteps, "against": reference, "metrics": list(metrics)}
+        row = self.lab.trace.find(**key)
+        if row is None:
+            began, bench = time.perf_counter(), self.bench(split)
+            references = None if against is None else against[0].results(split, against[1])
+            if key["against"] == {**self.key, "over": over} or timesteps == bench.uniform(len(timesteps)):
+                images = self.results(split, timesteps)  # wanted more than once
+            else:
+                images = bench.images(self.pipeline, self.plan(timesteps), f"{len(timesteps)} steps")
+            values = {name: vars(value) for name, value in bench.measure(metrics, images, references).items()}
+            seconds = round(time.perf_counter() - began, 3)
+            row = self.lab.trace.append({**key, **known, "values": values, "evaluation_seconds": seconds})
+            say(f"  {self._words(split, timesteps, known)}: {_summary(values)}")
+        return {
+            name: MetricValue(**{**value, "per_image": {int(i): v for i, v in value["per_image"].items()}})
+            for name, value in row["values"].items()
+        }
+
+    def search(self, num_inference_steps: int, against: "Target") -> Schedule:
+        """The configured strategy's list by PSNR over the search's images."""
+
+        def score(timesteps: list[float], **known: float) -> float:
+            value = self.measure("search", timesteps, against=against, known=known)["psnr"].value
+            return math.inf if value is None else value
+
+        many = against[0].plan(against[1])
+        return self.lab.search(
+            self.lab.model.process,
+            num_inference_steps,
+            score=score,
+            teacher=lambda: self.bench("search").teacher(against[0].pipeline, many),
+        )
+
+    def compare_searched(self, num_inference_steps: int, against: "Target") -> "Found":
+        """Search, then measure what was found and uniform steps on images that the search has not seen."""
+        schedule = self.search(num_inference_steps, against)
+        uniform, searched = (
+            self.measure("evaluate", over, against=against)["psnr"]
+            for over in (num_inference_steps, schedule.timesteps)
+        )
+        columns = {
+            "gamma": schedule.details.get("gamma"),
+            "uniform (dB)": uniform.value,
+            "searched (dB)": searched.value,
+            "gain (dB)": difference(searched, uniform, self.config.seed),
+        }
+        return Found(schedule.timesteps, uniform, searched, columns)
+
+    def _words(self, split: str, timesteps: list[float], known: dict[str, float]) -> str:
+        depth = f"depth {self.recipe.depth}" if self.recipe.depth else "full depth"
+        guidance = "".join(f", {name} {scale:g}" for name, scale in self.config.guidance().items())
+        found = "".join(f", {name} {value:.4f}" for name, value in known.items())
+        return f"{split}: {depth}, {self.config.sampler}{guidance}, {len(timesteps)} steps{found}"
+
+
+Target = tuple[Arm, Over]  # whose results others are compared with
+
+
+class Found(NamedTuple):
+    """A search's timesteps, PSNR of uniform steps and of them on unseen images, and all of it as columns of a row."""
+
+    timesteps: list[float]
+    uniform: MetricValue
+    searched: MetricValue
+    columns: dict[str, Any]
+
+
+def check_gamma(config: Config) -> None:
+    """Refuse a study of gammas with a strategy that has none."""
+    if config.timesteps["name"] != "gamma":
+        raise IdcError(
+            f"study={config.study['name']} compares gammas; timesteps={config.timesteps['name']} has none, use gamma"
+        )
+
+
+def difference(value: MetricValue, other: MetricValue, seed: int, *, higher_is_better: bool = True) -> dict[str, Any]:
+    """The mean paired difference, its bootstrap interval and a verdict; empty where no image differs."""
+    found = paired(value, other, "difference", higher_is_better=higher_is_better, seed=seed)
+    return dict(found.get("difference", {}))
+
+
+def verdicts(differences: Sequence[dict[str, Any]]) -> str:
+    """Paired differences in words: "better in 3, no gain in 1 of 4"."""
+    words = [found.get("verdict", "no gain") for found in differences]
+    counts = [f"{word} in {words.count(word)}" for word in ("better", "worse", "no gain") if word in words]
+    return f"{', '.join(counts)} of {len(words)}"
+
+
+def series(label: str, rows: Sequence[dict[str, Any]], x: str, y: str) -> Series:
+    """Two columns as a line of a chart, without the rows that lack y; a paired difference brings its interval."""
+    points, intervals = [], []
+    for row in rows:
+        value = row[y]
+        if isinstance(value, dict):
+            low, high = value.get("interval", (0.0, 0.0))
+            intervals.append((low, high))
+            value = value.get("mean", 0.0)
+        if value is not None:
+            points.append((row[x], value))
+    return Series(label, points, intervals)
+
+
+def _summary(values: dict[str, Any]) -> str:
+    numbers = {name: value["value"] for name, value in values.items()}
+    return ", ".join(f"{name} {'-' if number is None else f'{number:.4g}'}" for name, number in numbers.items())

@@ -1,0 +1,205 @@
+"""What a task is: its pipeline, its examples, how a batch conditions the networks, and what it says about itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters.pipeline import decode_latents, native_size, vae_scale_factor
+from ..core.plan import Plan
+from ..core.process import Level, Prediction, Process
+from ..core.random import image_generator
+from ..core.sample import Denoise
+from ..errors import IdcError
+from ..schedulers import process_of
+from ..types import Example
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..images.photo_sets import Photograph
+
+Conditioning = dict[str, Tensor]
+
+_STEPS = 10**9  # the step noise of image i is drawn as image _STEPS + i
+
+
+class Task(ABC):
+    """An image-to-image task: its pipeline class, its examples, and how a batch conditions the network.
+
+    Keyword-only parameters of a task's constructor are its `task.options`.
+
+    Attributes:
+        getting_weights: what to do where no hub repository has the published weights.
+        trained: the pipeline components that fine-tuning trains; the others are frozen.
+        conditioning_dropout: share of training images without a condition; a task says which conditions.
+        reported_samplers: what an evaluation compares beside the configured sampler.
+        cannot_give: which of "score", "teacher" and "denoiser" a timestep strategy cannot have of this task.
+    """
+
+    name: ClassVar[str]
+    pipeline_class: ClassVar[str]
+    getting_weights: ClassVar[str] = "give model.path=FOLDER"
+    trained: ClassVar[tuple[str, ...]] = ("unet",)
+    conditioning_dropout: ClassVar[float] = 0.0
+    reported_samplers: ClassVar[tuple[str, ...]] = ()
+    cannot_give: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def example(
+        self, index: int, photo: Photograph, image: Tensor, prompt: str | None, target: Tensor | None = None
+    ) -> Example:
+        """One example from a crop (3, H, W) in [0, 1] of a photograph; `prompt` None lets the task choose one.
+
+        Args:
+            target: the same crop of the photograph's target, where its data set has pairs and the prompt is the pair's.
+        """
+
+    @abstractmethod
+    def encode(self, pipeline: Any, examples: Sequence[Example], seed: int = 0) -> Conditioning:
+        """What conditions the network, for a batch; depends on neither depth nor timesteps, so it is kept.
+
+        Args:
+            seed: of the noise, if there is any in it; each image has a generator of its own.
+        """
+
+    @abstractmethod
+    def denoise(self, pipeline: Any, conditioning: Conditioning, guidance: Mapping[str, float]) -> Denoise:
+        """Close over conditioning and guidance; float32 in and out, whatever the network's dtype."""
+
+    def process(self, pipeline: Any) -> Process:
+        """What the pipeline's timesteps mean: by its scheduler."""
+        return process_of(pipeline.scheduler)
+
+    def start(self, pipeline: Any, examples: Sequence[Example], level: Level, seed: int) -> Tensor:
+        """The samples (B, 4, h, w), float32, CPU, at the first timestep: unit noise, whatever that timestep is.
+
+        Args:
+            level: of the first timestep, for tasks that start from a noised image.
+            seed: each image draws from a generator of its own.
+        """
+        return initial_noise(pipeline, examples, seed)
+
+    def project(self, prediction: Prediction, level: Level, conditioning: Conditioning) -> Prediction:
+        """Change a prediction where the task knows part of the result, a masked picture's surroundings say."""
+        return prediction
+
+    @abstractmethod
+    def encode_training(
+        self, pipeline: Any, examples: Sequence[Example], generators: list[torch.Generator], dropout: float
+    ) -> tuple[Tensor, Conditioning]:
+        """What a training batch is made of: the latents to reconstruct, and what conditions the network.
+
+        Args:
+            generators: one per image, for what is drawn: dropped conditions, posterior noise.
+            dropout: see `conditioning_dropout`.
+
+        Returns:
+            scaled latents (B, 4, h, w), float32, of the wanted results, and the conditioning of `predict`.
+
+        Raises:
+            IdcError: an example lacks what the task is trained on.
+        """
+
+    @abstractmethod
+    def predict(self, pipeline: Any, sample: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """One call of the networks without guidance, for training: sample (B, 4, h, w), timesteps (B,), int64."""
+
+    def draw_prompt(self, generator: torch.Generator) -> str | None:
+        """A prompt for a training photograph that brings none; None leaves it to `example`."""
+        return None
+
+    def decode(self, pipeline: Any, latents: Tensor, conditioning: Conditioning) -> Tensor:
+        """Images (B, 3, H, W), float32 in [0, 1] on the CPU, from sampled latents."""
+        return decode_latents(pipeline, latents)
+
+    def networks(self, pipeline: Any) -> list[nn.Module]:
+        """What is called at every step, the U-Net first: costs are theirs."""
+        return [pipeline.unet]
+
+    def encoder_tokens(self, pipeline: Any) -> int:
+        """Length of the text embedding that the networks see."""
+        return int(pipeline.tokenizer.model_max_length)
+
+    def convert(self, main_ckpt: Path, cfw_ckpt: Path, folder: Path, config: Path | None) -> None:
+        """Write a pipeline folder from original checkpoints.
+
+        Raises:
+            IdcError: the task has none, or they are damaged or of another model.
+        """
+        raise IdcError(f"there are no original checkpoints to convert for task={self.name}; want task=stablesr")
+
+    def translate_picture(
+        self,
+        pipeline: Any,
+        index: int,
+        photo: Photograph,
+        picture: Image.Image,
+        prompt: str | None,
+        plan: Plan,
+        *,
+        seed: int,
+        translate: Callable[[Example], Tensor],
+    ) -> tuple[str, Tensor]:
+        """Translate a picture of any size: the prompt in use and the result (3, H, W), float32 in [0, 1].
+
+        The longer side becomes the model's own, and both sides fit the autoencoder.
+
+        Args:
+            translate: samples the plan for one example, as searches and evaluations do.
+        """
+        from ..images.pictures import fit_to_multiple, to_tensor
+
+        fitted = fit_to_multiple(picture, vae_scale_factor(pipeline), native_size(pipeline))
+        example = self.example(index, photo, to_tensor(fitted), prompt)
+        return example.prompt, translate(example)
+
+    def examples(
+        self,
+        photographs: Sequence[Photograph],
+        num_samples: int,
+        size: int,
+        prompts: Sequence[str] = (),
+        *,
+        first: int = 0,
+    ) -> list[Example]:
+        """Examples first .. num_samples - 1: photographs in turn, each time round another crop, prompts in turn.
+
+        Args:
+            size: side of the square crops, in pixels.
+            prompts: to use in turn; empty takes the photograph's own prompt, else the task's.
+        """
+        from ..images.pictures import crop_square
+
+        made = []
+        for index in range(first, num_samples):
+            photo, number = photographs[index % len(photographs)], index // len(photographs)
+            image = crop_square(photo.open(), size, number)
+            prompt = prompts[index % len(prompts)] if prompts else photo.prompt or None
+            target = None if photo.target is None or prompts else crop_square(photo.target.open(), size, number)
+            made.append(self.example(index, photo, image, prompt, target))
+        return made
+
+
+def step_generator(seed: int, index: int) -> torch.Generator:
+    """Of an image's steps where sampling is ancestral; with the start's own, both would draw the same numbers."""
+    return image_generator(seed, _STEPS + index)
+
+
+def initial_noise(pipeline: Any, examples: Sequence[Example], seed: int) -> Tensor:
+    """Unit normal latents (B, 4, h, w), float32, CPU, each image's from its own generator."""
+    factor, channels = vae_scale_factor(pipeline), int(pipeline.vae.config.latent_channels)
+    return torch.cat(
+        [
+            torch.randn(
+                (1, channels, example.image.shape[1] // factor, example.image.shape[2] // factor),
+                generator=image_generator(seed, example.index),
+            )
+            for example in examples
+        ]
+    )

@@ -1,0 +1,110 @@
+"""Files that appear whole or not at all."""
+
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from idcompress.errors import IdcError
+from idcompress.runs import files
+
+
+def test_write_and_read(tmp_path):
+    path = tmp_path / "deep" / "er" / "value.json"
+    value = {"a": [1, 2.5, None, "ü\u2028"], "b": {"c": True}}
+    assert files.write_json(path, value) == path
+    assert files.read_json(path, "thing") == value
+    assert path.read_text(encoding="utf-8").endswith("}\n")
+    assert list(path.parent.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_not_a_number_becomes_null(tmp_path):
+    value = {"nan": math.nan, "list": [math.inf, (-math.inf, 1.5)], "whole": 3, 4: "key"}
+    text = files.write_json(tmp_path / "v.json", value).read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "nan": None,
+        "list": [None, [None, 1.5]],
+        "whole": 3,
+        "4": "key",
+    }
+
+
+class Stop(BaseException):
+    """Not an Exception, like KeyboardInterrupt."""
+
+
+@pytest.mark.parametrize("where", ["fsync", "rename"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Stop()])
+def test_a_failed_write_leaves_nothing_new(tmp_path, monkeypatch, where, error):
+    path = files.write_text(tmp_path / "v.txt", "before")
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(*((os, "fsync") if where == "fsync" else (Path, "replace")), fail)
+    for target in (path, tmp_path / "new.txt"):
+        with pytest.raises(type(error)):
+            files.write_text(target, "after")
+    assert [p.name for p in tmp_path.iterdir()] == ["v.txt"]
+    assert path.read_text() == "before"
+
+
+def test_a_value_that_is_no_json_leaves_nothing(tmp_path):
+    with pytest.raises(TypeError):
+        files.write_json(tmp_path / "v.json", {"a": object()})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no file"),
+        (b"", "not readable JSON"),
+        (b'{"a": 1', "not readable JSON"),
+        (b"\xff\xfe\x00", "not readable JSON"),
+        (b"[1]", "must hold a JSON object, got list"),
+        (b"null", "must hold a JSON object, got NoneType"),
+    ],
+)
+def test_unreadable_files_are_one_clear_line(tmp_path, content, message):
+    path = tmp_path / "v.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(IdcError, match=message) as caught:
+        files.read_json(path, "thing")
+    assert str(caught.value).startswith("thing: ")
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_in_place_of_a_file(tmp_path):
+    with pytest.raises(IdcError, match="not readable JSON"):
+        files.read_json(tmp_path, "thing")
+
+
+def test_digests(tmp_path):
+    one, other = {"a": 1, "b": {"x": [1, 2], "y": None}}, {"b": {"y": None, "x": [1, 2]}, "a": 1}
+    assert files.digest(one) == files.digest(other)
+    assert files.digest({"a": (1, 2)}) == files.digest({"a": [1, 2]})
+    assert files.digest({"a": [1, 2]}) != files.digest({"a": [2, 1]})
+    assert files.digest("ü") == hashlib.sha256('"ü"'.encode()).hexdigest()
+    path = tmp_path / "data"
+    path.write_bytes(b"x" * 100_000)
+    assert files.file_digest(path) == hashlib.sha256(b"x" * 100_000).hexdigest()
+
+
+def test_a_hub_cache_link_carries_its_digest(tmp_path):
+    digest = hashlib.sha256(b"weights").hexdigest()
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / digest).write_bytes(b"never read")
+    link = tmp_path / "model.safetensors"
+    link.symlink_to(tmp_path / "blobs" / digest)
+    assert files.file_digest(link) == digest
+    short = tmp_path / "config.json"  # a git blob's name is a SHA-1 of something else
+    (tmp_path / "blobs" / digest[:40]).write_bytes(b"{}")
+    short.symlink_to(tmp_path / "blobs" / digest[:40])
+    assert files.file_digest(short) == hashlib.sha256(b"{}").hexdigest()
