@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..core.plan import Plan
+from ..errors import IdcError
 from ..runs import files
 from ..runs.recipe import Recipe
 from ..runs.run_dir import OUTPUTS
@@ -42,25 +43,36 @@ def key(bench: Bench, recipe: Recipe | None, plan: Plan, example: Example) -> st
     return files.digest(value)
 
 
-def content(value: Any) -> Any:
-    """A value as JSON with digests in the place of tensors; of a dataclass every field, so that a new one counts too.
+def content(value: Any, where: str = "example") -> Any:
+    """A value as JSON that no other value shares: an example with all of its fields, whatever a task gives it.
+
+    Args:
+        where: the value's place, for the error.
 
     Raises:
-        TypeError: a value of a kind whose content is not known here.
+        IdcError: a value of a kind whose contents cannot be told from another's.
     """
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, int, str)):
         return value
+    if isinstance(value, float):
+        return {"float": value.hex()}
     if isinstance(value, Tensor):
-        plain = value.detach().cpu().contiguous()
-        digest = hashlib.sha256(plain.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
-        return {"shape": list(plain.shape), "dtype": str(plain.dtype), "sha256": digest}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: content(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(name): content(entry) for name, entry in value.items()}
+        bytes_ = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return {"tensor": hashlib.sha256(bytes_).hexdigest(), "shape": list(value.shape), "dtype": str(value.dtype)}
     if isinstance(value, (list, tuple)):
-        return [content(entry) for entry in value]
-    raise TypeError(f"a cached result cannot depend on a {type(value).__name__}; teach bench/references.py its content")
+        return [content(item, f"{where}.{position}") for position, item in enumerate(value)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value)}
+        return {"dataclass": type(value).__qualname__, "fields": content(fields, where)}
+    kind = type(value).__name__
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) for key in value):
+            return {"mapping": {key: content(item, f"{where}.{key}") for key, item in value.items()}}
+        kind += " with a key that is no string"
+    raise IdcError(
+        f"{where} holds a {kind}, by which the cache of references cannot tell two examples apart; use tensors, "
+        "numbers, strings, None, and lists, mappings or dataclasses of these"
+    )
 
 
 def holds(key: str) -> bool:

@@ -40,7 +40,9 @@ def gamma_timesteps(
     check_num_inference_steps(num_inference_steps, num_train_timesteps)
     last = num_train_timesteps - 1
     uniform = torch.linspace(0, last, num_inference_steps, dtype=torch.float32)
-    if gamma >= 1:
+    if gamma == 1:  # the law is the identity, which division by T - 1 and back would miss by rounding
+        return check_timesteps(uniform.to(torch.int64).flip(0), num_train_timesteps)
+    if gamma > 1:
         scaled = uniform / (last + bias * (gamma - 1))
     else:
         shift = bias * (1 / gamma - 1)
