@@ -15,7 +15,6 @@ from ..adapters.pipeline import native_size
 from ..console import progress, say
 from ..core.plan import Plan
 from ..core.sample import trajectory, walk
-from ..core.timestep_search import uniform_timesteps
 from ..errors import IdcError
 from ..images import photo_sets
 from ..metrics._metric import ImageMetric, MetricValue
@@ -25,7 +24,7 @@ from ..sources.model import Model
 from ..tasks._task import Conditioning, Task
 from ..types import Batch, Example, Teacher
 from . import references
-from .translate import PipelineAt, sampling, translate
+from .translate import PipelineAt, sampling, translate, uniform_plan
 
 
 @dataclass
@@ -188,7 +187,7 @@ class Bench:
 
     def uniform(self, num_inference_steps: int) -> list[float]:
         """Evenly spaced timesteps of the model's process."""
-        return list[float](uniform_timesteps(num_inference_steps, self.model.process))
+        return list(uniform_plan(self.model.process, num_inference_steps).timesteps)
 
     def batches(self, positions: Sequence[int] | None = None) -> list[tuple[int, ...]]:
         """Positions of examples that go through the networks together.
@@ -202,11 +201,12 @@ class Bench:
 
     def conditioning(self, batch: tuple[int, ...]) -> Conditioning:
         """What conditions the networks for a batch, encoded once."""
-        if batch not in self._conditioning:
+        key = (self.seed, *batch)
+        if key not in self._conditioning:
             examples = [self.examples[position] for position in batch]
             with torch.inference_mode(), part("encode"):
-                self._conditioning[batch] = self.task.encode(self.model.pipeline, examples, self.seed)
-        return self._conditioning[batch]
+                self._conditioning[key] = self.task.encode(self.model.pipeline, examples, self.seed)
+        return self._conditioning[key]
 
     def _at_depth(self, depth: int) -> Any:
         if depth not in self._cut:

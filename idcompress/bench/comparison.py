@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from ..core.stats import bootstrap_interval
 from ..metrics._metric import ImageMetric, MetricValue
 from .bench import Bench
 from .thresholds import Threshold, missed
+from .translate import uniform_plan
 
 Row = dict[str, Any]
 
@@ -83,8 +84,8 @@ def plain_systems(steps: int, gmacs: Row) -> list[Row]:
 def system_of(row: Row, bench: Bench, pipeline: Any, plan: Plan) -> System:
     """How an alternative is run; pipeline and plan are the compressed model's."""
     which = bench.model.pipeline if row["model"] == "original" else pipeline
-    uniform = bench.uniform(row["num_inference_steps"])
-    return System(which, Plan.over(uniform, sampler=row["sampler"], guidance=plan.guidance))
+    process, steps = bench.model.process, int(row["num_inference_steps"])
+    return System(which, uniform_plan(process, steps, sampler=row["sampler"], guidance=plan.guidance))
 
 
 def words(row: Row) -> str:
@@ -94,8 +95,7 @@ def words(row: Row) -> str:
 
 def at_uniform_steps(plan: Plan, bench: Bench, num_inference_steps: int) -> Plan:
     """The plan's sampler and guidance over evenly spaced timesteps that compute everything."""
-    over = Plan.over(bench.uniform(num_inference_steps), sampler=plan.sampler, guidance=plan.guidance)
-    return replace(plan, steps=over.steps, coefficients=None)
+    return uniform_plan(bench.model.process, num_inference_steps, sampler=plan.sampler, guidance=plan.guidance)
 
 
 def judge(

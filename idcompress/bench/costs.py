@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..core.guidance import num_branches
-from ..core.plan import Plan
+from ..core.plan import Plan, Step
 from ..costs.latency import is_full_width, measure_ratio, synchroniser
 from ..costs.macs import Macs
 from ..costs.parameters import Parameters
@@ -51,10 +51,15 @@ def costs(bench: Bench, pipeline: Any, plan: Plan, original: Plan, *, latency: b
 
 def network_calls(plan: Plan) -> int:
     """Samples that go through the networks per image: one per step and guidance pass that is computed."""
-    branches, steps = num_branches(plan.guidance), list(plan.steps)
+    branches = num_branches(plan.guidance)
+    return sum(branches if step.passes == "all" else 1 for step in called_steps(plan))
+
+
+def called_steps(plan: Plan) -> list[Step]:
+    """The steps that call the networks: all, or every timestep once where the sampler skips repeats."""
     if load_sampler(plan.sampler).SKIPS_REPEATS:
-        steps = list({step.timestep: step for step in steps}.values())
-    return sum(branches if step.passes == "all" else 1 for step in steps)
+        return list({step.timestep: step for step in plan.steps}.values())
+    return list(plan.steps)
 
 
 def _cost(original: float, compressed: float, unit: str) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from torch import Tensor
 from .. import registry
 from ..core.ddim import PathNoise
 from ..core.plan import Plan, Step
-from ..core.process import Level, Prediction, Process
+from ..core.process import Level, Prediction, Process, check_for_process
 from ..core.sample import Denoise, Noise, Sampler, sample
+from ..core.timestep_search import uniform_timesteps
 from ..errors import IdcError
 from ..runs.timing import part
 from ..tasks._task import Conditioning, Task, step_generator
@@ -72,6 +73,10 @@ def sampling(
         at_depth: gives the pipeline that computes so many levels, for steps that name a depth.
     """
     process, sampler = task.process(pipeline), load_sampler(plan.sampler)
+    try:
+        check_for_process(plan.timesteps, process)
+    except ValueError as error:
+        raise IdcError(f"the plan does not fit this model: {error}") from None
 
     def project(prediction: Prediction, level: Level) -> Prediction:
         return task.project(prediction, level, conditioning)
@@ -85,6 +90,20 @@ def sampling(
         "noise": noise_of(process, examples, seed) if sampler.STOCHASTIC else None,
         "project": project,
     }
+
+
+def uniform_plan(
+    process: Process, num_inference_steps: int, *, sampler: str = "ddim", guidance: Mapping[str, float] | None = None
+) -> Plan:
+    """So many evenly spaced steps that compute everything.
+
+    Raises:
+        IdcError: the process has fewer timesteps than that.
+    """
+    length = process.num_train_timesteps
+    if not 1 <= num_inference_steps <= length:
+        raise IdcError(f"this model has {length} timesteps; want 1 to {length} steps, got {num_inference_steps}")
+    return Plan.over(uniform_timesteps(num_inference_steps, process), sampler=sampler, guidance=guidance)
 
 
 def load_sampler(name: str) -> Sampler:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import registry
+from ..bench import translate
 from ..bench.bench import Bench, open_bench
 from ..bench.selection import DataSource, choose_photographs
 from ..config import Config
 from ..core.plan import Plan
 from ..core.process import Process
-from ..core.timestep_search import uniform_timesteps
 from ..errors import IdcError
 from ..images.photo_sets import Photograph
 from ..runs.recipe import Recipe
@@ -101,8 +101,7 @@ def bench_for(
 
 def uniform_plan(config: Config, process: Process, num_inference_steps: int) -> Plan:
     """So many evenly spaced steps by the configured sampler and guidance."""
-    timesteps = uniform_timesteps(num_inference_steps, process)
-    return Plan.over(timesteps, sampler=config.sampler, guidance=config.guidance())
+    return translate.uniform_plan(process, num_inference_steps, sampler=config.sampler, guidance=config.guidance())
 
 
 def plan_of(config: Config, recipe: Recipe, process: Process) -> Plan:

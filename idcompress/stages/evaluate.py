@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..bench.bench import Bench
 from ..bench.comparison import System, against, at_uniform_steps, paired, plain_systems, system_of, words
-from ..bench.costs import costs
+from ..bench.costs import called_steps, costs
 from ..bench.selection import choose_photographs
 from ..config import Config
 from ..console import say, warn
@@ -103,7 +103,7 @@ def _evaluate(config: Config, portions: Portions, recipe: Recipe, folder: Path) 
     systems = _systems(config, bench, pipeline, plan, original)
     shown, plain = list(systems), list[Row]()
     if config.evaluate.alternatives and systems["compressed"] != systems["original"]:
-        plain = plain_systems(len(plan), spent["gmacs"])
+        plain = plain_systems(len(called_steps(plan)), spent["gmacs"])
         systems |= {words(row): system_of(row, bench, pipeline, plan) for row in plain}
 
     # 2. their images, a portion at a time, measured and written

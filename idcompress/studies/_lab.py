@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..bench.bench import Bench
 from ..bench.comparison import affordable_steps, paired
+from ..bench.costs import called_steps
 from ..bench.thresholds import missed, parse_thresholds
 from ..config import Config
 from ..console import say
@@ -150,9 +151,9 @@ class Arm:
         """Images (N, 3, H, W), float32 in [0, 1], kept on disk."""
         return self.bench(split).references(self.recipe, self.plan(over), "reference")
 
-    def affordable(self, num_inference_steps: int, other: "Arm") -> int:
-        """Steps of another arm that cost what so many of this one do."""
-        return affordable_steps(num_inference_steps, self.costs[0], other.costs[0])
+    def affordable(self, over: Over, other: "Arm") -> int:
+        """Steps of another arm that cost what this one's do."""
+        return affordable_steps(len(called_steps(self.plan(over))), self.costs[0], other.costs[0])
 
     def measure(
         self,

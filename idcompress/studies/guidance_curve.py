@@ -43,7 +43,7 @@ def run(
     depth = recipe.depth or lab.shallowest(reference_steps)
     cut, full = lab.arm(depth), lab.full()
     timesteps = list(recipe.timesteps or cut.search(num_inference_steps, (cut, reference_steps)).timesteps)
-    affordable = cut.affordable(len(timesteps), full)
+    affordable = cut.affordable(timesteps, full)
     compressed = f"compressed: depth {depth}, {len(timesteps)} steps"
     systems: dict[str, tuple[int, str, Over]] = {
         compressed: (depth, config.sampler, timesteps),
