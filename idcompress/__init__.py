@@ -6,6 +6,8 @@ The public names below are imported on first use, so `import idcompress` loads n
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import _moved
+
 __version__ = "0.1.0"
 
 _PUBLIC = {
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from .core.timestep_search import gamma_timesteps
     from .runs.recipe import Recipe
     from .sources.load import load_pipeline
+
+
+_moved.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -98,7 +98,15 @@ def fixed_scheduler(pipeline: Any, plan: Plan) -> FixedTimestepsScheduler:
     """The pipeline's noise schedule and prediction type, over the timesteps of a plan.
 
     It takes the steps of DDIM, and of ancestral sampling where the plan says so.
+
+    Raises:
+        IdcError: a step does not compute everything, which a scheduler cannot bring about.
     """
+    if not plan.is_plain:
+        raise IdcError(
+            "a pipeline cannot follow a plan whose steps differ in what they compute; leave depth at null, passes at "
+            "all and refresh at true in the recipe's plan"
+        )
     eta = {"eta": 1.0} if plan.sampler == "ancestral" else {}
     # diffusers' private notes say which entries to replace by another class's defaults, positional ones among them.
     config = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}

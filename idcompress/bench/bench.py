@@ -52,7 +52,7 @@ class Bench:
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     _conditioning: dict[tuple[int, ...], Conditioning] = field(default_factory=dict)
     _metrics: dict[str, ImageMetric] = field(default_factory=dict)
-    _cut: dict[int, Any] = field(default_factory=dict)
+    _cut: dict[tuple[int, int], Any] = field(default_factory=dict)
 
     def images(self, pipeline: Any, plan: Plan, description: str, positions: Sequence[int] | None = None) -> Tensor:
         """Translate examples: (N, 3, H, W), float32 in [0, 1], CPU.
@@ -72,7 +72,7 @@ class Bench:
                     plan,
                     seed=self.seed,
                     conditioning=self.conditioning(batch),
-                    at_depth=self._at_depth,
+                    at_depth=self._at_depth(pipeline),
                 )
             )
         return torch.cat(made)
@@ -96,7 +96,7 @@ class Bench:
             plans[0],
             seed=self.seed,
             conditioning=conditioning,
-            at_depth=at_depth or self._at_depth,
+            at_depth=at_depth or self._at_depth(pipeline),
         )
         visits, calls = walk(plans=plans, **arguments), 0
         while True:
@@ -208,10 +208,19 @@ class Bench:
                 self._conditioning[key] = self.task.encode(self.model.pipeline, examples, self.seed)
         return self._conditioning[key]
 
-    def _at_depth(self, depth: int) -> Any:
-        if depth not in self._cut:
-            self._cut[depth] = self.model.at(self.model.chosen(depth))
-        return self._cut[depth]
+    def _at_depth(self, pipeline: Any) -> PipelineAt:
+        """A pipeline at smaller depths, each made once."""
+
+        def at(depth: int) -> Any:
+            key = (id(pipeline), depth)
+            if key not in self._cut:
+                self._cut[key] = (
+                    pipeline,
+                    self.model.cut_further(pipeline, depth),
+                )  # held, so that its id stays its own
+            return self._cut[key][1]
+
+        return at
 
 
 def open_bench(

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..core.guidance import num_branches
 from ..core.plan import Plan, Step
+from ..core.sample import without_repeats
 from ..costs.latency import is_full_width, measure_ratio, synchroniser
 from ..costs.macs import Macs
 from ..costs.parameters import Parameters
@@ -57,9 +58,7 @@ def network_calls(plan: Plan) -> int:
 
 def called_steps(plan: Plan) -> list[Step]:
     """The steps that call the networks: all, or every timestep once where the sampler skips repeats."""
-    if load_sampler(plan.sampler).SKIPS_REPEATS:
-        return list({step.timestep: step for step in plan.steps}.values())
-    return list(plan.steps)
+    return list((without_repeats(plan) if load_sampler(plan.sampler).SKIPS_REPEATS else plan).steps)
 
 
 def _cost(original: float, compressed: float, unit: str) -> dict[str, Any]:

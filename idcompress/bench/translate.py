@@ -83,7 +83,7 @@ def sampling(
 
     start = task.start(pipeline, examples, process.level(plan.timesteps[0]), seed)
     return {
-        "denoise": _by_depth(task, pipeline, conditioning, plan.guidance, at_depth),
+        "denoise": _by_depth(task, pipeline, conditioning, plan, at_depth),
         "start": start.to(pipeline.unet.device),
         "process": process,
         "sampler": sampler,
@@ -121,7 +121,7 @@ def _by_depth(
     task: Task,
     pipeline: Any,
     conditioning: Conditioning,
-    guidance: Mapping[str, float],
+    plan: Plan,
     at_depth: PipelineAt | None,
 ) -> Denoise:
     """The pipeline's own denoiser, and for steps that name a depth that of the pipeline cut there."""
@@ -135,9 +135,11 @@ def _by_depth(
             )
         if step.depth is not None and at_depth is None:
             raise IdcError(f"the step at timestep {step.timestep} names depth {step.depth}, which cannot be had here")
+        if step.depth is not None and plan.fill != "zero":
+            raise IdcError(f"a plan's fill={plan.fill} is not computed by this version; use fill=zero")
         if step.depth not in made:
             which = pipeline if step.depth is None or at_depth is None else at_depth(step.depth)
-            made[step.depth] = task.denoise(which, conditioning, guidance)
+            made[step.depth] = task.denoise(which, conditioning, plan.guidance)
         return made[step.depth](sample, step, cache)
 
     return denoise

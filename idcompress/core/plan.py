@@ -115,6 +115,11 @@ class Plan:
         return tuple(step.timestep for step in self.steps)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether every step computes everything that is stored."""
+        return all(step.is_whole for step in self.steps)
+
+    @property
     def depths(self) -> tuple[int | None, ...]:
         return tuple(step.depth for step in self.steps)
 

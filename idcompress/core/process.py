@@ -149,7 +149,8 @@ class RectifiedFlow:
 
     Args:
         num_train_timesteps: T; timesteps are real numbers in [0, T].
-        prediction_type: "flow", or "epsilon" or "sample" for networks that say the same in other words.
+        prediction_type: "flow", or "sample" for networks that put out x_0. There is none for epsilon, which says nothing
+            of x_0 where a flow begins.
 
     Source: Liu et al., Flow Straight and Fast, arXiv 2209.03003, eq. 1.
     """
@@ -157,8 +158,8 @@ class RectifiedFlow:
     real_timesteps = True
 
     def __init__(self, num_train_timesteps: int = 1000, prediction_type: str = "flow") -> None:
-        if prediction_type not in ("flow", "epsilon", "sample"):
-            raise ValueError(f"prediction_type must be flow, epsilon or sample, got {prediction_type!r}")
+        if prediction_type not in ("flow", "sample"):
+            raise ValueError(f"prediction_type must be flow or sample, got {prediction_type!r}")
         self.num_train_timesteps, self.prediction_type = num_train_timesteps, prediction_type
 
     @property

@@ -134,7 +134,7 @@ def walk(
     wanted: dict[Plan, list[Plan]] = {}  # as it is walked -> as it was given
     for plan in dict.fromkeys(plans):
         check_for_process(plan.timesteps, process)
-        wanted.setdefault(_without_repeats(plan) if sampler.SKIPS_REPEATS else plan, []).append(plan)
+        wanted.setdefault(without_repeats(plan) if sampler.SKIPS_REPEATS else plan, []).append(plan)
     if len({(plan.sampler, plan.fill, tuple(sorted(plan.guidance.items()))) for plan in wanted}) > 1:
         raise ValueError("plans that are walked as one tree must have one sampler, one fill and one guidance")
     starts = groupby(sorted(wanted, key=_order), key=lambda plan: plan.steps[0])
@@ -223,6 +223,11 @@ def _order(plan: Plan) -> list[tuple[Any, ...]]:
     ]
 
 
-def _without_repeats(plan: Plan) -> Plan:
-    steps = {step.timestep: step for step in reversed(plan.steps)}
-    return plan if len(steps) == len(plan) else replace(plan, steps=tuple(reversed(steps.values())))
+def without_repeats(plan: Plan) -> Plan:
+    """The plan whose repeated timesteps are passed over: the first step of each stays, with its coefficients."""
+    first = {timestep: position for position, timestep in reversed(list(enumerate(plan.timesteps)))}
+    kept = sorted(first.values())
+    if len(kept) == len(plan):
+        return plan
+    rows = None if plan.coefficients is None else tuple(plan.coefficients[position] for position in kept)
+    return replace(plan, steps=tuple(plan.steps[position] for position in kept), coefficients=rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,12 @@ from . import files
 VERSION = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Recipe:
     """A compressed model as a few values, and where they come from. Documented in docs/recipe.md.
+
+    It can be made from the fields below, or with the words of the first version of the format, which stand for a cut
+    and a plan: `depth`, `timesteps` or `num_inference_steps`, and `guidance`.
 
     Attributes:
         task: registered name of the task.
@@ -47,6 +50,36 @@ class Recipe:
     provenance: tuple[dict[str, Any], ...] = ()
     version: int = VERSION
     folder: Path | None = field(default=None, compare=False, repr=False)
+
+    def __init__(
+        self,
+        task: str,
+        model: dict[str, Any],
+        cut: Cut | None = None,
+        weights: dict[str, dict[str, str]] | None = None,
+        plan: Plan | None = None,
+        free_steps: bool = True,
+        parent: str | None = None,
+        provenance: tuple[dict[str, Any], ...] = (),
+        version: int = VERSION,
+        folder: Path | None = None,
+        *,
+        depth: int | None = None,
+        timesteps: Sequence[float] | None = None,
+        num_inference_steps: int | None = None,
+        guidance: Mapping[str, float] | None = None,
+    ) -> None:
+        if depth is not None:
+            cut = Cut("depth_skip", {"depth": depth})
+        if timesteps is not None:
+            plan, free_steps = Plan.over(timesteps), False
+        elif num_inference_steps is not None:
+            plan, free_steps = Plan.over(_uniform(num_inference_steps)), True
+        if guidance is not None and plan is not None:
+            plan = dataclasses.replace(plan, guidance=guidance)
+        values = (task, model, cut, weights or {}, plan, free_steps, parent, tuple(provenance), version, folder)
+        for name, value in zip(self.__dataclass_fields__, values, strict=True):
+            object.__setattr__(self, name, value)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -171,20 +204,27 @@ class Recipe:
 def _from_version_1(value: dict[str, Any]) -> dict[str, Any]:
     """The fields of this version from those of the first, which had a depth and a list in their place.
 
-    The first version knew 1,000 training timesteps only, so that many uniform steps can be spelled out.
+    It knew 1,000 training timesteps only, so that uniform steps can be spelled out.
     """
-    from ..core.process import VariancePreserving, scaled_linear_alphas_cumprod
-    from ..core.timestep_search import uniform_timesteps
-
     cut = None if value["depth"] is None else {"method": value["prune"], "depth": value["depth"]}
     provenance = value["provenance"]
     sampler = provenance[-1].get("sampler") if provenance else None
     timesteps = value["timesteps"]
     if timesteps is None:
-        timesteps = uniform_timesteps(value["num_inference_steps"], VariancePreserving(scaled_linear_alphas_cumprod()))
+        timesteps = _uniform(value["num_inference_steps"])
     plan = Plan.over(timesteps, sampler=sampler or "ddim", guidance=value["guidance"])
     kept = {name: value[name] for name in ("task", "model", "weights", "parent", "provenance")}
     return kept | {"version": VERSION, "cut": cut, "plan": plan.to_json(), "free_steps": value["timesteps"] is None}
+
+
+def _uniform(num_inference_steps: int) -> list[float]:
+    """So many uniform steps over 1,000 training timesteps, which the first version of the format took for granted."""
+    from ..core.timestep_search import gamma_timesteps
+
+    try:
+        return list[float](gamma_timesteps(1.0, num_inference_steps))
+    except ValueError as error:
+        raise IdcError(f"recipe: {error}") from None
 
 
 def _is_int(value: Any) -> bool:

@@ -46,8 +46,8 @@ class DpmSolver:
 
 
 def _lambda(level: Level) -> float:
-    """Half the logarithm of the signal-to-noise ratio."""
-    return math.log(level.signal / level.noise)
+    """Half the logarithm of the signal-to-noise ratio; of pure noise, where a flow begins, minus infinity."""
+    return math.log(level.signal / level.noise) if level.signal > 0 else -math.inf
 
 
 SAMPLER = DpmSolver()

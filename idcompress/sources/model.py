@@ -87,6 +87,11 @@ class Model:
         """The pipeline after a cut; components that the cut leaves alone are shared, not copied."""
         return self.pipeline if cut is None else with_components(self.pipeline, self._replaced(cut))
 
+    def cut_further(self, pipeline: Any, depth: int) -> Any:
+        """A pipeline of this model, cut or fine-tuned, at a smaller depth: what a step that names one computes."""
+        cut = self.chosen(depth)
+        return with_components(pipeline, self._method(cut.method).apply(pipeline.components, cut))
+
     def for_recipe(self, recipe: Recipe) -> Any:
         """The pipeline cut as a recipe says, with its fine-tuned weights if it has any."""
         pipeline = self.at(recipe.cut)

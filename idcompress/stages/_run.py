@@ -69,6 +69,7 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
     registry.check("timesteps", config.timesteps["name"], "timesteps")
     registry.check("sampler", config.sampler, "sampler")
     registry.check("data", config.data.name, "data")
+    registry.check("metric", config.tsopt.metric, "tsopt.metric")
     for metric in config.evaluate.metrics:
         registry.check("metric", metric.removesuffix("?"), "evaluate.metrics")
     set_threads(config.threads)
@@ -158,6 +159,9 @@ def full_recipe(config: Config, *, needs_weights: bool = True) -> Recipe:
 def follow_recipe(config: Config, recipe: Recipe, overrides: Sequence[str]) -> Config:
     """Guidance scales and sampler default to those that the recipe was searched with; the command line wins."""
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
+    unknown = recipe.guidance.keys() - {"guidance_scale", "image_guidance_scale"}
+    if unknown:
+        raise IdcError(f"the recipe's plan has a guidance scale that no task knows: {', '.join(sorted(unknown))}")
     searched: dict[str, Any] = recipe.guidance | ({"sampler": recipe.sampler} if recipe.sampler else {})
     return dataclasses.replace(config, **{name: value for name, value in searched.items() if name not in given})
 

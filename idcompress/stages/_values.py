@@ -111,7 +111,13 @@ def plan_of(config: Config, recipe: Recipe, process: Process) -> Plan:
     """
     if recipe.plan is None or recipe.free_steps:
         return uniform_plan(config, process, recipe.num_inference_steps or config.num_inference_steps)
-    return dataclasses.replace(recipe.plan, sampler=config.sampler, guidance=config.guidance())
+    plan = dataclasses.replace(recipe.plan, sampler=config.sampler, guidance=config.guidance())
+    if plan.coefficients is not None and plan != recipe.plan:
+        raise IdcError(
+            f"the recipe's plan was fitted for sampler={recipe.plan.sampler} and guidance {dict(recipe.plan.guidance)}, "
+            "and holds for nothing else; keep them, or search again with the new ones by idc tsopt"
+        )
+    return plan
 
 
 Search = Callable[..., Schedule]

@@ -15,7 +15,7 @@ from ..config import Config
 from ..console import say
 from ..core.plan import Plan, Step
 from ..errors import IdcError
-from ..metrics._metric import number_or_equal
+from ..metrics._metric import ImageMetric, number_or_equal
 from ..runs import files
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
@@ -60,7 +60,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         )
         found = score(schedule.timesteps)
         # 4. the recipe
-        say(_line(metric, sign, num_inference_steps, schedule, uniform, found))
+        say(_line(bench.metric(metric), sign, num_inference_steps, schedule, uniform, found))
         summaries.append(_summary(metric, sign, num_inference_steps, schedule, uniform, found))
         details = {"strategy": config.timesteps["name"], "reference": config.tsopt.reference}
         details |= {k: v for k, v in schedule.details.items() if k != "walk"}
@@ -133,9 +133,9 @@ def _summary(metric: str, sign: int, steps: int, schedule: Schedule, uniform: fl
     }
 
 
-def _line(metric: str, sign: int, steps: int, schedule: Schedule, uniform: float, found: float) -> str:
+def _line(metric: ImageMetric, sign: int, steps: int, schedule: Schedule, uniform: float, found: float) -> str:
     gamma = schedule.details.get("gamma")
     name = f"gamma {gamma:.4g}" if isinstance(gamma, float) else "timesteps"
-    unit = "dB" if metric == "psnr" else metric
-    ours, theirs = sign * found, sign * uniform
-    return f"{steps} steps: {name} {schedule.timesteps}, {ours:.2f} {unit} against uniform's {theirs:.2f} {unit}"
+    unit = f" {metric.unit}" if metric.unit else ""
+    ours, theirs = (f"{sign * value:.{2 if unit else 4}f}{unit}" for value in (found, uniform))
+    return f"{steps} steps: {name} {schedule.timesteps}, {ours} against uniform's {theirs}"
