@@ -149,8 +149,8 @@ class RectifiedFlow:
 
     Args:
         num_train_timesteps: T; timesteps are real numbers in [0, T].
-        prediction_type: "flow", or "sample" for networks that put out x_0. There is none for epsilon, which says nothing
-            of x_0 where a flow begins.
+        prediction_type: "flow", or "sample" for networks that put out x_0; not "epsilon", which says nothing of x_0
+            where a flow begins.
 
     Source: Liu et al., Flow Straight and Fast, arXiv 2209.03003, eq. 1.
     """

@@ -96,7 +96,7 @@ def gamma_search(score: Callable[[float], float], *, search: Search = "direction
         score: gamma -> value, higher is better; called at most once per gamma.
         search: "direction_first" (the paper): the best starts at the uniform sequence's score, 1.2 and 1/1.2 are both
             probed and the better side is walked. "released_up" / "released_down" (the released StableSR /
-            InstructPix2Pix scripts): that side only, whose first probe is always taken, so uniform can never be returned.
+            InstructPix2Pix scripts): that side only; its first probe is always taken, so uniform is never returned.
 
     Returns:
         The best gamma, its value, and every probe of the walk in order. A probe that the walk repeats comes from a

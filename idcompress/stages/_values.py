@@ -114,8 +114,8 @@ def plan_of(config: Config, recipe: Recipe, process: Process) -> Plan:
     plan = dataclasses.replace(recipe.plan, sampler=config.sampler, guidance=config.guidance())
     if plan.coefficients is not None and plan != recipe.plan:
         raise IdcError(
-            f"the recipe's plan was fitted for sampler={recipe.plan.sampler} and guidance {dict(recipe.plan.guidance)}, "
-            "and holds for nothing else; keep them, or search again with the new ones by idc tsopt"
+            f"the recipe's plan was fitted for sampler={recipe.plan.sampler} and guidance {recipe.guidance}, and holds "
+            "for nothing else; keep them, or search again with the new ones by idc tsopt"
         )
     return plan
 
