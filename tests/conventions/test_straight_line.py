@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import itertools
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -69,11 +70,9 @@ def imports(file, function):
             base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
             module = ".".join(part for part in base if part)
             for alias in node.names:
-                inner = f"{module}.{alias.name}"
-                is_module = (ROOT / file_of(inner)).is_file()
-                found[alias.asname or alias.name] = (
-                    (file_of(inner), None) if is_module else (file_of(module), alias.name)
-                )
+                inner = file_of(f"{module}.{alias.name}")
+                target = (inner, None) if (ROOT / inner).is_file() else (file_of(module), alias.name)
+                found[alias.asname or alias.name] = target
     return found
 
 
@@ -130,7 +129,7 @@ def faults(stops):
     missing = [f"{stop} does not exist" for stop in stops if find(stop) is None]
     if missing:
         return missing
-    pairs = zip(stops, stops[1:], strict=False)
+    pairs = itertools.pairwise(stops)
     return [f"{stop} does not call {following}" for stop, following in pairs if not calls(stop, following)]
 
 
@@ -158,9 +157,8 @@ def test_side_lines_begin_on_the_line(title):
 
 
 def test_the_readme_names_the_same_files():
-    sentence = re.search(
-        r"From the command line to the inner loop: ([^;.]*(?:\.py[^;.]*)*)", (ROOT / "README.md").read_text()
-    )
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    sentence = re.search(r"From the command line to the inner loop: ((?:`[\w/]+\.py`,?\s*)+)", text)
     assert sentence, "README.md does not say how to get from the command line to the inner loop"
     named = [f"idcompress/{name}" for name in re.findall(r"`([\w/]+\.py)`", sentence[1])]
     assert named == list(dict.fromkeys(stop.file for stop in LINES["tsopt"]))
