@@ -32,7 +32,7 @@ def commands() -> list[str]:
 
 def usage() -> str:
     rows = {name: registry.summary("command", name.replace("-", "_")) for name in commands() if name != "ls"}
-    rows["ls"] = "List the tasks, models, strategies, metrics and data sets, a line each"
+    rows["ls"] = "List the tasks, models, strategies, samplers, metrics and data sets, a line each"
     width = max(map(len, rows))
     return "\n".join(
         [
@@ -302,6 +302,7 @@ def _ls(arguments: list[str]) -> None:
     kinds = {
         "tasks": "task",
         "strategies": "timesteps",
+        "samplers": "sampler",
         "pruning": "prune",
         "metrics": "metric",
         "data": "data",
