@@ -1,7 +1,7 @@
-"""`idc <command> [key=value ...]`: from the command line to a stage.
+"""`idc <command> [key=value ...]`: from the words on the command line to a command, and to Hydra's arguments.
 
 A command is a file in stages/; its help text is conf/hydra/help/<command>.yaml. Everything after the command is
-Hydra's. Nothing heavy is imported before a command is known, and torch not before its stage runs.
+Hydra's, which `launch` runs. Nothing heavy is imported before a command is known, and torch not before its stage runs.
 """
 
 from __future__ import annotations
@@ -9,20 +9,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
 from . import __version__, registry
 from .errors import IdcError, did_you_mean
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 ALIASES = {"timestep-search": "tsopt"}
 # The flags that name configuration folders, and with them those that name one of their files.
 _FOLDER_FLAGS = ("-cp", "--config-path", "-cd", "--config-dir")
 _CONFIG_FLAGS = (*_FOLDER_FLAGS, "-cn", "--config-name")
-# Left behind by Lightning's launcher; a sweep's next job must start its own processes.
-_DISTRIBUTED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def commands() -> list[str]:
@@ -87,113 +82,15 @@ def fail(message: str, code: int = 2) -> NoReturn:
 
 
 def run_command(command: str, arguments: list[str]) -> None:
-    """Compose the configuration with Hydra, in its entirety, and run the stage once per job."""
-    import functools
+    """Run a stage by the words that follow its command: overrides and Hydra's flags, in any order."""
+    words = _absolute_folders(_two_words(arguments))
+    overrides = [*_follow_recipe(words), f"hydra/help={command.replace('-', '_')}"]
+    from . import launch  # which loads Hydra
 
-    import hydra
-    from hydra.core.plugins import Plugins
-    from hydra.errors import HydraException
-    from hydra.plugins.search_path_plugin import SearchPathPlugin
-    from omegaconf.errors import OmegaConfBaseException
-
-    from . import config as configuration
-
-    class PackagedConfigs(SearchPathPlugin):  # type: ignore[misc]
-        """Keeps our YAML files reachable, last, when --config-path replaces the main folder."""
-
-        def manipulate_search_path(self, search_path: Any) -> None:
-            search_path.append("idcompress", f"file://{configuration.conf_dir()}")
-
-    configuration.register()
-    Plugins.instance().register(PackagedConfigs)
-    arguments = _absolute_folders(_two_words(arguments))
-    flags = _config_flags(arguments)
-    arguments = _flags_first([*_follow_recipe(arguments), f"hydra/help={command.replace('-', '_')}"])
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    failures: list[IdcError] = []
-    task = functools.partial(
-        run_job,
-        failures=failures,
-        parent=os.getpid(),
-        command=command,
-        executable=str(Path(sys.argv[0]).resolve()),
-        main_module=None if spec is None else spec.name,
-        flags=flags,
-    )
-    # Launchers pickle the task by reference, and Hydra names the job after its module.
-    task.__module__, task.__name__ = __name__, command  # type: ignore[attr-defined]
-    old_argv, sys.argv = sys.argv, [f"idc {command}", *arguments]
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors itself and exits with 1
-    try:
-        hydra.main(config_path=str(configuration.conf_dir()), config_name="config", version_base="1.3")(task)()
-    except (HydraException, OmegaConfBaseException) as error:
-        if wants_traceback:
-            raise
-        message = configuration.one_line(error)
-        fail(message + configuration.suggest(message, _all_keys))
-    finally:
-        sys.argv = old_argv
-        if not wants_traceback:
-            os.environ.pop("HYDRA_FULL_ERROR", None)
-    if failures:
-        fail("; ".join(str(error) for error in failures))
+    launch.run(command, _flags_first(overrides), _config_flags(words))
 
 
-def run_job(
-    composed: DictConfig,
-    *,
-    command: str,
-    executable: str,
-    main_module: str | None,
-    flags: list[str],
-    failures: list[IdcError],
-    parent: int,
-) -> None:
-    """One job, in whatever process a launcher chose for it.
-
-    A user's mistake is noted in `failures`, so that the sweep's other jobs still run and Hydra adds no lines of its
-    own; in another process the exception itself travels back.
-    """
-    import importlib.util
-
-    from hydra.core.hydra_config import HydraConfig
-
-    import __main__
-
-    from .stages._run import start
-
-    hydra_config = HydraConfig.get()
-    old_argv, old_spec, old_environment = sys.argv, getattr(__main__, "__spec__", None), dict(os.environ)
-    os.environ.pop("HYDRA_FULL_ERROR", None)
-    try:
-        run = start(command.replace("-", "_"), composed, hydra_config)
-        # Lightning starts its other processes by repeating sys.argv (or `-m <main module>`): make both describe this
-        # job, with the recipe and the folder that were resolved here, whichever launcher runs it.
-        sys.argv = [
-            executable,
-            command,
-            *flags,
-            *(o for o in hydra_config.overrides.task if not o.startswith("recipe=")),
-            f"recipe={run.recipe_argument}",
-            f"hydra.run.dir={run.run_dir.path.resolve()}",
-        ]
-        __main__.__spec__ = importlib.util.find_spec(main_module) if main_module else None
-        module = importlib.import_module(f"idcompress.stages.{command.replace('-', '_')}")
-        run.execute(module)
-    except IdcError as error:
-        if os.getpid() != parent:
-            raise
-        failures.append(error)
-    finally:
-        sys.argv, __main__.__spec__ = old_argv, old_spec
-        distributed = sys.modules.get("torch.distributed")
-        if distributed is not None and distributed.is_available() and distributed.is_initialized():
-            distributed.destroy_process_group()
-        for name in (*_DISTRIBUTED, "HYDRA_FULL_ERROR"):
-            os.environ.pop(name, None)
-            if name in old_environment:
-                os.environ[name] = old_environment[name]
+# From the words on the command line to Hydra's arguments --------------------------------------------------------------
 
 
 def _flags_first(arguments: list[str]) -> list[str]:
@@ -205,19 +102,6 @@ def _flags_first(arguments: list[str]) -> list[str]:
     for override in overrides:
         flags.remove(override)
     return [*flags, *overrides]
-
-
-def _all_keys() -> list[str]:
-    """Every key of the default configuration, for suggestions."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    from . import config as configuration
-
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(configuration.conf_dir()), version_base="1.3"):
-        composed = compose("config")
-    return [*configuration.known_keys(composed), "hydra.run.dir", "hydra.sweep.dir"]
 
 
 def _follow_recipe(arguments: list[str]) -> list[str]:
@@ -267,6 +151,9 @@ def _absolute_folders(arguments: list[str]) -> list[str]:
     if missing:
         raise IdcError(f"the configuration folder {missing[0]} does not exist")
     return [str(Path(a).resolve()) if i in folders else a for i, a in enumerate(arguments)]
+
+
+# Commands that run no stage -------------------------------------------------------------------------------------------
 
 
 def _completion(arguments: list[str]) -> None:

@@ -29,12 +29,13 @@ import torch
 
 from idcompress import registry
 from idcompress.adapters.pipeline import native_size
+from idcompress.bench.costs import cut_networks
 from idcompress.core.cut import Cut
 from idcompress.costs.components import Component, components_of
-from idcompress.costs.latency import LatencyRatio, is_full_width, measure_latency, measure_ratio, synchroniser
+from idcompress.costs.latency import LatencyRatio, caller, is_full_width, measure_latency, measure_ratio, synchroniser
+from idcompress.models.official import published_networks
 from idcompress.runs import files
 from idcompress.sources.load import load_source
-from idcompress.stages.profile import caller, cut_networks, published_networks
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+from .. import registry
+from ..core.cut import Cut
 from ..core.guidance import num_branches
 from ..core.plan import Plan, Step
 from ..core.sample import without_repeats
@@ -48,6 +51,16 @@ def costs(bench: Bench, pipeline: Any, plan: Plan, original: Plan, *, latency: b
     if latency:
         rows["latency_ms"] = _latency(bench, pipeline, plan, original)
     return rows
+
+
+def cut_networks(pipeline: Any, cut: Cut) -> Any:
+    """The networks of a pipeline after a cut, reached as a pipeline's are; what the cut leaves alone is shared.
+
+    Unlike `Model.at`, it wants no more of a pipeline than its `components`, so the published networks will do.
+    """
+    replaced = registry.load("prune", cut.method, "prune.name").apply(pipeline.components, cut)
+    components = {**pipeline.components, **replaced}
+    return SimpleNamespace(components=components, **components)
 
 
 def network_calls(plan: Plan) -> int:

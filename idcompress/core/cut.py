@@ -1,6 +1,5 @@
 """A cut: what is left of a model, as a value that compares, hashes and is JSON. Prune methods make and apply them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +25,8 @@ class Cut:
         object.__setattr__(self, "choice", dict(self.choice))
 
     def __hash__(self) -> int:
-        return hash((self.method, json.dumps(self.choice, sort_keys=True)))
+        # By names alone: values may be lists, which have no hash. Cuts of one method are few, so that they may collide.
+        return hash((self.method, frozenset(self.choice)))
 
     def to_json(self) -> dict[str, Any]:
         return {"method": self.method, **self.choice}

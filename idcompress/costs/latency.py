@@ -21,6 +21,7 @@ from .network import network_inputs
 if TYPE_CHECKING:
     from torch import nn
 
+    from .components import Component
 
 FULL_WIDTH = 320  # channels of Stable Diffusion's first level
 
@@ -121,6 +122,22 @@ def _quartiles(values: list[float]) -> tuple[float, float, float]:
 def _check(warmup: int, repeats: int) -> None:
     if warmup < 0 or repeats < 1:
         raise IdcError(f"latency wants warmup >= 0 and repeats >= 1, got warmup={warmup} and repeats={repeats}")
+
+
+def caller(parts: Sequence[Component], compiled: bool = False) -> Callable[[], None]:
+    """A function that calls every network once, one after the other, without gradients.
+
+    Args:
+        compiled: compile the networks; the first calls, which compile them, are slow.
+    """
+    calls = [(torch.compile(part.network, dynamic=False) if compiled else part.network, part.inputs) for part in parts]
+
+    def call() -> None:
+        with torch.inference_mode():
+            for network, inputs in calls:
+                network(**inputs)
+
+    return call
 
 
 class NetworkLatency(Cost):

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..report.collect import COSTS
 from ..runs import files
+from ..runs.evaluation import COSTS
 from ..runs.recipe import Recipe
 
 # Rows of metrics.json that depend on the machine or are no scores; sizes have a line of their own.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -38,9 +39,20 @@ class MetricValue:
     perfect: bool = False
 
 
-def number_or_equal(value: float | None) -> str:
-    """A mean as the console shows it; None is a logarithmic metric's of images equal to their references."""
-    return "equal" if value is None else f"{value:.3f}"
+def in_words(value: float | None, *, perfect: bool) -> str:
+    """A mean as the console shows it: "equal" where all images equal their references, "-" where none was compared."""
+    if perfect:
+        return "equal"
+    return "-" if value is None else f"{value:.3f}"
+
+
+def perfect_ones(values: Mapping[str, MetricValue]) -> dict[str, list[str]]:
+    """What a row of a trace or of metrics.json says of metrics without a number: {"perfect": names}, {} without any.
+
+    A metric that has no number and is not named there had nothing to compare with.
+    """
+    names = [name for name, value in values.items() if value.perfect]
+    return {"perfect": names} if names else {}
 
 
 class ImageMetric(ABC):

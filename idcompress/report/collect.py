@@ -15,12 +15,6 @@ from ..runs.recipe import Recipe
 from ..runs.run_dir import OUTPUTS
 from ..runs.trace import Trace
 
-SYSTEMS = ("original", "compressed", "uniform")
-# Rows of metrics.json that are costs of the networks; every other row is a quality of the images.
-COSTS = (
-    *("params", "params_paper", "weights_mb", "gmacs", "gmacs_with_attention"),
-    *("num_inference_steps", "network_calls", "latency_ms"),
-)
 _WARNING = " WARNING warning: "
 
 
@@ -144,11 +138,11 @@ class Compression:
         return own is None or list(own) == self.uniform_timesteps(evaluation.steps)
 
     def uniform_timesteps(self, steps: int) -> list[int] | None:
-        """The uniform list of a step count, which every timestep search samples first; None where none did."""
+        """The uniform list of a step count, as the timestep search recorded it; None where none did."""
         search = self.stage("tsopt")
-        for row in search.trace if search else []:
-            if row["num_inference_steps"] == steps and row.get("gamma") == 1.0:
-                return [int(t) for t in row["timesteps"]]
+        for row in search.metrics.get("searches", []) if search else []:
+            if row["num_inference_steps"] == steps and "uniform_timesteps" in row:
+                return [int(t) for t in row["uniform_timesteps"]]
         return None
 
 

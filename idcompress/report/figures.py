@@ -137,8 +137,9 @@ def recovery_curve(rows: Sequence[dict[str, Any]], units: dict[str, str]) -> Pic
             points = [(row["step"], row["metrics"][name]) for row in rows if row["metrics"].get(name) is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), color=OPTIMISED, linewidth=1.4, marker="o", markersize=4)
-                axes.axhline(points[0][1], color=UNIFORM, linestyle="--", linewidth=1.2, label="before fine-tuning")
-                axes.legend(loc="best", fontsize=8.5)
+                if points[0][0] == 0:
+                    axes.axhline(points[0][1], color=UNIFORM, linestyle="--", linewidth=1.2, label="before fine-tuning")
+                    axes.legend(loc="best", fontsize=8.5)
             axes.set_ylabel(_with_unit(name, units.get(name, "")))
         axes.set_xlabel("updates")
         alt = f"{', '.join(names)} of the validation images over {rows[-1]['step']} updates of fine-tuning"

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from .collect import Compression, Stage
 from .figures import Picture, recovery_curve
-from .tables import MISSING, Cell, Table
+from .tables.table import MISSING, Cell, Table
 
 _SIDE_PX = 160  # of an image in the grid, at least
 _GAP_PX, _CAPTION_PX = 4, 22
@@ -76,18 +76,19 @@ def _before_and_after(
 ) -> Table:
     metrics, judged, search = stage.metrics, stage.metrics["judged"], compression.stage("depth_search")
     rows: list[list[Cell]] = []
-    probed = {int(row["depth"]): row["metrics"] for row in search.trace} if search else {}
-    for name, after in judged.get("metrics", {}).items():
-        before = probed.get(metrics["depth"], {})
+    probed = {int(row["depth"]): row for row in search.trace} if search else {}
+    for name in judged.get("metrics", {}):
         label = f"{name}, {judged['num_images']} images of the depth search"
-        rows.append([label, _value(name, before, units), _value(name, {name: after}, units)])
+        rows.append([label, _value(name, probed.get(metrics["depth"], {}), units), _value(name, judged, units)])
     for name in metrics["before"]:
         label = f"{name}, {metrics['num_images']} validation images"
-        rows.append([label, _value(name, metrics["before"], units), _value(name, shown["metrics"], units)])
+        rows.append([label, _value(name, stage.trace[0], units), _value(name, shown, units)])
     return Table([f"depth {metrics['depth']}", "before", f"after {shown['step']} updates"], rows)
 
 
-def _value(name: str, metrics: Mapping[str, Any], units: Mapping[str, str]) -> str:
-    if name not in metrics:
-        return MISSING
-    return "exact" if metrics[name] is None else f"{metrics[name]:.4g} {units.get(name, '')}".rstrip()
+def _value(name: str, row: Mapping[str, Any], units: Mapping[str, str]) -> str:
+    """A metric of a row of a trace, or of what was judged; "-" where nothing was compared, or nothing says why."""
+    value = row.get("metrics", {}).get(name)
+    if value is None:
+        return "exact" if name in row.get("perfect", ()) else MISSING
+    return f"{value:.4g} {units.get(name, '')}".rstrip()

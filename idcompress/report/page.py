@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import registry
-from . import figures, finetuning, tables
+from . import figures, finetuning
 from .cite import citations
 from .collect import Compression, Stage
 from .figures import Picture
-from .tables import Cell, Table
+from .tables import alternatives, images, instructions, qualities, samplers, summary, times
+from .tables.table import MISSING, Cell, Table
 
 TITLE, SECTION, PART = 1, 2, 3
 
@@ -52,32 +53,32 @@ def compose(compression: Compression) -> list[Block]:
     """The page's blocks, in order; what cannot be shown is said in a line in its place."""
     blocks: list[Block] = [
         Heading(f"{task_words(compression.task)}, model {compression.model}: compression report", TITLE),
-        Text(tables.result_sentence(compression), lead=True),
+        Text(summary.sentence(compression), lead=True),
         Heading("Original against compressed"),
-        tables.summary(compression),
+        summary.table(compression),
         *_alternatives(compression),
         *_samplers(compression),
         Heading("Images"),
-        tables.image_grid(compression),
+        images.grid(compression),
         *_depth(compression),
         *_finetuning(compression),
         *_gamma(compression),
         *_timesteps(compression),
     ]
-    instructions = tables.by_instruction(compression)
-    if instructions is not None:
-        blocks += [Heading("By instruction"), instructions]
-    worst = [(e, tables.worst_images(e)) for e in compression.evaluations]
+    success = instructions.table(compression)
+    if success is not None:
+        blocks += [Heading("By instruction"), success]
+    worst = [(e, images.worst(e)) for e in compression.evaluations]
     if any(table for _, table in worst):
         blocks += [Heading("Worst images")]
     for evaluation, table in worst:
         if table is not None:
             blocks += [Heading(f"{evaluation.steps} steps", PART), table]
     blocks += [Heading("What was run, and on what"), *_provenance(compression)]
-    spent = tables.times(compression)
+    spent = times.table(compression)
     if spent is not None:
         blocks += [Heading("Where the time went"), spent]
-    meanings = tables.metric_meanings(compression)
+    meanings = qualities.meanings(compression)
     if meanings:
         blocks += [Heading("What the metrics say"), Items(meanings)]
     sampler = str(compression.evaluations[0].metrics.get("sampler", "ddim"))
@@ -86,14 +87,14 @@ def compose(compression: Compression) -> list[Block]:
 
 
 def _alternatives(compression: Compression) -> list[Block]:
-    table = tables.alternatives(compression)
+    table = alternatives.table(compression)
     if table is None:
         return []
-    return [Heading("Against plain ways to spend as much"), Text(tables.gain_sentence(compression)), table]
+    return [Heading("Against plain ways to spend as much"), Text(alternatives.sentence(compression)), table]
 
 
 def _samplers(compression: Compression) -> list[Block]:
-    table = tables.samplers(compression)
+    table = samplers.table(compression)
     return [] if table is None else [Heading("Deterministic and stochastic sampling"), table]
 
 
@@ -161,17 +162,16 @@ def _gamma(compression: Compression) -> list[Block]:
 
 def _timesteps(compression: Compression) -> list[Block]:
     rows: list[list[Cell]] = []
+    search = compression.stage("tsopt")
     for evaluation in compression.evaluations:
         uniform = compression.uniform_timesteps(evaluation.steps)
         searched = not compression.is_uniform(evaluation)
         listed = ", ".join(map(str, evaluation.timesteps))
         rows.append([f"{evaluation.steps} steps, {compression.strategy if searched else 'uniform'}", listed])
         if searched:
-            text = (
-                "not on record: the run that made the recipe is gone"
-                if uniform is None
-                else ", ".join(map(str, uniform))
-            )
+            text = MISSING if uniform is None else ", ".join(map(str, uniform))
+            if uniform is None and (search is None or search.folder is None):
+                text = "not on record: the run that made the recipe is gone"
             rows.append([f"{evaluation.steps} steps, uniform", text])
     table = Table(["", "timesteps, in sampling order"], rows, text_columns=2)
     return [Heading("Timesteps against uniform"), figures.timestep_rugs(compression), table]
@@ -188,11 +188,11 @@ def _provenance(compression: Compression) -> list[Block]:
     runs: list[list[Cell]] = []
     for stage in compression.stages:
         folder = "gone" if stage.folder is None else _show(stage.folder)
-        digest, seed = str(stage.entry["config_digest"])[:12], str(stage.entry.get("seed", tables.MISSING))
-        runs.append([_command(stage.name), folder, digest, seed, str(stage.entry.get("code", tables.MISSING))])
+        digest, seed = str(stage.entry["config_digest"])[:12], str(stage.entry.get("seed", MISSING))
+        runs.append([_command(stage.name), folder, digest, seed, str(stage.entry.get("code", MISSING))])
     info = compression.run_info
-    evaluated = [_command("evaluate"), _show(compression.folder), str(info.get("digest", tables.MISSING))[:12]]
-    runs.append([*evaluated, str(config.get("seed", tables.MISSING)), tables.MISSING])
+    evaluated = [_command("evaluate"), _show(compression.folder), str(info.get("digest", MISSING))[:12]]
+    runs.append([*evaluated, str(config.get("seed", MISSING)), MISSING])
 
     source = recipe.model
     where = source.get("path") or source.get("repositories") or "embedded"
@@ -208,7 +208,7 @@ def _provenance(compression: Compression) -> list[Block]:
         ("model", f"{compression.model}: {where}"),
         ("weights (digest)", source.get("digest")),
         ("original", f"{first.original_steps} uniform steps, full depth"),
-        ("compressed", tables.depth_words(compression) + (f" by {recipe.cut.method}" if recipe.cut else "")),
+        ("compressed", summary.depth_words(compression) + (f" by {recipe.cut.method}" if recipe.cut else "")),
         ("recipes", ", ".join(f"{e.steps} steps: {e.recipe.digest[:12]}" for e in compression.evaluations)),
         ("sampler", metrics.get("sampler", config.get("sampler"))),
         ("guidance", guidance),

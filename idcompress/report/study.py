@@ -9,7 +9,7 @@ from typing import Any
 from ..types import Study
 from .figures import Picture
 from .page import TITLE, Block, Heading, Items, Text
-from .tables import MISSING, Table
+from .tables.table import MISSING, Table
 
 
 def compose(title: str, study: Study, picture: Picture, facts: dict[str, str]) -> list[Block]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..console import say
 from ..core.plan import Plan
 from ..errors import IdcError
 from ..images.pictures import to_pil
-from ..metrics._metric import number_or_equal
+from ..metrics._metric import in_words, perfect_ones
 from ..report.figures import recovery_curve
 from ..report.finetuning import preview_grid
 from ..runs import files
@@ -57,12 +58,8 @@ class Preview:
     def __call__(self, step: int) -> dict[str, float]:
         """The metrics of a step; one that is on record, as before an interruption, is not sampled again."""
         row = self.trace.find(step=step) or self._look(step)
-        missing = row.get("notes", {})
-        return {
-            name: float("inf") if value is None else value
-            for name, value in row["metrics"].items()
-            if name not in missing
-        }
+        numbers = {name: value for name, value in row["metrics"].items() if value is not None}
+        return numbers | dict.fromkeys(row.get("perfect", ()), math.inf)
 
     def _look(self, step: int) -> dict[str, Any]:
         bench, device = self.bench, self.student.vae.device
@@ -82,15 +79,13 @@ class Preview:
                 f"finetune.keep=best judges validations by {self.metrics[0]}, which has nothing to compare with here "
                 f"({nothing[self.metrics[0]]}); name another first in finetune.metrics, or set finetune.keep=last"
             )
-        row: dict[str, Any] = {"step": step, "metrics": {name: value.value for name, value in values.items()}}
+        numbers = {name: value.value for name, value in values.items()}
+        row: dict[str, Any] = {"step": step, "metrics": numbers, **perfect_ones(values)}
         if nothing:
             row["notes"] = nothing
         if is_main_process():
-            numbers = "  ".join(
-                f"{name} -" if name in nothing else f"{name} {number_or_equal(value.value)}"
-                for name, value in values.items()
-            )
-            say(f"  step {step:>5}  {numbers}  (validation images)")
+            cells = "  ".join(f"{name} {in_words(v.value, perfect=v.perfect)}" for name, v in values.items())
+            say(f"  step {step:>5}  {cells}  (validation images)")
             earlier = self.trace.rows
             if self.keep_best and earlier and self._score(row) > max(map(self._score, earlier)):
                 files.write_bytes(self.best, save(self._weights()))
@@ -114,10 +109,13 @@ class Preview:
         return int(max(self.trace.rows, key=lambda row: (self._score(row), -row["step"]))["step"])
 
     def _score(self, row: dict[str, Any]) -> float:
+        """The first metric as a number of which more is better; the least that there is where nothing was compared."""
         name = self.metrics[0]
         value = row["metrics"][name]
-        if value is None:  # every image equals the full model's; one that nothing compares with was refused above
-            return float("inf")
+        if name in row.get("perfect", ()):
+            return math.inf
+        if value is None:
+            return -math.inf
         return float(value if self.bench.metric(name).higher_is_better else -value)
 
     def _weights(self) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from ..core.cut import Cut
 from ..core.depth_search import FullModelFailsError, cut_search
 from ..costs.parameters import count_parameters
 from ..errors import IdcError
-from ..metrics._metric import number_or_equal
+from ..metrics._metric import in_words, perfect_ones
 from ..runs import files
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
@@ -114,6 +114,7 @@ def _row(bench: Bench, cut: Cut, outputs: Tensor, references: Tensor, thresholds
         **_key(cut),
         "passed": not failing,
         "metrics": {name: value.value for name, value in values.items()},
+        **perfect_ones(values),
         "notes": {name: value.note for name, value in values.items() if value.note},
         "missed": failing,
         "params": count_parameters(bench.model.at(cut).unet)[0],
@@ -122,9 +123,10 @@ def _row(bench: Bench, cut: Cut, outputs: Tensor, references: Tensor, thresholds
 
 
 def _line(bench: Bench, cut: Cut, row: Row, thresholds: list[Threshold]) -> str:
-    cells = [
-        f"{t.metric} {number_or_equal(row['metrics'][t.metric])} (want {t.direction} {t.bound:g})" for t in thresholds
-    ]
+    found = {
+        t.metric: in_words(row["metrics"][t.metric], perfect=t.metric in row.get("perfect", ())) for t in thresholds
+    }
+    cells = [f"{t.metric} {found[t.metric]} (want {t.direction} {t.bound:g})" for t in thresholds]
     depth, full = cut.choice.get("depth"), bench.model.full_depth
     name = bench.model.words(cut) if depth is None else f"depth {depth:>2}/{full}"
     return f"  {name}  {'  '.join(cells)}  {'holds' if row['passed'] else 'fails'}"

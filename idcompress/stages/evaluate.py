@@ -22,15 +22,15 @@ from ..console import say, warn
 from ..core.plan import Plan
 from ..core.stats import bootstrap_interval
 from ..images.pictures import save_png
-from ..metrics._metric import ImageMetric, MetricValue
+from ..metrics._metric import ImageMetric, MetricValue, perfect_ones
 from ..runs import files, timing
+from ..runs.evaluation import SYSTEMS
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
 from ..types import Batch, Example
 from ._run import with_depth
 from ._values import bench_for, data_of, plan_of, uniform_plan
 
-SYSTEMS = ("original", "compressed", "uniform")
 PORTION = 128  # examples that are held at a time; the paper's sets have thousands
 
 Values = dict[str, dict[str, MetricValue]]  # system, metric
@@ -255,12 +255,14 @@ def _save_images(examples: Sequence[Example], images: Tensor | Sequence[Tensor],
 
 def _row(metric: ImageMetric, values: Sequence[MetricValue], seed: int) -> Row:
     """A metric's row of metrics.json, from its values by SYSTEMS."""
-    _, compressed, uniform = values
+    by_system = dict(zip(SYSTEMS, values, strict=True))
+    compressed, uniform = by_system["compressed"], by_system["uniform"]
     per_image = list(compressed.per_image.values())
-    notes = {system: value.note for system, value in zip(SYSTEMS, values, strict=True) if value.note}
+    notes = {system: value.note for system, value in by_system.items() if value.note}
     higher = metric.higher_is_better
     return {
-        **{system: value.value for system, value in zip(SYSTEMS, values, strict=True)},
+        **{system: value.value for system, value in by_system.items()},
+        **perfect_ones(by_system),
         "unit": metric.unit,
         "higher_is_better": higher,
         "compares": metric.compares,

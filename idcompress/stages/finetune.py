@@ -25,7 +25,7 @@ from ..config import Config, instantiate
 from ..console import progress_bar, say, warn
 from ..errors import IdcError
 from ..images.photo_sets import PhotographSet
-from ..metrics._metric import number_or_equal
+from ..metrics._metric import in_words, perfect_ones
 from ..runs import files
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir, is_main_process
@@ -350,6 +350,7 @@ def _judge(config: Config, tuned: Recipe) -> dict[str, Any]:
         "num_images": len(bench.examples),
         "thresholds": [vars(threshold) for threshold in thresholds],
         "metrics": {name: value.value for name, value in values.items()},
+        **perfect_ones(values),
         "missed": failing,
     }
 
@@ -359,7 +360,10 @@ def _verdict(judged: dict[str, Any], depth: int, searched: int) -> str:
         return (
             f"depth {depth} misses a threshold, fine-tuned too ({'; '.join(judged['missed'])}): depth {searched} stays"
         )
-    values = ", ".join(f"{name} {number_or_equal(value)}" for name, value in judged["metrics"].items())
+    perfect = judged.get("perfect", ())
+    values = ", ".join(
+        f"{name} {in_words(value, perfect=name in perfect)}" for name, value in judged["metrics"].items()
+    )
     return f"depth {depth} holds the thresholds after fine-tuning ({values}); without it {searched} was the smallest"
 
 

@@ -15,7 +15,7 @@ from ..config import Config
 from ..console import say
 from ..core.plan import Plan, Step
 from ..errors import IdcError
-from ..metrics._metric import ImageMetric, number_or_equal
+from ..metrics._metric import ImageMetric, in_words, perfect_ones
 from ..runs import files
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
@@ -61,7 +61,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         found = score(schedule.timesteps)
         # 4. the recipe
         say(_line(bench.metric(metric), sign, num_inference_steps, schedule, uniform, found))
-        summaries.append(_summary(metric, sign, num_inference_steps, schedule, uniform, found))
+        summaries.append(_summary(metric, sign, plan, schedule, uniform, found))
         details = {"strategy": config.timesteps["name"], "reference": config.tsopt.reference}
         details |= {k: v for k, v in schedule.details.items() if k != "walk"}
         entry = provenance("tsopt", config, run_dir, bench.photographs, **details)
@@ -92,13 +92,14 @@ def _score(bench: Bench, pipeline: Any, plan: Plan, references: Tensor, trace: T
     """The mean of a metric as a function of the list, higher is better; every list is sampled once and then read back.
 
     Images that all equal their references are the best that there can be; where nothing was compared there is no score.
+    A list of the trace that has no number, and of which the trace does not say why, is sampled again.
     """
     sign = 1 if bench.metric(metric).higher_is_better else -1
 
     def score(timesteps: list[float], **known: float) -> float:
         tried = _over(plan, timesteps)
         row = trace.find(num_inference_steps=len(tried), timesteps=list(tried.timesteps))
-        if row is None:
+        if row is None or (row[metric] is None and metric not in row.get("perfect", ())):
             began = time.perf_counter()
             value = bench.measure([metric], bench.images(pipeline, tried, f"{len(tried)} steps"), references)[metric]
             if value.value is None and not value.perfect:
@@ -109,11 +110,12 @@ def _score(bench: Bench, pipeline: Any, plan: Plan, references: Tensor, trace: T
                     **known,
                     "timesteps": list(tried.timesteps),
                     metric: value.value,
+                    **perfect_ones({metric: value}),
                     "evaluation_seconds": round(time.perf_counter() - began, 3),
                 }
             )
-            say(f"  {_named(known)}{metric} {number_or_equal(value.value)}")
-        return math.inf if row[metric] is None else sign * float(row[metric])
+            say(f"  {_named(known)}{metric} {in_words(value.value, perfect=value.perfect)}")
+        return math.inf if metric in row.get("perfect", ()) else sign * float(row[metric])
 
     return score
 
@@ -122,11 +124,12 @@ def _named(known: dict[str, float]) -> str:
     return "".join(f"{name} {value:.4f}  " for name, value in known.items())
 
 
-def _summary(metric: str, sign: int, steps: int, schedule: Schedule, uniform: float, found: float) -> dict[str, Any]:
-    """A search's row of metrics.json."""
+def _summary(metric: str, sign: int, plan: Plan, schedule: Schedule, uniform: float, found: float) -> dict[str, Any]:
+    """A search's row of metrics.json; `plan` is the uniform one, which every search begins with."""
     return {
-        "num_inference_steps": steps,
+        "num_inference_steps": len(plan),
         "timesteps": schedule.timesteps,
+        "uniform_timesteps": list(plan.timesteps),
         metric: sign * found,
         f"{metric}_uniform": sign * uniform,
         **schedule.details,

@@ -195,8 +195,10 @@ class Arm:
         """The configured strategy's list by PSNR over the search's images."""
 
         def score(timesteps: list[float], **known: float) -> float:
-            value = self.measure("search", timesteps, against=against, known=known)["psnr"].value
-            return math.inf if value is None else value
+            found = self.measure("search", timesteps, against=against, known=known)["psnr"]
+            if found.value is None and not found.perfect:
+                raise IdcError(f"the search compares images by psnr, which has no value here: {found.note}")
+            return math.inf if found.value is None else found.value
 
         many = against[0].plan(against[1])
         return self.lab.search(

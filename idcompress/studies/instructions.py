@@ -85,7 +85,7 @@ def run(
 def _only(value: MetricValue, indices: list[int]) -> MetricValue:
     """The metric over some of the images."""
     kept = {index: value.per_image[index] for index in indices if index in value.per_image}
-    return MetricValue(math.fsum(kept.values()) / len(kept) if kept else None, kept)
+    return MetricValue(math.fsum(kept.values()) / len(kept) if kept else None, kept, perfect=value.perfect)
 
 
 def _kept(rows: list[dict[str, Any]], full_depth: int, tolerance_db: float) -> int:

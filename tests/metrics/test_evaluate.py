@@ -7,6 +7,7 @@ import pytest
 import tiny_random
 
 from idcompress.costs.latency import is_full_width
+from idcompress.metrics._metric import MetricValue, in_words, perfect_ones
 from idcompress.models.official import meta_components
 from idcompress.stages import evaluate
 
@@ -73,3 +74,26 @@ def test_photographs_that_a_search_has_seen_are_counted_where_the_user_insists(i
     found, out = run(idc, random_model, "unseen", *arguments)
     assert found["num_photographs_seen"] == 0
     assert "seen by a search" not in out
+
+
+def test_no_number_is_perfect_only_where_images_equal_their_references(idc, random_model):
+    arguments = ("evaluate.num_samples=1", "evaluate.latency=false", "evaluate.alternatives=false")
+    found, _ = run(idc, random_model, "cut", *arguments, "depth=9", "prompt=make it so")
+    psnr, edit = (found["metrics"][name] for name in ("psnr", "edit_psnr"))
+    assert psnr["original"] is None and psnr["compressed"] is not None
+    assert psnr["perfect"] == ["original"]
+    assert [edit[system] for system in evaluate.SYSTEMS] == [None] * 3  # nobody knows the true result
+    assert "perfect" not in edit
+    found, _ = run(idc, random_model, "whole", *arguments)
+    assert found["metrics"]["psnr"]["perfect"] == list(evaluate.SYSTEMS)
+
+
+def test_a_missing_mean_is_shown_as_what_it_means():
+    nothing, same, some = (
+        MetricValue(None, {}, "nothing"),
+        MetricValue(None, {}, perfect=True),
+        MetricValue(2.5, {0: 2.5}),
+    )
+    assert [in_words(v.value, perfect=v.perfect) for v in (nothing, same, some)] == ["-", "equal", "2.500"]
+    assert perfect_ones({"a": nothing, "b": same, "c": some}) == {"perfect": ["b"]}
+    assert perfect_ones({"a": nothing, "c": some}) == {}

@@ -8,7 +8,7 @@ import torch
 
 from idcompress.costs import latency, memory
 from idcompress.costs.levels import level_modules, level_times
-from idcompress.stages import profile
+from idcompress.models import official
 
 
 def test_level_times_leave_no_hooks_and_wait_for_the_device():
@@ -78,8 +78,8 @@ def test_the_published_model_is_timed_with_random_weights(profiled, monkeypatch)
         pipeline = tiny_random.stablesr_pipeline()
         return {name: getattr(pipeline, name).to(device) for name in ("unet", "structure_encoder", "vae")}
 
-    monkeypatch.setattr(profile, "meta_components", small)
-    monkeypatch.setattr(profile, "random_components", small)
+    monkeypatch.setattr(official, "meta_components", small)
+    monkeypatch.setattr(official, "random_components", small)
     found, _ = profiled(
         "task=stablesr", "model=official", "profile.repeats=1", "device=cpu", "profile.resolution_px=64"
     )

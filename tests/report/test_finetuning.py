@@ -63,6 +63,21 @@ def test_before_and_after(tmp_path, monkeypatch, kept, missed, words, step):
         assert "34.5 dB" in text
 
 
+@pytest.mark.parametrize(("perfect", "shown"), [(["psnr"], "exact"), ([], "-")])
+def test_a_missing_value_is_exact_only_where_the_run_says_so(tmp_path, monkeypatch, perfect, shown):
+    monkeypatch.chdir(tmp_path)
+    top = tuned_run(tmp_path, 50, [])
+    nothing = {"metrics": {"psnr": None}, "perfect": perfect}
+    trace = [nothing | {"step": 0}, nothing | {"step": 50}]
+    run_folders.write(top / "finetune/trace.jsonl", "".join(json.dumps(row) + "\n" for row in trace))
+    metrics = json.loads((top / "finetune/metrics.json").read_text())
+    metrics["judged"] |= nothing
+    run_folders.write_json(top / "finetune/metrics.json", metrics)
+    blocks = page.compose(collect(top / "evaluate", 4))
+    table = blocks[blocks.index(page.Heading("Fine-tuning")) + 2]
+    assert [row[1:] for row in table.rows] == [["29 dB", shown], [shown, shown]]
+
+
 def test_a_run_that_is_gone_is_said_to_be(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     top = tuned_run(tmp_path, 50, [])

@@ -18,8 +18,11 @@ import run_folders
 from PIL import Image, ImageStat
 
 from idcompress.errors import IdcError
-from idcompress.report import figures, page, tables
+from idcompress.report import figures, page
 from idcompress.report.collect import Compression, collect, find_evaluation
+from idcompress.report.tables import alternatives, images, instructions, samplers, summary, times
+from idcompress.report.tables.table import MISSING
+from idcompress.report.tables.values import SPACE, quality_names
 
 ADDRESSES = ("src", "href", "srcset", "action", "data", "poster", "background", "cite", "formaction")
 FIGURES = ("over depth", "PSNR over gamma", "timesteps drawn")
@@ -136,7 +139,7 @@ def test_markdown_has_the_same_tables_and_pictures(report: Report) -> None:
 
 
 def test_grid_shows_the_chosen_examples_at_every_step_count(report: Report) -> None:
-    grid = tables.image_grid(report.compression)
+    grid = images.grid(report.compression)
     assert grid.header == [
         "prompt",
         "input",
@@ -157,8 +160,8 @@ def test_grid_shows_the_chosen_examples_at_every_step_count(report: Report) -> N
 
 
 def test_summary_gives_both_counting_rules_totals_and_intervals(report: Report) -> None:
-    table = tables.summary(report.compression)
-    rows = {str(row[0]): [str(c).replace(tables.SPACE, " ") for c in row[1:]] for row in table.rows}
+    table = summary.table(report.compression)
+    rows = {str(row[0]): [str(c).replace(SPACE, " ") for c in row[1:]] for row in table.rows}
     assert table.header[1:4] == ["original\n4 steps", "compressed\n3 steps", "uniform\n3 steps"]
     assert rows["parameters, in the files"][:2] == ["1,234,000", "617,000\n50 %"]
     assert rows["parameters, paper's rule: without time embedding"][:2] == ["1,200,000", "600,000\n50 %"]
@@ -174,7 +177,7 @@ def test_summary_gives_both_counting_rules_totals_and_intervals(report: Report) 
 
 
 def test_result_is_one_sentence(report: Report) -> None:
-    sentence = tables.result_sentence(report.compression).replace(tables.SPACE, " ")
+    sentence = summary.sentence(report.compression).replace(SPACE, " ")
     assert sentence == (
         "The compressed model (depth 11 of 13) keeps 50 % of the parameters; at 3 steps instead of 4 it takes 37.5 % "
         "of the multiply-accumulates and 25 % of the time per image, with psnr 28.75 dB (uniform steps: 27.25 dB); "
@@ -183,13 +186,13 @@ def test_result_is_one_sentence(report: Report) -> None:
 
 
 def test_instructions_and_worst_images(report: Report) -> None:
-    table = tables.by_instruction(report.compression)
+    table = instructions.table(report.compression)
     assert table is not None
-    cells = {str(row[0]): [str(c).replace(tables.SPACE, " ") for c in row[1:]] for row in table.rows}
+    cells = {str(row[0]): [str(c).replace(SPACE, " ") for c in row[1:]] for row in table.rows}
     assert cells["all easy"][:4] == ["3", "100 %\n3 of 3", "67 %\n2 of 3", "33 %\n1 of 3"]
     assert cells["easy: sepia"][:4] == ["2", "2 of 2", "1 of 2", "1 of 2"]
     assert cells["hard: flip"][:4] == ["1", "1 of 1", "1 of 1", "0 of 1"]
-    worst = tables.worst_images(report.compression.evaluations[0])
+    worst = images.worst(report.compression.evaluations[0])
     assert worst is not None
     assert [row[0] for row in worst.rows] == [run_folders.EXAMPLES[place][0] for place in (1, 3, 0, 2)]
     assert worst.rows[0][2:4] == ["20.00", "21.00"]
@@ -207,20 +210,20 @@ def test_a_flat_pictures_score_stands_beside_the_models(folder: Path) -> None:
     lines[1:] = [f"{line},{float(number > 0)}" for number, line in enumerate(lines[1:])]
     run_folders.write(evaluation / "per_image.csv", "\n".join(lines) + "\n")
     compression = collect(evaluation, 2)
-    table = tables.by_instruction(compression)
+    table = instructions.table(compression)
     assert table is not None
     assert table.header[-1] == "mean colour\nof the input"
     assert [str(row[-1]) for row in table.rows if str(row[0]) == "hard: flip"] == ["1 of 1"]
-    summary = tables.summary(compression)
-    rows = {str(row[0]): [str(c).replace(tables.SPACE, " ") for c in row[1:]] for row in summary.rows}
+    whole = summary.table(compression)
+    rows = {str(row[0]): [str(c).replace(SPACE, " ") for c in row[1:]] for row in whole.rows}
     assert rows["edit_success_rate_mean_colour ↓"][0] == "75 %"
-    notes = [note for note in summary.notes if "shows no skill" in note]
+    notes = [note for note in whole.notes if "shows no skill" in note]
     assert len(notes) == 1 and notes[0].startswith("edit_success_rate, compressed at 3 steps")
 
 
 def test_plain_alternatives_and_no_gain_are_said(folder: Path) -> None:
     evaluation = run_folders.compress_run(folder, [3]) / "evaluate"
-    assert tables.alternatives(collect(evaluation, 2)) is None
+    assert alternatives.table(collect(evaluation, 2)) is None
     metrics = json.loads((evaluation / "metrics.json").read_text())
     difference = {"mean": 1.5, "interval": [0.5, 2.5], "num_images": 4, "verdict": "better"}
     row = {"model": "original", "sampler": "ddim", "num_inference_steps": 2, "gmacs_ratio": 4 / 3}
@@ -231,16 +234,16 @@ def test_plain_alternatives_and_no_gain_are_said(folder: Path) -> None:
     run_folders.write_json(evaluation / "metrics.json", metrics)
     compression = collect(evaluation, 2)
     assert (
-        tables.gain_sentence(compression) == "Plain plans of the same cost that the compressed one beats: psnr 1 of 1."
+        alternatives.sentence(compression) == "Plain plans of the same cost that the compressed one beats: psnr 1 of 1."
     )
-    table = tables.alternatives(compression)
+    table = alternatives.table(compression)
     assert table is not None
-    cells = [[str(c).replace(tables.SPACE, " ") for c in line] for line in table.rows]
+    cells = [[str(c).replace(SPACE, " ") for c in line] for line in table.rows]
     assert cells[1] == ["compressed", "3", "100 %", "28.75"]
     assert cells[2] == ["full model, uniform steps\nDDIM", "2", "133 %", "27.25\nbetter: 1.50 [0.50, 2.50]"]
     difference |= {"interval": [-0.5, 2.5], "verdict": "no gain"}
     run_folders.write_json(evaluation / "metrics.json", metrics)
-    sentence = tables.gain_sentence(collect(evaluation, 2))
+    sentence = alternatives.sentence(collect(evaluation, 2))
     assert sentence.endswith("beats: psnr 0 of 1, no gain.")
 
 
@@ -256,8 +259,8 @@ def test_no_gain_over_uniform_is_said(folder: Path) -> None:
         metrics["metrics"]["psnr"]["compressed_minus_uniform"] = row
         run_folders.write_json(evaluation / "metrics.json", metrics)
         compression = collect(evaluation, 2)
-        assert tables.result_sentence(compression).replace(tables.SPACE, " ").endswith(words)
-        cells = {str(line[0]): line[1:] for line in tables.summary(compression).rows}["psnr ↑ (dB)"]
+        assert summary.sentence(compression).replace(SPACE, " ").endswith(words)
+        cells = {str(line[0]): line[1:] for line in summary.table(compression).rows}["psnr ↑ (dB)"]
         assert cells[2] == f"27.25\ncompressed {verdict}: 1.50 [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
@@ -271,14 +274,14 @@ def test_narrow_networks_show_ratios_calls_and_bytes_and_no_milliseconds(folder:
     rows["network_calls"] = rows["num_inference_steps"] | {"original": 8, "compressed": 6, "uniform": 6}
     rows["weights_mb"] = rows["params"] | {"original": 4.0, "compressed": 2.0, "uniform": 2.0}
     run_folders.write_json(evaluation / "metrics.json", metrics)
-    table = tables.summary(collect(evaluation, 2))
-    cells = {str(line[0]): [str(c).replace(tables.SPACE, " ") for c in line[1:]] for line in table.rows}
+    table = summary.table(collect(evaluation, 2))
+    cells = {str(line[0]): [str(c).replace(SPACE, " ") for c in line[1:]] for line in table.rows}
     assert cells["of it denoising alone, as a ratio"] == ["1", "0.2", "the same"]
     assert cells["calls of the networks per image, one for each guidance branch"][1] == "6\n75 %"
     assert cells["weights of the networks (MB)"][:2] == ["4", "2\n50 %"]
     totals = [line for label, line in cells.items() if label.startswith("network calls")]
     assert [line[0] for line in totals] == ["16", "20"]  # eight calls
-    notes = " ".join(table.notes).replace(tables.SPACE, " ")
+    notes = " ".join(table.notes).replace(SPACE, " ")
     assert "compressed at 3 steps encode 10 %, denoise 5 %, decode 5 %, other 5 %" in notes
     assert "no milliseconds are told" in notes
     assert not re.search(r"\d ms\b", notes)
@@ -286,12 +289,12 @@ def test_narrow_networks_show_ratios_calls_and_bytes_and_no_milliseconds(folder:
 
 def test_times_of_every_run_sum_to_its_wall_time(folder: Path) -> None:
     evaluation = run_folders.compress_run(folder, [3]) / "evaluate"
-    assert tables.times(collect(evaluation, 2)) is None
+    assert times.table(collect(evaluation, 2)) is None
     search = {"load": 2.0, "denoise": 5.0, "other": 0.5}
     run_folders.write_json(evaluation.parent / "depth_search/timing.json", {"seconds": search})
     seconds = {"load": 1.0, "original": 0.25, "original/denoise": 8.0, "compressed/denoise": 2.0, "costs": 3.0}
     run_folders.write_json(evaluation / "timing.json", {"seconds": {**seconds, "other": 0.75}})
-    table = tables.times(collect(evaluation, 2))
+    table = times.table(collect(evaluation, 2))
     assert table is not None
     assert table.header == ["", "load", "encode", "denoise", "decode", "measure", "train", "rest", "sum"]
     assert table.rows == [
@@ -306,22 +309,22 @@ def test_times_of_every_run_sum_to_its_wall_time(folder: Path) -> None:
 
 def test_samplers_stand_side_by_side(folder: Path) -> None:
     evaluation = run_folders.compress_run(folder, [3]) / "evaluate"
-    assert tables.samplers(collect(evaluation, 2)) is None
+    assert samplers.table(collect(evaluation, 2)) is None
     metrics = json.loads((evaluation / "metrics.json").read_text())
-    names = tables.quality_names(collect(evaluation, 2).evaluations[0])
+    names = quality_names(collect(evaluation, 2).evaluations[0])
     metrics["samplers"] = {
         sampler: {name: {"original": None, "compressed": value} for name in names}
         for sampler, value in (("ddim", 28.75), ("ancestral", 0.5))
     }
     run_folders.write_json(evaluation / "metrics.json", metrics)
-    table = tables.samplers(collect(evaluation, 2))
+    table = samplers.table(collect(evaluation, 2))
     assert table is not None
     steps = collect(evaluation, 2).evaluations[0].original_steps
     assert [row[0] for row in table.rows if len(row) == 1] == [f"original, {steps} steps", "compressed, 3 steps"]
     cells = [row[: 1 + names.index("psnr") + 1] for row in table.rows if len(row) > 1]
     assert [(row[0], row[-1]) for row in cells] == [
-        ("DDIM", tables.MISSING),
-        ("ancestral (DDIM with eta 1)", tables.MISSING),
+        ("DDIM", MISSING),
+        ("ancestral (DDIM with eta 1)", MISSING),
         ("DDIM", "28.75"),
         ("ancestral (DDIM with eta 1)", "0.50"),
     ]
@@ -332,7 +335,7 @@ def test_worst_follows_the_direction_of_the_metric(folder: Path) -> None:
     metrics = json.loads((evaluation / "metrics.json").read_text())
     metrics["metrics"]["psnr"]["higher_is_better"] = False
     run_folders.write_json(evaluation / "metrics.json", metrics)
-    worst = tables.worst_images(collect(evaluation, 4).evaluations[0])
+    worst = images.worst(collect(evaluation, 4).evaluations[0])
     assert worst is not None and worst.rows[0][2] == "40.00"
 
 
@@ -399,12 +402,12 @@ def test_examples_without_depth_skipped_images_are_the_first_ones(folder: Path) 
         path.unlink()
     compression = collect(evaluation, 3)
     assert compression.examples == [example[0] for example in run_folders.EXAMPLES[:3]]
-    assert not any("depth-skipped" in label for label in tables.image_grid(compression).header)
+    assert not any("depth-skipped" in label for label in images.grid(compression).header)
 
 
 def test_large_images_are_reduced(folder: Path) -> None:
     evaluation = run_folders.compress_run(folder, [3], size_px=400) / "evaluate"
-    picture = tables.image_grid(collect(evaluation, 4)).rows[0][1]
+    picture = images.grid(collect(evaluation, 4)).rows[0][1]
     assert isinstance(picture, figures.Picture) and not picture.pixelated
     with Image.open(io.BytesIO(picture.data)) as image:
         assert max(image.size) == 320
@@ -466,3 +469,44 @@ def test_no_torch(folder: Path) -> None:
     command = [sys.executable, "-c", code, str(evaluation)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_folders_without_structured_fields_are_shown_without_guessing(folder: Path) -> None:
+    """Neither the words of a note nor a gamma of 1 stand for what an earlier version did not record."""
+    top = run_folders.compress_run(folder, [3])
+    for path, forget in (
+        (top / "evaluate/metrics.json", lambda found: found["metrics"]["psnr"].pop("perfect")),
+        (top / "tsopt/metrics.json", lambda found: found["searches"][0].pop("uniform_timesteps")),
+    ):
+        found = json.loads(path.read_text())
+        forget(found)
+        run_folders.write_json(path, found)
+    report = make(top / "evaluate")
+    table = summary.table(report.compression)
+    assert {str(row[0]): row[1:] for row in table.rows}["psnr ↑ (dB)"][0] == MISSING
+    assert any("every image equals its reference exactly" in note for note in table.notes)
+    assert not any("perfect by definition" in note for note in table.notes)
+    assert report.compression.uniform_timesteps(3) is None
+    assert not report.compression.is_uniform(report.compression.evaluations[0])
+    assert f"| 3 steps, uniform | {MISSING} |" in report.markdown
+
+
+def test_only_what_is_said_to_be_perfect_is_exact(folder: Path) -> None:
+    evaluation = run_folders.compress_run(folder, [3]) / "evaluate"
+    found = json.loads((evaluation / "metrics.json").read_text())
+    note = "every image equals its reference exactly"
+    found["metrics"]["psnr"] |= {"uniform": None, "perfect": ["uniform"], "notes": {"original": note, "uniform": note}}
+    run_folders.write_json(evaluation / "metrics.json", found)
+    table = summary.table(collect(evaluation, 2))
+    cells = {str(row[0]): row[1:] for row in table.rows}["psnr ↑ (dB)"]
+    assert (cells[0], cells[2]) == (MISSING, "exact")
+    assert [note.partition(",")[2][:9] for note in table.notes if "perfect by definition" in note] == [" uniform "]
+
+
+def test_the_uniform_list_of_any_strategy_is_found(folder: Path) -> None:
+    top = run_folders.compress_run(folder, [3])
+    rows = [json.loads(line) for line in (top / "tsopt/trace.jsonl").read_text().splitlines()]
+    for row in rows:
+        del row["gamma"]
+    run_folders.write(top / "tsopt/trace.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert collect(top / "evaluate", 2).uniform_timesteps(3) == run_folders.UNIFORM[3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -51,6 +52,18 @@ def random_components(task: str, device: str) -> dict[str, nn.Module]:
     for component in components.values():
         component.eval().requires_grad_(False)
     return components
+
+
+def published_networks(task: str, device: str = "meta", dtype: torch.dtype = torch.float32) -> Any:
+    """The networks of a published pipeline without its weights, reached as those of a loaded one are.
+
+    Args:
+        device: "meta" gives shapes alone; any other gives random weights.
+    """
+    components = meta_components(task) if device == "meta" else random_components(task, device)
+    for component in components.values():
+        nn.Module.to(component, dtype)
+    return SimpleNamespace(components=components, **components)
 
 
 def _build(config: dict[str, Any]) -> nn.Module:

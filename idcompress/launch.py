@@ -1,0 +1,180 @@
+"""A command as Hydra's jobs: one run of its stage each, in this process or wherever a launcher starts it.
+
+Only a command that runs a stage imports this module. What a job changes of the process (its command line, its
+environment, its process group) is undone after it, so that the next job of a sweep starts as the first one did.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf.errors import OmegaConfBaseException
+
+import __main__
+
+from . import config as configuration
+from .errors import IdcError
+from .stages._run import Run, start
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# Set to 1, Hydra lets exceptions pass; otherwise it prints them itself and ends the process.
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+# Lightning's launcher leaves these behind; the next job of a sweep must start its own processes.
+_DISTRIBUTED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Program:
+    """The program that the user started, as a child process has to start it again.
+
+    Attributes:
+        executable: the script that was run.
+        main_module: the module that was run by `python -m`, else None.
+        flags: the flags about configuration files, with their values.
+        process: id of the process in which the user's command runs.
+    """
+
+    executable: str
+    main_module: str | None
+    flags: Sequence[str]
+    process: int
+
+    @classmethod
+    def this_one(cls, flags: Sequence[str]) -> Program:
+        spec = getattr(__main__, "__spec__", None)
+        return cls(str(Path(sys.argv[0]).resolve()), None if spec is None else spec.name, flags, os.getpid())
+
+    def describe(self, command: str, overrides: Sequence[str], run: Run) -> None:
+        """Make sys.argv and `__main__` name this job, with the recipe and the folder that were resolved for it.
+
+        Lightning starts its further processes by repeating sys.argv, or `-m <main module>` with its arguments.
+        """
+        sys.argv = [
+            self.executable,
+            command,
+            *self.flags,
+            *(override for override in overrides if not override.startswith("recipe=")),
+            f"recipe={run.recipe_argument}",
+            f"hydra.run.dir={run.run_dir.path.resolve()}",
+        ]
+        __main__.__spec__ = importlib.util.find_spec(self.main_module) if self.main_module else None
+
+
+class PackagedConfigs(SearchPathPlugin):  # type: ignore[misc]
+    """Keeps our YAML files reachable, last, where --config-path replaces the main folder."""
+
+    def manipulate_search_path(self, search_path: Any) -> None:
+        search_path.append("idcompress", f"file://{configuration.conf_dir()}")
+
+
+def run(command: str, arguments: Sequence[str], flags: Sequence[str]) -> None:
+    """Compose the configuration and run the command's stage, once or once per job of a sweep.
+
+    Args:
+        arguments: for Hydra, flags first.
+        flags: those among them that are about configuration files, with their values.
+
+    Raises:
+        IdcError: the configuration does not compose, or jobs failed by a mistake of the user.
+    """
+    configuration.register()
+    Plugins.instance().register(PackagedConfigs)
+    failures: list[IdcError] = []
+    task = functools.partial(run_job, command=command, program=Program.this_one(flags), failures=failures)
+    # Hydra wants these of a task and names its jobs after the module, which users know as the command line.
+    task.__module__, task.__name__ = "idcompress.cli", command  # type: ignore[attr-defined]
+    with _command_line([f"idc {command}", *arguments]), _exceptions_pass() as user_wants_traceback:
+        try:
+            hydra.main(config_path=str(configuration.conf_dir()), config_name="config", version_base="1.3")(task)()
+        except (HydraException, OmegaConfBaseException) as error:
+            if user_wants_traceback:
+                raise
+            message = configuration.one_line(error)
+            raise IdcError(message + configuration.suggest(message, _all_keys)) from None
+    if failures:
+        raise IdcError("; ".join(str(error) for error in failures))
+
+
+def run_job(composed: DictConfig, *, command: str, program: Program, failures: list[IdcError]) -> None:
+    """One job, in whatever process a launcher chose for it.
+
+    A user's mistake is noted in `failures`, so that the sweep's other jobs still run and Hydra adds no lines of its
+    own; in another process the exception itself travels back.
+    """
+    stage = command.replace("-", "_")
+    try:
+        with _process_as_it_was():
+            job = HydraConfig.get()
+            run = start(stage, composed, job)
+            program.describe(command, job.overrides.task, run)
+            run.execute(importlib.import_module(f"idcompress.stages.{stage}"))
+    except IdcError as error:
+        if os.getpid() != program.process:
+            raise
+        failures.append(error)
+
+
+@contextmanager
+def _command_line(argv: list[str]) -> Iterator[None]:
+    """Replace sys.argv, which Hydra reads, for the time being."""
+    old, sys.argv = sys.argv, argv
+    try:
+        yield
+    finally:
+        sys.argv = old
+
+
+@contextmanager
+def _exceptions_pass() -> Iterator[bool]:
+    """Let exceptions pass through Hydra for the time being; gives whether the user had asked for tracebacks already."""
+    wanted = os.environ.get(_FULL_ERROR) == "1"
+    os.environ[_FULL_ERROR] = "1"
+    try:
+        yield wanted
+    finally:
+        if not wanted:
+            os.environ.pop(_FULL_ERROR, None)
+
+
+@contextmanager
+def _process_as_it_was() -> Iterator[None]:
+    """Give a job the environment of the user, and undo afterwards what the job or Lightning changed of the process."""
+    argv, spec, environment = sys.argv, getattr(__main__, "__spec__", None), dict(os.environ)
+    os.environ.pop(_FULL_ERROR, None)
+    try:
+        yield
+    finally:
+        sys.argv, __main__.__spec__ = argv, spec
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+        for name in (*_DISTRIBUTED, _FULL_ERROR):
+            os.environ.pop(name, None)
+            if name in environment:
+                os.environ[name] = environment[name]
+
+
+def _all_keys() -> list[str]:
+    """Every key of the default configuration, for suggestions."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(configuration.conf_dir()), version_base="1.3"):
+        composed = compose("config")
+    return [*configuration.known_keys(composed), "hydra.run.dir", "hydra.sweep.dir"]
