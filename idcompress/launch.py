@@ -7,7 +7,6 @@ environment, its process group) is undone after it, so that the next job of a sw
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.util
 import os
 import sys
@@ -29,7 +28,9 @@ from omegaconf.errors import OmegaConfBaseException
 import __main__
 
 from . import config as configuration
+from . import registry
 from .errors import IdcError
+from .runs import timing
 from .stages._run import Run, start
 
 if TYPE_CHECKING:
@@ -119,17 +120,31 @@ def run_job(composed: DictConfig, *, command: str, program: Program, failures: l
     A user's mistake is noted in `failures`, so that the sweep's other jobs still run and Hydra adds no lines of its
     own; in another process the exception itself travels back.
     """
-    stage = command.replace("-", "_")
     try:
         with _process_as_it_was():
             job = HydraConfig.get()
-            run = start(stage, composed, job)
+            run = start(command.replace("-", "_"), composed, job)
             program.describe(command, job.overrides.task, run)
-            run.execute(importlib.import_module(f"idcompress.stages.{stage}"))
+            execute(command, run)
     except IdcError as error:
         if os.getpid() != program.process:
             raise
         failures.append(error)
+
+
+def execute(command: str, run: Run) -> None:
+    """Run the stage; a mistake that was found before any work leaves no folder, an interrupted run one to go on in."""
+    stage = registry.load("command", command.replace("-", "_"))
+    try:
+        with timing.record() as seconds:
+            made = stage.run(run.config, run.recipes, run.run_dir)
+    except IdcError:
+        run.run_dir.discard_if_empty()
+        raise
+    except BaseException:  # interrupted, say: the same command in this process may go on
+        run.run_dir.release()
+        raise
+    run.finish(made, seconds)
 
 
 @contextmanager

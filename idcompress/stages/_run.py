@@ -8,7 +8,6 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__, console, registry
@@ -37,16 +36,8 @@ class Run:
     run_dir: RunDir
     recipe_argument: str
 
-    def execute(self, stage: ModuleType) -> None:
-        try:
-            with timing.record() as seconds:
-                made = stage.run(self.config, self.recipes, self.run_dir)
-        except IdcError:
-            self.run_dir.discard_if_empty()
-            raise
-        except BaseException:  # interrupted, say: the same command in this process may go on
-            self.run_dir.release()
-            raise
+    def finish(self, made: list[Recipe], seconds: dict[str, float]) -> None:
+        """Leave what a stage has made, and mark the run as complete."""
         if not is_main_process():
             return
         if made:

@@ -224,7 +224,7 @@ def test_modules_are_loaded_by_name_in_few_places():
         if "import_module(" in path.read_text(encoding="utf-8")
     }
     assert found == {
-        *("__init__.py", "_moved.py", "launch.py", "registry.py"),
+        *("__init__.py", "_moved.py", "registry.py"),
         "export/onnx.py",
         "metrics/_inception.py",
     }
