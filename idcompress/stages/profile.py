@@ -59,8 +59,18 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         pipelines = {"original": full}
         if recipe.cut is not None:
             pipelines["compressed"] = cut_networks(full, recipe.cut)
-        sizes = {"encoder_tokens": tokens, "batch_size": batch_size, "branches": branches}
-        return {name: components_of(p, task.networks(p), image_px, **sizes) for name, p in pipelines.items()}
+        return {
+            name: components_of(
+                p,
+                task.networks(p),
+                image_px,
+                encoder_tokens=tokens,
+                encodes_image=task.encodes_image,
+                batch_size=batch_size,
+                branches=branches,
+            )
+            for name, p in pipelines.items()
+        }
 
     levels = level_costs(pipeline.unet, image_px // vae_scale_factor(pipeline), encoder_tokens=tokens)
     totals = _totals(config, recipe, systems(pipeline, 1, 1), len(levels))
