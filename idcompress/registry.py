@@ -55,8 +55,23 @@ class UnknownNameError(IdcError, LookupError):
 
 def summary(kind: str, name: str) -> str:
     """The first line of a file's docstring, without importing it."""
-    source = (_PACKAGE / _FOLDERS[kind] / f"{name}.py").read_text(encoding="utf-8")
-    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0].rstrip(".")
+    return (ast.get_docstring(_parsed(kind, name)) or "").partition("\n")[0].rstrip(".")
+
+
+def literal(kind: str, name: str, constant: str) -> Any:
+    """The value that a file gives to a constant of its module, without importing it; None where it gives none.
+
+    Raises:
+        ValueError: the value is no literal.
+    """
+    for node in _parsed(kind, name).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [constant]:
+            return ast.literal_eval(node.value)
+    return None
+
+
+def _parsed(kind: str, name: str) -> ast.Module:
+    return ast.parse((_PACKAGE / _FOLDERS[kind] / f"{name}.py").read_text(encoding="utf-8"))
 
 
 def bind(function: Any, parameters: dict[str, Any], key: str) -> dict[str, Any]:

@@ -81,7 +81,8 @@ def systems(args: argparse.Namespace, task: Any, dtype: torch.dtype, batch: int)
     else:
         full, image_px, tokens = published_networks(task.name, args.device, dtype), 512, 77
     pipelines = {"original": full, "compressed": cut_networks(full, Cut("depth_skip", {"depth": plan.depth}))}
-    sizes = {"encoder_tokens": tokens, "batch_size": batch, "branches": plan.branches}
+    sizes = {"encoder_tokens": tokens, "encodes_image": task.encodes_image}
+    sizes |= {"batch_size": batch, "branches": plan.branches}
     return {name: components_of(p, task.networks(p), image_px, **sizes) for name, p in pipelines.items()}
 
 

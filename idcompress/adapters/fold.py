@@ -17,29 +17,28 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from ..models.stablesr.prompt import EmptyPromptEmbedding
 from .unet import ZeroHidden
 
 
 def fold_pipeline(pipeline: Any) -> dict[str, int]:
-    """Fold in place all that is fixed in a pipeline: zeros at the cut, its scheduler's list, StableSR's empty prompt.
+    """Fold in place all that is fixed in a pipeline: zeros at the cut, its scheduler's list, its prompt.
+
+    A pipeline that is always called with the same prompt says so by a method `fix_prompt`, which stores the prompt's
+    embedding in place of the text encoder and returns it, (1, tokens, width).
 
     Returns:
         What was folded -> parameters saved.
     """
     unet, timesteps = pipeline.unet, pipeline.scheduler.config.get("timesteps")
     saved = {"zeros at the cut": slim_first_layer(unet)}
-    names = ("unet", "controlnet", "structure_encoder")
-    networks = [getattr(pipeline, name) for name in names if name in pipeline.components]
+    networks = [part for part in pipeline.components.values() if hasattr(part, "time_embedding")]
     if timesteps is not None:
         saved["timesteps"] = sum(fold_timesteps(network, timesteps) for network in networks)
-    if "prompt_embedding" in pipeline.components:
-        embedding = pipeline.encode_prompt(1)
-        saved["prompt"] = fold_prompt(unet, embedding)
-        if pipeline.text_encoder is not None:
-            saved["text encoder"] = _size(pipeline.text_encoder)
-            stored = EmptyPromptEmbedding.from_tensor(embedding[0])
-            pipeline.register_modules(prompt_embedding=stored, text_encoder=None, tokenizer=None)
+    if hasattr(pipeline, "fix_prompt"):
+        text_encoder = pipeline.text_encoder
+        saved["prompt"] = fold_prompt(unet, pipeline.fix_prompt())
+        if text_encoder is not None:
+            saved["text encoder"] = _size(text_encoder)
     for network in networks:
         network.save_pretrained = _refuse_to_save
     return saved

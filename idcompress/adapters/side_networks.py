@@ -5,12 +5,13 @@ from typing import Any
 from diffusers import ControlNetModel
 
 from ..core.skip_plan import SkipPlan
-from ..models.stablesr import StableSRStructureEncoder, num_structure_levels, prune_structure_encoder
 from .controlnet import prune_controlnet
 
 
 def follow_cut(component: Any, cut_unet: Any, plan: SkipPlan) -> Any:
     """A side network without what only the dropped levels of its U-Net read; None for any other component.
+
+    A network of ours cuts itself, by its method `follow_cut(cut_unet)`.
 
     Args:
         component: of a pipeline; it stays as it is.
@@ -19,6 +20,5 @@ def follow_cut(component: Any, cut_unet: Any, plan: SkipPlan) -> Any:
     """
     if isinstance(component, ControlNetModel):
         return prune_controlnet(component, plan)
-    if isinstance(component, StableSRStructureEncoder):
-        return prune_structure_encoder(component, num_structure_levels(cut_unet))
-    return None
+    follow = getattr(component, "follow_cut", None)
+    return None if follow is None else follow(cut_unet)

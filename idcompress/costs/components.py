@@ -53,6 +53,7 @@ def components_of(
     image_px: int,
     *,
     encoder_tokens: int,
+    encodes_image: bool = True,
     batch_size: int = 1,
     branches: int = 1,
 ) -> list[Component]:
@@ -63,6 +64,7 @@ def components_of(
         networks: those of every step, the U-Net first.
         image_px: side of the images.
         encoder_tokens: length of the text embedding.
+        encodes_image: whether the autoencoder's encoder is called, once per image.
         batch_size: images of every call.
         branches: samples per image in a call of the networks of every step, by guidance.
     """
@@ -75,8 +77,7 @@ def components_of(
         inputs = network_inputs(network, sample_size=latents, batch_size=samples, encoder_tokens=encoder_tokens)
         paper = paper if network is pipeline.unet else in_file
         found.append(Component(names[id(network)], "every step", network, inputs, paper, in_file))
-    # A control branch takes pixels; every other task encodes its input image.
-    encoded = "never" if pipeline.components.get("controlnet") is not None else "once"
+    encoded = "once" if encodes_image else "never"
     vae = pipeline.vae
     sizes = {name: parameter.numel() for name, parameter in vae.named_parameters()}
     encoder = sum(size for name, size in sizes.items() if name.startswith(("encoder.", "quant_conv.")))

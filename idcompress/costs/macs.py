@@ -46,7 +46,7 @@ def unet_macs(
     """GMACs of one call for one image: convolution and linear, and with attention.
 
     Args:
-        network: a full or pruned diffusers U-Net, StableSR U-Net or ControlNet, on any device.
+        network: a U-Net, full or pruned, or a network beside it, on any device.
         sample_size: side of the latents, or (height, width); None: that of the configuration.
         encoder_tokens: length of the text embedding.
     """

@@ -20,7 +20,9 @@ def network_inputs(
     encoder_tokens: int = 77,
     device: torch.device | str | None = None,
 ) -> dict[str, Any]:
-    """Keyword arguments for one call of a U-Net, ControlNet or StableSR structure encoder, from its configuration.
+    """Keyword arguments for one call of a network of every step, from its configuration.
+
+    A network that takes more than diffusers' own says what by its method `own_inputs(zeros, height, width)`.
 
     Args:
         network: read for its configuration and the dtype and device of its parameters.
@@ -30,9 +32,9 @@ def network_inputs(
         device: of the inputs; None: the network's own.
 
     Returns:
-        Zeros: `sample` (B, in_channels, h, w), `timestep` (B,), and `encoder_hidden_states` (B, tokens,
-        cross_attention_dim), `controlnet_cond` at pixel size or `structure_features` by width where they belong.
-        A U-Net gets no control residuals.
+        Zeros: `sample` (B, in_channels, h, w), `timestep` (B,), and, where they belong, `encoder_hidden_states`
+        (B, tokens, cross_attention_dim), `controlnet_cond` at pixel size and the network's own inputs. A U-Net gets
+        no control residuals.
     """
     config: Any = network.config
     parameter = next(network.parameters())
@@ -53,12 +55,8 @@ def network_inputs(
     if "conditioning_embedding_out_channels" in config:
         scale = 2 ** (len(config.conditioning_embedding_out_channels) - 1)
         inputs["controlnet_cond"] = zeros(config.conditioning_channels, height * scale, width * scale)
-    if "structure_channels" in config:
-        levels = range(len(config.block_out_channels))
-        inputs["structure_features"] = {
-            width >> level: zeros(config.structure_channels, height >> level, width >> level) for level in levels
-        }
-    return inputs
+    own_inputs: Any = getattr(network, "own_inputs", None)
+    return inputs if own_inputs is None else inputs | own_inputs(zeros, height, width)
 
 
 def on_meta(network: Network) -> Network:
@@ -99,15 +97,13 @@ class Call(nn.Module):
 def autoencoder_inputs(vae: nn.Module, image_px: int, *, batch_size: int = 1) -> tuple[dict[str, Any], dict[str, Any]]:
     """Keyword arguments of `encode` and of `decode` for images of one size, on the autoencoder's own device.
 
-    One that wraps features of the encoder into the decoder gets them.
+    One that takes more than diffusers' own says what by its method `own_inputs(image)`.
     """
     config: Any = vae.config
     like = next(vae.parameters())
     side = image_px // 2 ** (len(config.block_out_channels) - 1)
     encode: dict[str, Any] = {"x": like.new_zeros(batch_size, 3, image_px, image_px)}
     decode: dict[str, Any] = {"z": like.new_zeros(batch_size, config.latent_channels, side, side)}
-    if "fusion_levels" in config:
-        encode["return_features"] = True
-        with torch.inference_mode():
-            decode["features"] = Call(vae, "encode")(**encode)[1]
-    return encode, decode
+    own_inputs: Any = getattr(vae, "own_inputs", None)
+    to_encode, to_decode = ({}, {}) if own_inputs is None else own_inputs(encode["x"])
+    return encode | to_encode, decode | to_decode

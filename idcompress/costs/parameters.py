@@ -26,7 +26,7 @@ class Parameters(Cost):
     def measure(
         self, modules: Sequence[nn.Module], inputs: Sequence[Mapping[str, Any]] | None = None
     ) -> dict[str, float]:
-        """Args: modules: the U-Net first; side networks count whole in both, as in the paper's StableSR total."""
+        """Args: modules: the U-Net first; side networks count whole in both, as in the paper's totals."""
         counts = [count_parameters(module) for module in modules]
         total = sum(all_ for all_, _ in counts)
         return {"params": total, "params_paper": total - sum(all_ - paper for all_, paper in counts[:1])}

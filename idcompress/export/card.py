@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..runs import files
 from ..runs.evaluation import COSTS
 from ..runs.recipe import Recipe
+
+if TYPE_CHECKING:
+    from ..tasks._task import Task
 
 # Rows of metrics.json that depend on the machine or are no scores; sizes have a line of their own.
 _NOT_SCORES = {*COSTS} - {"gmacs"}
@@ -19,7 +22,6 @@ DDIMScheduler, accepts a list. diffusers warns that it ignores `timesteps` in th
 above brings them in. Of the stock schedulers DDPM, Euler, Heun, LCM, TCD and both DPM-Solvers take `timesteps=`; DDIM,
 PNDM, DEIS and UniPC do not. Never assign to `scheduler.timesteps`: the steps go astray then.
 `idcompress.load_pipeline` on this folder follows the list by itself."""
-_GUESS_MODE = "Guess mode of the shortened control branch weighs its residuals differently than the full one's."
 _DEEPCACHE = "DeepCache's `DeepCacheSDHelper` (0.1.1) works on it."
 _DEEPCACHE_STOCK = """\
 DeepCache's `DeepCacheSDHelper` (0.1.1) works on it, once a cut U-Net has a middle block for it to wrap, one that does
@@ -33,12 +35,14 @@ class Card:
 
     Attributes:
         recipe: that was exported, not the folder's own.
+        task: of the recipe.
         library: what loads it: diffusers, idcompress or onnxruntime.
         parameters: network -> (parameters of the base model's, parameters in the folder).
         licence: of the base model; None where it is not known.
         metrics: rows of the evaluation's metrics.json; empty where this recipe was not evaluated.
         digests: file -> SHA-256.
         pipeline_class: to load it by.
+        takes_timesteps: whether a call of that class has the argument `timesteps`.
         host: the depth whose stock form holds a smaller one; None where nothing is padded.
         dtype: of the weights, as torch spells it without the prefix.
         example: of ONNX, Python that makes output.png from input.png.
@@ -47,12 +51,14 @@ class Card:
     """
 
     recipe: Recipe
+    task: Task
     library: str
     parameters: dict[str, tuple[int, int]]
     licence: str | None
     metrics: dict[str, Any]
     digests: dict[str, str]
     pipeline_class: str = ""
+    takes_timesteps: bool = False
     host: int | None = None
     dtype: str = "float32"
     example: list[str] = field(default_factory=list)
@@ -128,8 +134,8 @@ class Card:
         stock = self.library == "diffusers"
         if stock and self.recipe.timesteps:
             lines += [_FOLLOWING, ""]
-        if stock and self.recipe.depth and "controlnet" in self.parameters:
-            lines += [_GUESS_MODE, ""]
+        if stock and self.recipe.depth and self.task.cut_note:
+            lines += [self.task.cut_note, ""]
         return [*lines, _DEEPCACHE_STOCK if stock else _DEEPCACHE, ""]
 
     def _graphs(self) -> list[str]:
@@ -159,14 +165,14 @@ class Card:
         if self.example:
             return self.example
         stock = self.library == "diffusers"
-        arguments = {"ip2p": "'make it warmer', image=", "controlnet": "'a bright photograph', image="}
-        call = arguments.get(self.recipe.task, "")
+        prompts = self.task.numpy_example.prompts
+        call = f"{prompts[0]!r}, image=" if prompts else ""
         scales = "".join(f", {name}={scale}" for name, scale in self.recipe.guidance.items())
-        if self.recipe.task == "stablesr" and self.recipe.sampler not in (None, "ancestral"):
-            scales += ", eta=0"  # the pipeline's own default is ancestral
+        if self.task.own_sampler == "ancestral" and self.recipe.sampler not in (None, "ancestral"):
+            scales += ", eta=0"
         steps = f", num_inference_steps={len(self.recipe.timesteps)}" if self.recipe.timesteps else ""
         follow: list[str] = []
-        if stock and self.recipe.timesteps and self.recipe.task == "controlnet":
+        if stock and self.recipe.timesteps and self.takes_timesteps:
             steps = ", timesteps=pipe.scheduler.config['timesteps']"
         elif stock and self.recipe.timesteps:
             follow = [

@@ -82,7 +82,7 @@ def compose(compression: Compression) -> list[Block]:
     if meanings:
         blocks += [Heading("What the metrics say"), Items(meanings)]
     sampler = str(compression.evaluations[0].metrics.get("sampler", "ddim"))
-    blocks += [Heading("Citations"), Listing("\n\n".join(citations(compression.task, sampler)))]
+    blocks += [Heading("Citations"), Listing("\n\n".join(citations(compression.task, sampler, compression.strategy)))]
     return blocks
 
 

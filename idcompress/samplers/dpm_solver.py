@@ -9,6 +9,12 @@ from ..core.process import Level
 from ..core.sample import Moment
 
 SOURCE = "Lu et al., DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models, arXiv 2211.01095"
+CITATION = """@article{lu2022dpmsolverpp,
+  title   = {{DPM-Solver++}: Fast Solver for Guided Sampling of Diffusion Probabilistic Models},
+  author  = {Lu, Cheng and Zhou, Yuhao and Bao, Fan and Chen, Jianfei and Li, Chongxuan and Zhu, Jun},
+  journal = {arXiv:2211.01095},
+  year    = {2022}
+}"""
 
 
 class DpmSolver:

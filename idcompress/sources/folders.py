@@ -10,6 +10,11 @@ from ..errors import IdcError
 from ..runs import files
 from ..runs.recipe import Recipe
 
+# Components without weights, by what their classes are called.
+_NO_MODELS = ("Scheduler", "Tokenizer", "Processor", "FeatureExtractor")
+# Components of diffusers' pipelines that are not loaded.
+LEFT_OUT = ("safety_checker", "feature_extractor")
+
 
 def check_folder(folder: Path) -> dict[str, Any]:
     """Look a diffusers pipeline folder over before anything is loaded from it.
@@ -33,7 +38,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
         component = folder / name
         if not component.is_dir():
             raise IdcError(f"{folder} is incomplete: the folder {name}/ that model_index.json names is missing")
-        if name in ("unet", "vae", "text_encoder", "controlnet", "structure_encoder"):
+        if name not in LEFT_OUT and not any(word in entry[1] for word in _NO_MODELS):
             _check_component(component)
     exported = Recipe.of_folder(folder)
     if exported is not None:

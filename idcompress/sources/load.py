@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from ..adapters.pipeline import choose_device, choose_dtype, own_pipeline
 from ..console import say
 from ..core.plan import Plan
 from ..errors import IdcError
-from ..models import pipeline_class_named
 from ..runs import files
 from ..runs.recipe import Recipe
 from . import folders, hub
@@ -50,7 +50,7 @@ def load_source(
     entry = registry.load("task", task, "task").Task
     places = model_folders(task, source)
     where = choose_device(device)
-    pipeline = _load_folders(entry.pipeline_class, places, choose_dtype(dtype, where))
+    pipeline = _load_folders(entry, places, choose_dtype(dtype, where))
     digest = folders.folder_digest(list(places.values()))
     model = Model(pipeline.to(where), {**source, "digest": digest}, prune, parameters or {})
     check_digest(source, model)
@@ -99,32 +99,36 @@ def model_folders(task: str, source: dict[str, Any]) -> dict[str, Path]:
         raise IdcError(str(error)) from None
 
 
-def _load_folders(pipeline_class: str, places: dict[str, Path], dtype: torch.dtype) -> Any:
+def _load_folders(task: Any, places: dict[str, Path], dtype: torch.dtype) -> Any:
     """Load a pipeline, in eval mode and without gradients.
 
     Args:
-        pipeline_class: the diffusers (or idcompress.models) class that the task wants.
+        task: class of the task, which names the classes of pipeline and components.
         places: {"pipeline": a pipeline folder, and components that come from elsewhere}.
+
+    Raises:
+        IdcError: a component that the task does not know, a pipeline of another kind, or one that does not load.
     """
-    folder = places["pipeline"]
+    folder, pipeline_class = places["pipeline"], task.pipeline_class
     index = folders.check_folder(folder)
     components: dict[str, Any] = {}
     for name, component_folder in places.items():
         if name != "pipeline":
-            components[name] = diffusers.ControlNetModel.from_pretrained(
-                component_folder, dtype=dtype, use_safetensors=True
-            )
+            if name not in task.separate_components:
+                known = ", ".join(["pipeline", *task.separate_components])
+                raise IdcError(f"model.repositories: task={task.name} takes {known} from there, got {name}")
+            component_class = getattr(diffusers, task.separate_components[name])
+            components[name] = component_class.from_pretrained(component_folder, dtype=dtype, use_safetensors=True)
     if not components and index.get("_class_name") != pipeline_class:
         raise IdcError(f"{folder} is a {index.get('_class_name')}; this task wants a {pipeline_class}")
     if "safety_checker" in index:
-        components |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        components |= {**dict.fromkeys(folders.LEFT_OUT), "requires_safety_checker": False}
     diffusers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        pipeline = pipeline_class_named(pipeline_class).from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, **components
-        )
+        entry = getattr(importlib.import_module(task.pipeline_library), pipeline_class)
+        pipeline = entry.from_pretrained(folder, dtype=dtype, use_safetensors=True, **components)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise IdcError(f"{folder} does not load as a {pipeline_class}: {error}") from None
     pipeline.set_progress_bar_config(disable=True)

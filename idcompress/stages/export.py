@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,9 @@ from ..runs.run_dir import OUTPUTS, RunDir
 from ..schedulers import process_of
 from ..sources import folders, hub
 from ..sources.load import model_folders
+from ..tasks._task import Task
 from ._run import model_label, provenance, show, with_depth
-from ._values import load_model, plan_of
-
-NETWORKS = ("unet", "controlnet", "structure_encoder")
+from ._values import load_model, make_task, plan_of
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,15 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     recipe = recipe.derive_model(model.source)
     plan = plan_of(config, recipe, model.process)
     cut = model.for_recipe(recipe)
-    present = [name for name in NETWORKS if name in cut.components]
+    task = make_task(config, recipe.task)
+    present = task.networks_of_a_step
     before, uncompressed = ({name: size(getattr(p, name)) for name in present} for p in (cut, model.pipeline))
 
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # an interrupted export's
     try:
         # 1. the networks
-        written = (write_onnx if onnx else write_diffusers)(config, recipe, plan, cut, partial)
+        written = (write_onnx if onnx else write_diffusers)(config, recipe, task, plan, cut, partial)
 
         # 2. its recipe with the digest of every file, and its card
         digests = folders.file_digests(partial)
@@ -86,6 +87,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         after = {name: size(getattr(written.pipeline, name)) for name in present}
         card = Card(
             recipe,
+            task,
             parameters={name: (uncompressed[name], after[name]) for name in present},
             licence=licence_of(model_folders(recipe.task, recipe.model)["pipeline"]),
             metrics=evaluation_of(recipe.digest, evaluations(config, recipe, run_dir)),
@@ -133,7 +135,7 @@ def check_format(config: Config) -> None:
         )
 
 
-def write_diffusers(config: Config, recipe: Recipe, plan: Plan, cut: Any, folder: Path) -> Written:
+def write_diffusers(config: Config, recipe: Recipe, task: Task, plan: Plan, cut: Any, folder: Path) -> Written:
     """A pipeline folder: stock where that is exact, or where the user takes the size of the next depth that has one."""
     followed = None if recipe.free_steps else plan
     depth = depth_of(cut.unet)
@@ -155,6 +157,7 @@ def write_diffusers(config: Config, recipe: Recipe, plan: Plan, cut: Any, folder
         card={
             "library": "diffusers" if stock else "idcompress",
             "pipeline_class": type(exported).__name__,
+            "takes_timesteps": "timesteps" in inspect.signature(type(exported).__call__).parameters,
             "host": host,
             "dtype": str(exported.unet.dtype).removeprefix("torch."),
         },
@@ -162,14 +165,16 @@ def write_diffusers(config: Config, recipe: Recipe, plan: Plan, cut: Any, folder
     )
 
 
-def write_onnx(config: Config, recipe: Recipe, plan: Plan, cut: Any, folder: Path) -> Written:
+def write_onnx(config: Config, recipe: Recipe, task: Task, plan: Plan, cut: Any, folder: Path) -> Written:
     """ONNX graphs, compared with torch; folded, in place, if the user wants it."""
     exported = own_pipeline(cut, None if recipe.free_steps else dataclasses.replace(plan, sampler="ddim"))
     folder.mkdir(parents=True)
-    errors, saved = export_onnx(exported, folder, [int(t) for t in plan.timesteps], fold=config.export.fold)
+    graphs, timesteps = task.graphs(exported), [int(timestep) for timestep in plan.timesteps]
+    errors, saved = export_onnx(exported, graphs, folder, timesteps, fold=config.export.fold)
     process = process_of(cut.scheduler)
     example = numpy_code(
-        recipe.task,
+        task.numpy_example,
+        [graph.name for graph in graphs],
         list(plan.timesteps),
         [process.level(timestep) for timestep in plan.timesteps],
         dict(plan.guidance),

@@ -6,6 +6,7 @@ from ..config import Config
 from ..errors import IdcError
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
+from ..tasks._task import tasks_with
 from ..types import Chart, Study
 from ._lab import Lab, Over, difference, series, verdicts
 
@@ -33,7 +34,8 @@ def run(
         IdcError: the task has no image guidance, there are not two metrics, or one has nothing to compare with.
     """
     if "image_guidance_scale" not in config.guidance():
-        raise IdcError(f"study=guidance_curve wants image guidance; task={config.task.name} has none; want task=ip2p")
+        others = tasks_with(lambda task: "image_guidance_scale" in task.guidance_scales)
+        raise IdcError(f"study=guidance_curve wants image guidance; task={config.task.name} has none; want {others}")
     if len(metrics) != 2:
         raise IdcError(f"study.metrics must be two, the horizontal one first, got {metrics}")
     lab = Lab(config, recipe, run_dir, num_searched=num_searched, num_evaluated=num_evaluated)

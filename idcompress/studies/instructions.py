@@ -8,6 +8,7 @@ from ..errors import IdcError
 from ..metrics._metric import MetricValue
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
+from ..tasks._task import tasks_with
 from ..types import Chart, Study
 from ._lab import Lab, difference, series
 
@@ -34,9 +35,10 @@ def run(
     examples = lab.benches["evaluate"].examples
     groups = {kind: [e.index for e in examples if kind in e.tags] for kind in SUCCESS}
     if not all(groups.values()):
+        others = tasks_with(lambda task: SUCCESS.keys() <= {*task.tags})
         raise IdcError(
             f"study=instructions wants instructions of which some are easy and some are hard; task={config.task.name} "
-            "has none here; want task=ip2p with its own instructions, and 20 images or more"
+            f"has none here; want {others} with its own instructions, and 20 images or more"
         )
     full, rows = lab.full(), []
     names = ["edit_psnr", *SUCCESS.values(), "psnr"]

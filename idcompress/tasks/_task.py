@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from .. import registry
+from ..adapters.graphs import Graph
 from ..adapters.pipeline import decode_latents, native_size, vae_scale_factor
 from ..core.plan import Plan
 from ..core.process import Level, Prediction, Process
@@ -29,26 +32,74 @@ Conditioning = dict[str, Tensor]
 _STEPS = 10**9  # the step noise of image i is drawn as image _STEPS + i
 
 
+@dataclass(frozen=True)
+class NumpyExample:
+    """What a task adds to the NumPy program of an ONNX folder (export/numpy_sampler.py), line by line.
+
+    The program has the graphs as functions by their names, the picture as `image` (1, 3, H, W) and its `size` (width,
+    height), a random generator `rng`, and `ids`, the token numbers of the prompts. Lines are format strings, which may
+    hold {guidance_scale}, {image_guidance_scale}, {latent_channels} and {factor}, the pixels per latent.
+
+    Attributes:
+        start: lines that make `sample`, the noise to begin with, and what else the loop needs.
+        output: lines that make `output`, what the network says about `sample` at `timestep`, guidance included.
+        decode: lines that make `decoded`, the result (1, 3, H, W) in [-1, 1], of the last `sample`.
+        prompts: one for each branch of guidance; the first asks for something, as the example of every card does. None
+            where the task takes no text.
+        image_range: least and largest value of `image`: (-1, 1) or (0, 1).
+        upscale: side of the result over that of the picture.
+        note: where the program departs from the pipeline, for a comment.
+    """
+
+    start: str
+    output: str
+    decode: str = 'decoded = vae_decoder(latents=sample)["decoded"]'
+    prompts: tuple[str, ...] = ()
+    image_range: tuple[int, int] = (-1, 1)
+    upscale: int = 1
+    note: str = ""
+
+
 class Task(ABC):
     """An image-to-image task: its pipeline class, its examples, and how a batch conditions the network.
 
-    Keyword-only parameters of a task's constructor are its `task.options`.
+    Keyword-only parameters of a task's constructor are its `task.options`. Beside the class its file has a `CITATION`,
+    BibTeX of the model, which the report reads without importing the file.
 
     Attributes:
+        pipeline_class: name of the pipeline class.
+        pipeline_library: the package that has the class.
+        separate_components: pipeline components that may lie in a repository of their own -> their diffusers class.
         getting_weights: what to do where no hub repository has the published weights.
+        networks_of_a_step: the pipeline components that are called at every step, the U-Net first.
+        encodes_image: whether the input image goes through the autoencoder's encoder.
         trained: the pipeline components that fine-tuning trains; the others are frozen.
         conditioning_dropout: share of training images without a condition; a task says which conditions.
+        guidance_scales: what guidance it has, by diffusers' names.
+        tags: that its own examples may carry.
+        own_sampler: what its pipeline samples by unless it is told otherwise.
         reported_samplers: what an evaluation compares beside the configured sampler.
         cannot_give: which of "score", "teacher" and "denoiser" a timestep strategy cannot have of this task.
+        cut_note: what the card of a cut model in stock classes should warn of.
+        numpy_example: its part of the program that runs an ONNX folder.
     """
 
     name: ClassVar[str]
     pipeline_class: ClassVar[str]
+    pipeline_library: ClassVar[str] = "diffusers"
+    separate_components: ClassVar[Mapping[str, str]] = {}
     getting_weights: ClassVar[str] = "give model.path=FOLDER"
+    networks_of_a_step: ClassVar[tuple[str, ...]] = ("unet",)
+    encodes_image: ClassVar[bool] = True
     trained: ClassVar[tuple[str, ...]] = ("unet",)
     conditioning_dropout: ClassVar[float] = 0.0
+    guidance_scales: ClassVar[tuple[str, ...]] = ()
+    tags: ClassVar[tuple[str, ...]] = ()
+    own_sampler: ClassVar[str] = "ddim"
     reported_samplers: ClassVar[tuple[str, ...]] = ()
     cannot_give: ClassVar[tuple[str, ...]] = ()
+    cut_note: ClassVar[str] = ""
+    numpy_example: ClassVar[NumpyExample]
 
     @abstractmethod
     def example(
@@ -118,9 +169,17 @@ class Task(ABC):
         """Images (B, 3, H, W), float32 in [0, 1] on the CPU, from sampled latents."""
         return decode_latents(pipeline, latents)
 
+    @abstractmethod
+    def graphs(self, pipeline: Any) -> list[Graph]:
+        """The networks of a pipeline, cut or not, as ONNX graphs in the order in which a picture passes through them.
+
+        Shapes and ranges are those of diffusers: `sample`, `latents` (B, 4, h, w), scaled, `image` (B, 3, H, W) in
+        [-1, 1], one `timestep`, int64, for the batch.
+        """
+
     def networks(self, pipeline: Any) -> list[nn.Module]:
         """What is called at every step, the U-Net first: costs are theirs."""
-        return [pipeline.unet]
+        return [getattr(pipeline, name) for name in self.networks_of_a_step]
 
     def encoder_tokens(self, pipeline: Any) -> int:
         """Length of the text embedding that the networks see."""
@@ -132,7 +191,8 @@ class Task(ABC):
         Raises:
             IdcError: the task has none, or they are damaged or of another model.
         """
-        raise IdcError(f"there are no original checkpoints to convert for task={self.name}; want task=stablesr")
+        others = tasks_with(lambda task: task.convert is not Task.convert)
+        raise IdcError(f"there are no original checkpoints to convert for task={self.name}; want {others}")
 
     def translate_picture(
         self,
@@ -184,6 +244,12 @@ class Task(ABC):
             target = None if photo.target is None or prompts else crop_square(photo.target.open(), size, number)
             made.append(self.example(index, photo, image, prompt, target))
         return made
+
+
+def tasks_with(offers: Callable[[type[Task]], bool]) -> str:
+    """The registered tasks that offer something, as an error asks for them: "task=NAME or task=NAME"."""
+    found = [name for name in registry.names("task") if offers(registry.load("task", name).Task)]
+    return " or ".join(f"task={name}" for name in found)
 
 
 def step_generator(seed: int, index: int) -> torch.Generator:

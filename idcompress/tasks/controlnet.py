@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..adapters.graphs import Decoder, Graph, TextEncoder, UNet, numbered
 from ..adapters.pipeline import draw_latents, encode_prompts
+from ..adapters.unet import full_depth
 from ..core.ddim import without_cache
 from ..core.guidance import classifier_free_guidance
 from ..core.random import image_generator
@@ -21,14 +23,38 @@ from . import _task
 if TYPE_CHECKING:
     from ..images.photo_sets import Photograph
 
+CITATION = """@inproceedings{zhang2023controlnet,
+  title     = {Adding Conditional Control to Text-to-Image Diffusion Models},
+  author    = {Zhang, Lvmin and Rao, Anyi and Agrawala, Maneesh},
+  booktitle = {IEEE/CVF International Conference on Computer Vision (ICCV)},
+  year      = {2023},
+  note      = {arXiv:2302.05543}
+}"""
+
 
 class Task(_task.Task):
     """Conditions: the caption through the text encoder, the edges through the control branch."""
 
     name = "controlnet"
     pipeline_class = "StableDiffusionControlNetPipeline"
+    separate_components = {"controlnet": "ControlNetModel"}  # noqa: RUF012  read only
+    networks_of_a_step = ("unet", "controlnet")
+    encodes_image = False  # the branch takes pixels
     trained = ("unet", "controlnet")
     conditioning_dropout = 0.5  # of the captions
+    guidance_scales = ("guidance_scale",)
+    cut_note = "Guess mode of the shortened control branch weighs its residuals differently than the full one's."
+    numpy_example = _task.NumpyExample(
+        start="""\
+text, images = text_encoder(input_ids=ids), image.repeat(2, axis=0)
+sample = rng.standard_normal((1, {latent_channels}, size[1] // {factor}, size[0] // {factor}), np.float32)""",
+        output="""\
+inputs = {{"sample": sample.repeat(2, axis=0), "timestep": np.array(timestep), **text}}
+with_text, null = unet(**inputs, **controlnet(**inputs, controlnet_cond=images))["model_output"][:, None]
+output = null + {guidance_scale} * (with_text - null)""",
+        prompts=("a bright photograph", ""),
+        image_range=(0, 1),
+    )
 
     def __init__(self, *, canny_thresholds: Literal["fixed", "random"] = "fixed") -> None:
         """Edges by thresholds 100 and 200, or by random ones around them: to train a branch that takes either."""
@@ -83,8 +109,17 @@ class Task(_task.Task):
         ).sample
         return output
 
-    def networks(self, pipeline: Any) -> list[nn.Module]:
-        return [pipeline.unet, pipeline.controlnet]
+    def graphs(self, pipeline: Any) -> list[Graph]:
+        """The branch comes before the U-Net, which takes its residuals in a row; the input image is not encoded."""
+        branch = _Branch(pipeline)
+        residuals = numbered("residual", branch.units + branch.has_middle)
+        inputs = ["sample", "timestep", "encoder_hidden_states"]
+        return [
+            Graph("text_encoder", TextEncoder(pipeline), ["input_ids"], ["encoder_hidden_states"]),
+            Graph("controlnet", branch, [*inputs, "controlnet_cond"], residuals),
+            Graph("unet", UNet(pipeline), [*inputs, *residuals], ["model_output"]),
+            Graph("vae_decoder", Decoder(pipeline.vae), ["latents"], ["decoded"]),
+        ]
 
     def denoise(self, pipeline: Any, conditioning: _task.Conditioning, guidance: Mapping[str, float]) -> Denoise:
         """Classifier-free guidance over the caption, with control in both branches, as diffusers does by default."""
@@ -101,3 +136,17 @@ class Task(_task.Task):
             return outputs[0] if branches == 1 else classifier_free_guidance(outputs[0], outputs[1], scale)
 
         return without_cache(denoise)
+
+
+class _Branch(nn.Module):
+    """The residuals that the U-Net reads; a stock branch may have more than its U-Net, a cut one has no middle."""
+
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__()
+        self.controlnet = pipeline.controlnet
+        self.units = min(len(self.controlnet.controlnet_down_blocks), full_depth(pipeline.unet) - 1)
+        self.has_middle = self.controlnet.config.get("depth") is None
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        down, middle = self.controlnet(*inputs, return_dict=False)
+        return (*down[: self.units], middle) if self.has_middle else tuple(down)

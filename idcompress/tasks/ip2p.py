@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..adapters.graphs import Decoder, Encoder, Graph, TextEncoder, UNet
 from ..adapters.pipeline import draw_latents, encode_image_latents, encode_prompts
 from ..core.ddim import without_cache
 from ..core.guidance import classifier_free_guidance, dual_guidance
@@ -20,6 +21,14 @@ from . import _task
 if TYPE_CHECKING:
     from ..images.photo_sets import Photograph
 
+CITATION = """@inproceedings{brooks2023instructpix2pix,
+  title     = {{InstructPix2Pix}: Learning to Follow Image Editing Instructions},
+  author    = {Brooks, Tim and Holynski, Aleksander and Efros, Alexei A.},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2023},
+  note      = {arXiv:2211.09800}
+}"""
+
 
 class Task(_task.Task):
     """Conditions: the instruction through the text encoder, the input's latents beside the noisy ones."""
@@ -27,6 +36,19 @@ class Task(_task.Task):
     name = "ip2p"
     pipeline_class = "StableDiffusionInstructPix2PixPipeline"
     conditioning_dropout = 0.05  # of each of the three cases
+    guidance_scales = ("guidance_scale", "image_guidance_scale")
+    tags = ("easy", "hard", *EDITS)
+    numpy_example = _task.NumpyExample(
+        start="""\
+text, image_latents = text_encoder(input_ids=ids), vae_encoder(image=image)["mean"]
+images = np.concatenate([image_latents, image_latents, 0 * image_latents])
+sample = rng.standard_normal(image_latents.shape, np.float32)""",
+        output="""\
+noisy = np.concatenate([sample.repeat(3, axis=0), images], axis=1)
+both, image, null = unet(sample=noisy, timestep=np.array(timestep), **text)["model_output"][:, None]
+output = null + {guidance_scale} * (both - image) + {image_guidance_scale} * (image - null)""",
+        prompts=("make it warmer", "", ""),
+    )
 
     def example(
         self, index: int, photo: Photograph, image: Tensor, prompt: str | None, target: Tensor | None = None
@@ -87,6 +109,16 @@ class Task(_task.Task):
         model_input = torch.cat([sample, conditioning["image"]], dim=1)
         output: Tensor = pipeline.unet(model_input, timesteps, conditioning["text"]).sample
         return output
+
+    def graphs(self, pipeline: Any) -> list[Graph]:
+        """`mean` and `std` are of the image's latents, unscaled as the U-Net takes them."""
+        inputs = ["sample", "timestep", "encoder_hidden_states"]
+        return [
+            Graph("text_encoder", TextEncoder(pipeline), ["input_ids"], ["encoder_hidden_states"]),
+            Graph("vae_encoder", Encoder(pipeline.vae), ["image"], ["mean", "std"]),
+            Graph("unet", UNet(pipeline), inputs, ["model_output"]),
+            Graph("vae_decoder", Decoder(pipeline.vae), ["latents"], ["decoded"]),
+        ]
 
     def draw_prompt(self, generator: torch.Generator) -> str | None:
         """Any phrasing of any computable edit."""

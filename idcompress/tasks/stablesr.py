@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..adapters.graphs import Graph, numbered
 from ..adapters.pipeline import draw_latents, native_size
 from ..core.ddim import PathNoise, without_cache
 from ..core.plan import Plan
@@ -15,6 +16,7 @@ from ..core.random import image_generator
 from ..core.sample import Denoise
 from ..errors import IdcError
 from ..images.degrade import degrade
+from ..models.stablesr import graphs
 from ..types import Example
 from . import _task
 
@@ -24,6 +26,13 @@ if TYPE_CHECKING:
     from ..images.photo_sets import Photograph
 
 UPSCALE = 4
+CITATION = """@article{wang2024stablesr,
+  title   = {Exploiting Diffusion Prior for Real-World Image Super-Resolution},
+  author  = {Wang, Jianyi and Yue, Zongsheng and Zhou, Shangchen and Chan, Kelvin C. K. and Loy, Chen Change},
+  journal = {International Journal of Computer Vision (IJCV)},
+  year    = {2024},
+  note    = {arXiv:2305.07015}
+}"""
 
 
 class Task(_task.Task):
@@ -34,13 +43,35 @@ class Task(_task.Task):
 
     name = "stablesr"
     pipeline_class = "StableSRPipeline"
+    pipeline_library = "idcompress.models.stablesr"
     getting_weights = (
         "no diffusers repository has them: get the published checkpoints (stablesr_*.ckpt and vqgan_cfw_*.ckpt), run "
         "`idc convert task=stablesr convert.main_ckpt=FILE convert.cfw_ckpt=FILE output.path=FOLDER` once, then give "
         "model.path=FOLDER"
     )
+    networks_of_a_step = ("unet", "structure_encoder")
     # Deterministic restoration leaves artefacts; the original samples ancestrally (arXiv 2401.17547, S8).
+    own_sampler = "ancestral"
     reported_samplers = ("ddim", "ancestral")
+    numpy_example = _task.NumpyExample(
+        start="""\
+encoded = vae_encoder(image=image)
+image_latents = encoded["mean"] + encoded["std"] * rng.standard_normal(encoded["mean"].shape, np.float32)
+sample = rng.standard_normal(image_latents.shape, np.float32)""",
+        output="""\
+structure = structure_encoder(image_latents=image_latents, timestep=np.array(timestep))
+output = unet(sample=sample, timestep=np.array(timestep), **structure)["model_output"]""",
+        decode="""\
+fidelity_weight = np.array(0.5, np.float32)  # 0: realistic .. 1: faithful
+decoded = vae_decoder(latents=sample, fidelity_weight=fidelity_weight, **encoded)["decoded"]
+
+(mean, std), (ours, spread) = (
+    (x.mean((2, 3), keepdims=True), np.sqrt(x.var((2, 3), keepdims=True, ddof=1) + 1e-5)) for x in (image, decoded)
+)
+decoded = (decoded - ours) / spread * std + mean  # the input's colours""",
+        upscale=UPSCALE,
+        note="idcompress's pipeline enlarges by torch's bicubic kernel, small pictures further, and tiles large ones",
+    )
 
     def __init__(
         self, *, fidelity_weight: float = 0.5, color_fix: Literal["adain", "wavelet", "none"] = "adain"
@@ -103,8 +134,19 @@ class Task(_task.Task):
         decoded: Tensor = pipeline.decode_latents(latents, features, image, self.fidelity_weight, self.color_fix)
         return (decoded / 2 + 0.5).clamp(0, 1).cpu()
 
-    def networks(self, pipeline: Any) -> list[nn.Module]:
-        return [pipeline.unet, pipeline.structure_encoder]
+    def graphs(self, pipeline: Any) -> list[Graph]:
+        """`mean` and `std` are of the image's latents, scaled; the empty prompt is a constant in the U-Net's graph."""
+        vae = pipeline.vae
+        features = numbered("feature", len(vae.fusion_blocks))
+        structure = numbered("structure", len(pipeline.structure_encoder.feature_blocks))
+        weight = {"fidelity_weight": torch.tensor(0.5)}
+        decoder_inputs = ["latents", "fidelity_weight", *features]
+        return [
+            Graph("vae_encoder", graphs.Encoder(vae), ["image"], ["mean", "std", *features]),
+            Graph("structure_encoder", graphs.Structure(pipeline), ["image_latents", "timestep"], structure),
+            Graph("unet", graphs.UNet(pipeline), ["sample", "timestep", *structure], ["model_output"]),
+            Graph("vae_decoder", graphs.Decoder(vae), decoder_inputs, ["decoded"], values=weight),
+        ]
 
     def encoder_tokens(self, pipeline: Any) -> int:
         return int(pipeline.encode_prompt(1).shape[1])

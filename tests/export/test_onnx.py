@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from idcompress import Recipe, load_pipeline
+from idcompress import Recipe, load_pipeline, registry
 from idcompress.adapters.pipeline import own_pipeline
 from idcompress.core.plan import Plan
 from idcompress.errors import IdcError
@@ -122,9 +122,9 @@ def test_every_depth(task, fold, random_model, tmp_path):
         pipeline = own_pipeline(model.at(model.chosen(depth)), Plan.over([640, 3]))
         folder = tmp_path / str(depth)
         folder.mkdir()
-        found = onnx.graphs(pipeline)
+        found = registry.load("task", task).Task().graphs(pipeline)
         odd = onnx.example_values(pipeline, found, 1, 9, 15, 640)
-        errors, saved = onnx.export_onnx(pipeline, folder, [640, 3], fold=fold)
+        errors, saved = onnx.export_onnx(pipeline, found, folder, [640, 3], fold=fold)
         assert max(errors.values()) <= 1e-5, depth
         assert ("zeros at the cut" in saved) == fold
         unet = next(graph for graph in found if graph.name == "unet")

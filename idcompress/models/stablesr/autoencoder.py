@@ -120,6 +120,15 @@ class StableSRAutoencoderKL(AutoencoderKL):
             hidden_states = self.quant_conv(hidden_states)
         return DiagonalGaussianDistribution(hidden_states), tuple(features)
 
+    @torch.inference_mode()
+    def own_inputs(self, image: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Arguments of `encode` and of `decode` that diffusers' autoencoder does not have, for costs.
+
+        Args:
+            image: what is encoded, (B, 3, H, W).
+        """
+        return {"return_features": True}, {"features": self.encode(image, return_features=True)[1]}
+
     @apply_forward_hook
     def decode(
         self,

@@ -236,6 +236,18 @@ class StableSRPipeline(DiffusionPipeline):
         prompt_embeds = prompt_embeds.to(self._execution_device, self.unet.dtype)
         return prompt_embeds.expand(batch_size, -1, -1)
 
+    def fix_prompt(self) -> Tensor:
+        """Store the embedding of the empty prompt in place of the text tower, if there is one, and return it.
+
+        Returns:
+            (1, tokens, width): what every call of the U-Net is given.
+        """
+        embedding = self.encode_prompt(1)
+        if self.text_encoder is not None:
+            stored = EmptyPromptEmbedding.from_tensor(embedding[0])
+            self.register_modules(prompt_embedding=stored, text_encoder=None, tokenizer=None)
+        return embedding
+
     def encode_image(self, image: Tensor, generator: Generators = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Draw the low-resolution latents of an image at working size.
 

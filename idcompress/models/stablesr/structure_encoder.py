@@ -5,6 +5,7 @@ halved, goes through one more residual block to the channels that SPADE expects.
 """
 
 import copy
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -13,6 +14,8 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_blocks import AttnDownBlock2D, DownBlock2D, UNetMidBlock2D
 from torch import Tensor, nn
+
+from .unet import num_structure_levels
 
 
 class StableSRStructureEncoder(ModelMixin, ConfigMixin):
@@ -108,6 +111,10 @@ class StableSRStructureEncoder(ModelMixin, ConfigMixin):
                 feature = self.mid_block(sample, temb)
             features[feature.shape[-1]] = feature_block(feature, temb)
         return features
+
+    def follow_cut(self, unet: Any) -> "StableSRStructureEncoder":
+        """The part of this encoder whose features a cut U-Net still reads; the encoder stays as it is."""
+        return prune_structure_encoder(self, num_structure_levels(unet))
 
 
 def prune_structure_encoder(encoder: StableSRStructureEncoder, num_feature_levels: int) -> StableSRStructureEncoder:

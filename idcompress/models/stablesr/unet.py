@@ -4,7 +4,7 @@ SPADE scales and shifts a block's residual branch by features of the low-resolut
 feature width. Its parameters live in the block (`...resnets.0.spade.*`), so whoever drops a block drops them too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -134,6 +134,16 @@ class StableSRUNet2DConditionModel(UNet2DConditionModel):
         finally:
             for block in blocks:
                 block.structure_features = None
+
+    def own_inputs(self, zeros: Callable[..., Tensor], height: int, width: int) -> dict[str, Any]:
+        """Arguments of a call that diffusers' U-Net does not have, for costs.
+
+        Args:
+            zeros: (channels, height, width) -> zeros for a batch.
+            height, width: of the sample.
+        """
+        channels, levels = self.config.structure_channels, range(len(self.config.block_out_channels))
+        return {"structure_features": {width >> n: zeros(channels, height >> n, width >> n) for n in levels}}
 
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Any = None) -> None:
         """Recompute blocks in the backward pass; by default with the structure features they saw in the forward."""
