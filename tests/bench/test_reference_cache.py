@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from idcompress import Recipe, registry
-from idcompress.config import Config, ModelConfig, TaskConfig
+from idcompress.bench import references
+from idcompress.bench.bench import Bench
+from idcompress.core.cut import Cut
+from idcompress.core.plan import Plan
 from idcompress.errors import IdcError
-from idcompress.loading import load_source
-from idcompress.stages import _bench
-from idcompress.stages._bench import Bench
+from idcompress.sources.load import load_source
+from idcompress.sources.model import Model
 from idcompress.tasks.ip2p import Task
 from idcompress.types import Example
 
@@ -28,35 +30,34 @@ def model(random_model):
 
 @pytest.fixture
 def bench(model, tmp_path, monkeypatch):
-    """(examples, changes of the configuration) -> Bench, whose cache lies in an empty folder."""
+    """(examples, settings) -> Bench, whose cache lies in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
-    def make(*examples, task=None, options=None, **changes):
-        config = Config(
-            task=TaskConfig("ip2p", 1, {}, options=options or {}),
-            model=ModelConfig("random"),
-            prune={"name": "depth_skip"},
-            timesteps={"name": "uniform"},
-            **{"guidance_scale": 2.0, "image_guidance_scale": 1.0} | changes,
-        )
-        return Bench(config, task or Task(), model, list(examples), {})
+    def make(*examples, task=None, options=None, **settings):
+        identity = {"name": "ip2p.1", "options": options or {}}
+        return Bench(task or Task(), model, list(examples), {}, identity, **settings)
 
     return make
 
 
+def plan_of(timesteps, sampler="ddim", **guidance):
+    scales = {"guidance_scale": 2.0, "image_guidance_scale": 1.0} | guidance
+    return Plan.over(timesteps, sampler=sampler, guidance=scales)
+
+
 def cached():
-    return {path.name for path in Path(_bench.CACHE).glob("*")} if Path(_bench.CACHE).is_dir() else set()
+    return {path.name for path in Path(references.CACHE).glob("*")} if Path(references.CACHE).is_dir() else set()
 
 
 @pytest.fixture
 def key_of(bench, monkeypatch):
-    """(example, timesteps, recipe, changes) -> what its result is kept under; nothing is computed."""
+    """(example, timesteps, recipe, settings, changes) -> what its result is kept under; nothing is computed."""
     monkeypatch.setattr(Bench, "images", lambda self, *arguments: torch.zeros(len(arguments[-1]), 3, 2, 2))
 
-    def key(example=EXAMPLE, timesteps=(500, 0), recipe=None, **changes):
-        for path in Path(_bench.CACHE).glob("*"):
+    def key(example=EXAMPLE, timesteps=(500, 0), recipe=None, settings=None, **changes):
+        for path in Path(references.CACHE).glob("*"):
             path.unlink()
-        bench(example, **changes).results(recipe, list(timesteps), "")
+        bench(example, **settings or {}).references(recipe, plan_of(timesteps, **changes), "")
         (name,) = cached()
         return name
 
@@ -88,11 +89,11 @@ def masked(value):
 
 
 def test_another_mask_is_not_served_the_first_ones_picture(bench):
-    found = [bench(masked(v), task=MaskedTask()).results(None, [700, 0], "") for v in (0.0, 1.0, 0.0)]
+    found = [bench(masked(v), task=MaskedTask()).references(None, plan_of([700, 0]), "") for v in (0.0, 1.0, 0.0)]
     assert not torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
     assert len(cached()) == 2
-    made = bench(masked(1.0), task=MaskedTask()).images(bench().model.pipeline, [700, 0], "")
+    made = bench(masked(1.0), task=MaskedTask()).images(bench().model.pipeline, plan_of([700, 0]), "")
     assert torch.equal(found[1], made)
 
 
@@ -127,11 +128,11 @@ def test_the_same_example_has_the_same_key(key_of):
 ELSE = [
     {"timesteps": (500, 1)},
     {"timesteps": (500, 500, 0)},
-    {"seed": 1},
+    {"settings": {"seed": 1}},
     {"sampler": "ancestral"},
     {"guidance_scale": 3.0},
     {"image_guidance_scale": 1.5},
-    {"options": {"colour": 1}},
+    {"settings": {"options": {"colour": 1}}},
 ]
 
 
@@ -141,13 +142,13 @@ def test_what_else_decides_a_result_is_part_of_the_key(key_of, change):
 
 
 def test_depth_and_weights_are_part_of_the_key(key_of, monkeypatch):
-    monkeypatch.setattr(_bench.Model, "for_recipe", lambda self, recipe: self.pipeline)
+    monkeypatch.setattr(Model, "for_recipe", lambda self, recipe: self.pipeline)
     weights = {"unet": {"file": "unet.safetensors", "sha256": "0"}}
     recipes = [
         None,
-        Recipe("ip2p", {"name": "random"}, depth=9),
-        Recipe("ip2p", {"name": "random"}, depth=8),
-        Recipe("ip2p", {"name": "random"}, depth=9, weights=weights),
+        Recipe("ip2p", {"name": "random"}, Cut("depth_skip", {"depth": 9})),
+        Recipe("ip2p", {"name": "random"}, Cut("depth_skip", {"depth": 8})),
+        Recipe("ip2p", {"name": "random"}, Cut("depth_skip", {"depth": 9}), weights),
     ]
     assert len({key_of(recipe=recipe) for recipe in recipes}) == len(recipes)
 
@@ -236,7 +237,7 @@ def test_the_order_of_a_mapping_does_not_matter(key_of):
 )
 def test_a_value_without_a_digest_is_an_error_that_names_it(bench, value, where, kind):
     with pytest.raises(IdcError, match=rf"example\.{where} holds a {kind}"):
-        bench(extra(value)).results(None, [0], "")
+        bench(extra(value)).references(None, plan_of([0]), "")
     assert not cached()
 
 
@@ -244,28 +245,21 @@ def test_a_value_without_a_digest_is_an_error_that_names_it(bench, value, where,
 
 
 def test_conditioning_is_not_shared_between_seeds(random_model, tmp_path, monkeypatch):
-    """StableSR's conditioning holds noise of the seed; a bench with another configuration shares what was encoded."""
+    """StableSR's conditioning holds noise of the seed; a bench with another seed shares what was encoded."""
     monkeypatch.chdir(tmp_path)
     source = {"name": "random", "path": str(random_model("stablesr"))}
     model = load_source("stablesr", source, device="cpu", dtype="float32", prune="depth_skip")
-    config = Config(
-        task=TaskConfig("stablesr", 1, {}),
-        model=ModelConfig("random"),
-        prune={"name": "depth_skip"},
-        timesteps={"name": "uniform"},
-        guidance_scale=None,
-    )
     image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
 
     def fresh(seed):
         examples, task = [Example(0, "", "", image)], registry.load("task", "stablesr").Task()
-        return Bench(dataclasses.replace(config, seed=seed), task, model, examples, {})
+        return Bench(task, model, examples, {}, seed=seed)
 
     def images(bench):
-        return bench.images(model.pipeline, [500, 0], "")
+        return bench.images(model.pipeline, Plan.over([500, 0]), "")
 
     first = fresh(0)
     kept = images(first)
-    other = dataclasses.replace(first, config=dataclasses.replace(config, seed=1))
+    other = dataclasses.replace(first, seed=1)
     assert torch.equal(images(other), images(fresh(1)))
     assert torch.equal(images(first), kept)

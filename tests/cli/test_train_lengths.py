@@ -8,7 +8,7 @@ from PIL import Image
 
 from idcompress import Recipe, gamma_timesteps
 from idcompress.adapters import training
-from idcompress.stages._bench import Bench
+from idcompress.bench.bench import Bench
 
 SMALL = ("num_inference_steps=3", "evaluate.metrics=[psnr]")
 
@@ -34,9 +34,9 @@ def test_a_search_samples_the_models_own_timesteps(idc, model_of_length, task, l
     seen = []
     images = Bench.images
 
-    def watched(self, pipeline, timesteps, *rest):
-        seen.append(list(timesteps))
-        return images(self, pipeline, timesteps, *rest)
+    def watched(self, pipeline, plan, *rest):
+        seen.append(list(plan.timesteps))
+        return images(self, pipeline, plan, *rest)
 
     search = ("tsopt.num_inference_steps=2", "tsopt.num_samples=1", "tsopt.reference_steps=5", "timesteps=quadratic")
     with pytest.MonkeyPatch.context() as patch:
@@ -64,9 +64,9 @@ def draw_of_training(idc, folder, monkeypatch, *arguments):
     drawn = []
     add_noise = training.add_noise
 
-    def watched(latents, noise, timesteps, alphas_cumprod):
+    def watched(latents, noise, timesteps, process):
         drawn.extend(timesteps.tolist())
-        return add_noise(latents, noise, timesteps, alphas_cumprod)
+        return add_noise(latents, noise, timesteps, process)
 
     monkeypatch.setattr(training, "add_noise", watched)
     small = ("trainer.max_steps=1", "trainer.val_check_interval=1", "finetune.warmup_steps=0", "finetune.batch_size=64")

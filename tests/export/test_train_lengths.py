@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from idcompress import Recipe, gamma_timesteps, load_pipeline
+from idcompress.core.plan import Plan
 
 from .folders import arguments, export_to, noise, recipe_for
 from .test_onnx import in_process, run_card
@@ -45,12 +46,12 @@ def test_the_numpy_sampler_makes_the_picture_over_uniform_steps(model_of_length,
     """A recipe without timesteps takes uniform ones, which begin at the model's own last timestep."""
     monkeypatch.chdir(tmp_path)
     recipe = recipe_for("ip2p", model_of_length("ip2p", LENGTH), 2, timesteps=None)
-    recipe = dataclasses.replace(recipe, num_inference_steps=4)
+    recipe = dataclasses.replace(recipe, plan=Plan.over([999, 666, 333, 0], guidance=recipe.guidance))
     folder = export_to(tmp_path / "graphs", recipe, format="onnx", fold=True)
     noise(32).save(folder / "input.png")
     names = run_card(folder, monkeypatch)
     uniform = gamma_timesteps(1.0, 4, num_train_timesteps=LENGTH)
     assert names["timesteps"] == uniform
-    listed = dataclasses.replace(recipe, timesteps=tuple(uniform))
+    listed = dataclasses.replace(recipe, plan=Plan.over(uniform, guidance=recipe.guidance), free_steps=False)
     assert np.abs(names["pixels"] - in_process(listed, noise(32), monkeypatch)).max() <= 1e-4
     assert Recipe.load(folder).timesteps is None

@@ -11,6 +11,7 @@ import torch
 
 from idcompress import registry
 from idcompress.core.guidance import classifier_free_guidance, dual_guidance, num_branches
+from idcompress.core.plan import Step
 
 TEXT, NULL = 1.0, -1.0  # what the embeddings of the prompt and of no prompt are filled with
 IMAGE = 2.0  # what the latents of the input image are filled with
@@ -109,7 +110,7 @@ def edit(guidance, sample):
         "image": full(IMAGE, size, 4, 2, 2),
     }
     denoise = registry.load("task", "ip2p").Task().denoise(SimpleNamespace(unet=unet), conditioning, guidance)
-    return denoise(sample, torch.tensor(500)), unet.rows
+    return denoise(sample, Step(500), None)[0], unet.rows
 
 
 @pytest.mark.parametrize(
@@ -152,6 +153,6 @@ def test_controlnet_combines_its_passes(scale, wanted, roles):
     pipeline = SimpleNamespace(unet=ControlledNetwork(), controlnet=ControlBranch())
     conditioning = {"text": full(TEXT, 2, 3, 5), "null": full(NULL, 2, 3, 5), "condition": full(3.0, 2, 3, 8, 8)}
     denoise = registry.load("task", "controlnet").Task().denoise(pipeline, conditioning, {"guidance_scale": scale})
-    found = denoise(torch.zeros(2, 4, 1, 1), torch.tensor(500))
+    found, _ = denoise(torch.zeros(2, 4, 1, 1), Step(500), None)
     torch.testing.assert_close(found, full(wanted, 2, 4, 1, 1))
     assert pipeline.unet.rows == pipeline.controlnet.rows == [role for role in roles for _ in range(2)]

@@ -7,9 +7,8 @@ one of 0.36 has signal 0.6 and noise 0.8.
 import pytest
 import torch
 
-from idcompress.core.ddim import predict
 from idcompress.core.losses import add_noise, denoising_target, feature_loss
-from idcompress.core.noise_schedule import scaled_linear_alphas_cumprod
+from idcompress.core.process import VariancePreserving, predict, scaled_linear_alphas_cumprod
 
 LEVELS = torch.tensor([0.64, 0.36])
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -28,7 +27,9 @@ def draw(*shape, seed=0):
 
 
 def test_the_noised_sample_is_that_of_each_images_own_level():
-    found = add_noise(pixels(1.0, 1.0, -2.0), pixels(10.0, 10.0, 0.0), torch.tensor([0, 1, 0]), LEVELS)
+    found = add_noise(
+        pixels(1.0, 1.0, -2.0), pixels(10.0, 10.0, 0.0), torch.tensor([0, 1, 0]), VariancePreserving(LEVELS)
+    )
     torch.testing.assert_close(found, pixels(0.8 + 6.0, 0.6 + 8.0, -1.6))
 
 
@@ -43,33 +44,34 @@ def test_the_noised_sample_is_that_of_each_images_own_level():
 )
 def test_the_target_of_each_prediction_type(prediction_type, wanted):
     clean, noise = pixels(1.0, 1.0, -2.0), pixels(10.0, 10.0, 0.0)
-    found = denoising_target(clean, noise, torch.tensor([0, 1, 0]), LEVELS, prediction_type)
+    found = denoising_target(clean, noise, torch.tensor([0, 1, 0]), VariancePreserving(LEVELS, prediction_type))
     torch.testing.assert_close(found, pixels(*wanted))
 
 
 def test_an_unknown_prediction_type_is_named():
     with pytest.raises(ValueError, match="epsilon, v_prediction or sample, got 'flow'"):
-        denoising_target(pixels(1.0), pixels(1.0), torch.tensor([0]), LEVELS, "flow")
+        denoising_target(pixels(1.0), pixels(1.0), torch.tensor([0]), VariancePreserving(LEVELS, "flow"))
 
 
 def test_the_velocity_is_the_derivative_of_the_sample_along_the_circle():
     """With signal cos(phi) and noise sin(phi) the sample moves by its velocity when phi grows."""
     clean, noise, phi, step = draw(1, 4, 3, 3), draw(1, 4, 3, 3, seed=1), 0.7, 1e-5
     around = torch.cos(torch.tensor([phi - step, phi, phi + step], dtype=torch.float64)) ** 2
-    before, after = (add_noise(clean, noise, torch.tensor([t]), around) for t in (0, 2))
-    target = denoising_target(clean, noise, torch.tensor([1]), around, "v_prediction")
+    process = VariancePreserving(around, "v_prediction")
+    before, after = (add_noise(clean, noise, torch.tensor([t]), process) for t in (0, 2))
+    target = denoising_target(clean, noise, torch.tensor([1]), process)
     torch.testing.assert_close((after - before) / (2 * step), target, atol=1e-8, rtol=0)
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
 def test_targets_lead_back_to_the_clean_image_and_its_noise(prediction_type):
     """What training asks of the network is what the samplers read out of it, at every level."""
-    alphas = scaled_linear_alphas_cumprod().double()
+    process = VariancePreserving(scaled_linear_alphas_cumprod().double(), prediction_type)
     for timestep in (0, 1, 120, 500, 998, 999):
         clean, noise, where = draw(3, 4, 2, 2), draw(3, 4, 2, 2, seed=1), torch.full((3,), timestep)
-        sample = add_noise(clean, noise, where, alphas)
-        target = denoising_target(clean, noise, where, alphas, prediction_type)
-        found = predict(target, sample, float(alphas[timestep]), prediction_type)
+        sample = add_noise(clean, noise, where, process)
+        target = denoising_target(clean, noise, where, process)
+        found = predict(target, sample, process.level(timestep), prediction_type)
         torch.testing.assert_close(found.pred_original_sample, clean, atol=1e-9, rtol=0)
         torch.testing.assert_close(found.pred_epsilon, noise, atol=1e-9, rtol=0)
 

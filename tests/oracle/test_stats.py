@@ -9,9 +9,9 @@ import math
 import pytest
 import torch
 
+from idcompress.bench.comparison import paired
 from idcompress.core.stats import bootstrap_interval
-from idcompress.metrics._base import MetricValue
-from idcompress.stages._alternatives import paired
+from idcompress.metrics._metric import MetricValue
 
 DRAWS, SIZE = 300, 120
 # name -> (n, generator) -> n values, and their true mean

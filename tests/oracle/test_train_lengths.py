@@ -6,12 +6,13 @@ import json
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from solvers import dpm_solver_sample
 
 from idcompress import ddim_sample, gamma_timesteps, registry
 from idcompress.adapters.pipeline import fixed_scheduler
 from idcompress.core.ddim import path_noise
-from idcompress.core.dpm_solver import dpm_solver_sample
-from idcompress.core.noise_schedule import check_timesteps, scaled_linear_alphas_cumprod
+from idcompress.core.plan import Plan
+from idcompress.core.process import VariancePreserving, check_timesteps, scaled_linear_alphas_cumprod
 from idcompress.core.random import image_generator
 from idcompress.core.timestep_search import gamma_search
 from idcompress.errors import IdcError
@@ -103,7 +104,7 @@ def test_timesteps_beyond_the_schedule_are_refused(length, sample):
 def test_a_scheduler_made_for_a_pipeline_keeps_its_length(length):
     betas, _ = schedule(length)
     stock = DDIMScheduler(length, **betas, beta_schedule="scaled_linear", prediction_type="v_prediction")
-    found = fixed_scheduler(type("Pipeline", (), {"scheduler": stock}), [length - 1, 40, 0])
+    found = fixed_scheduler(type("Pipeline", (), {"scheduler": stock}), Plan.over([length - 1, 40, 0]))
     assert found.timesteps.tolist() == [length - 1, 40, 0]
     assert torch.equal(found.alphas_cumprod, stock.alphas_cumprod)
     assert found.config.prediction_type == "v_prediction"
@@ -113,7 +114,7 @@ def test_a_scheduler_made_for_a_pipeline_keeps_its_length(length):
 
 
 def request(steps, length, score=lambda timesteps, **_: 0.0):
-    return ScheduleRequest(steps, length, tuple(schedule(length)[1].tolist()), score)
+    return ScheduleRequest(steps, VariancePreserving(schedule(length)[1]), score)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

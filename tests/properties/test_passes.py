@@ -8,13 +8,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from idcompress import registry
-from idcompress.config import Config, EvaluateConfig, ModelConfig, TaskConfig
+from idcompress.bench.bench import Bench
+from idcompress.bench.costs import costs
+from idcompress.bench.translate import translate
 from idcompress.core.guidance import num_branches
-from idcompress.loading import load_source
-from idcompress.metrics import macs
-from idcompress.stages._bench import Bench
-from idcompress.stages._costs import costs
-from idcompress.tasks import _base
+from idcompress.core.plan import Plan, Step
+from idcompress.costs.macs import Macs
+from idcompress.sources.load import load_source
 from idcompress.types import Example
 
 SCALES = {
@@ -34,33 +34,22 @@ MOST = [(task, SCALES[task][-1]) for task in registry.names("task")]
 
 @pytest.fixture(scope="module")
 def bench(random_model):
-    """A bench of two images of a task: (task, guidance, sampler) -> Bench; its model is loaded once."""
+    """A bench of two images of a task; its model is loaded once."""
     models = {}
 
-    def make(task, guidance, sampler="ddim"):
+    def make(task):
         if task not in models:
             source = {"name": "random", "path": str(random_model(task))}
             models[task] = load_source(task, source, device="cpu", dtype="float32", prune="depth_skip")
         px = 64 if task == "stablesr" else 32
         images = torch.rand(2, 3, px, px, generator=torch.Generator().manual_seed(0))
         examples = [Example(i, f"{i}", "", image, "make it darker", condition=image) for i, image in enumerate(images)]
-        scales = {"guidance_scale": None, "image_guidance_scale": None} | guidance
-        config = Config(
-            task=TaskConfig(task, 1, {}),
-            model=ModelConfig("random", path=str(random_model(task))),
-            prune={"name": "depth_skip"},
-            timesteps={"name": "uniform"},
-            sampler=sampler,
-            num_inference_steps=MANY,
-            evaluate=EvaluateConfig(latency=False),
-            **scales,
-        )
-        return Bench(config, registry.load("task", task).Task(), models[task], examples, {})
+        return Bench(registry.load("task", task).Task(), models[task], examples, {})
 
     return make
 
 
-def count_rows(bench, pipeline, timesteps):
+def count_rows(bench, pipeline, plan):
     """Translate both images; rows of each network's calls, by its position among the task's networks."""
     rows = collections.Counter()
     networks = bench.task.networks(pipeline)
@@ -74,8 +63,7 @@ def count_rows(bench, pipeline, timesteps):
 
     hooks = [n.register_forward_pre_hook(counter(i), with_kwargs=True) for i, n in enumerate(networks)]
     try:
-        config = bench.config
-        _base.translate(bench.task, pipeline, bench.examples, timesteps, config.guidance(), sampler=config.sampler)
+        translate(bench.task, pipeline, bench.examples, plan)
     finally:
         for hook in hooks:
             hook.remove()
@@ -84,15 +72,15 @@ def count_rows(bench, pipeline, timesteps):
 
 def check_the_bill(bench, monkeypatch, task, guidance, sampler):
     """The passes of every network, by the full model and by a cut one, for each of two images."""
-    monkeypatch.setattr(macs.Metric, "measure", lambda *_: {"gmacs": 1.0})  # counted below, and slow
-    tested = bench(task, guidance, sampler)
-    full, cut = tested.model.pipeline, tested.model.at(2)
-    billed = costs(tested, cut, TIMESTEPS)["network_calls"]
-    for pipeline, timesteps, calls in (
-        (cut, TIMESTEPS, billed["compressed"]),
-        (full, tested.uniform(MANY), billed["original"]),
-    ):
-        rows = count_rows(tested, pipeline, timesteps)
+    monkeypatch.setattr(Macs, "measure", lambda *_: {"gmacs": 1.0})  # counted below, and slow
+    tested = bench(task)
+    full, cut = tested.model.pipeline, tested.model.at(tested.model.chosen(2))
+    plan, original = (
+        Plan.over(timesteps, sampler=sampler, guidance=guidance) for timesteps in (TIMESTEPS, tested.uniform(MANY))
+    )
+    billed = costs(tested, cut, plan, original, latency=False)["network_calls"]
+    for pipeline, sampled, calls in ((cut, plan, billed["compressed"]), (full, original, billed["original"])):
+        rows = count_rows(tested, pipeline, sampled)
         assert rows == [len(tested.examples) * calls] * len(tested.task.networks(pipeline))
 
 
@@ -111,12 +99,13 @@ def test_every_sampler_is_billed_what_it_computes(bench, monkeypatch, task, guid
 @pytest.mark.parametrize(("task", "guidance"), MOST, ids=[task for task, _ in MOST])
 def test_the_multiply_accumulates_billed_are_those_computed(bench, task, guidance):
     """One step of one image, attention products included: those of a pass times the passes of a step."""
-    tested = bench(task, guidance)
-    cut, example, noise = tested.model.at(2), tested.examples[:1], torch.zeros(1, 4, 8, 8)
-    metric = macs.Metric(sample_size=8, encoder_tokens=tested.task.encoder_tokens(cut))
-    billed = num_branches(guidance) * metric.measure(tested.task.networks(cut))["gmacs_with_attention"]
+    tested = bench(task)
+    cut = tested.model.at(tested.model.chosen(2))
+    example, noise = tested.examples[:1], torch.zeros(1, 4, 8, 8)
+    cost = Macs(sample_size=8, encoder_tokens=tested.task.encoder_tokens(cut))
+    billed = num_branches(guidance) * cost.measure(tested.task.networks(cut))["gmacs_with_attention"]
     with torch.no_grad():
         denoise = tested.task.denoise(cut, tested.task.encode(cut, example), guidance)
         with FlopCounterMode(display=False) as counter:
-            denoise(noise, torch.tensor(500))
+            denoise(noise, Step(500), None)
     assert billed == pytest.approx(counter.get_total_flops() / 2e9, rel=1e-6)

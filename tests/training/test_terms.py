@@ -6,7 +6,7 @@ from torch import nn
 from toy_training import Network, Pipeline, batch_of, training_of, update
 
 from idcompress.core.ddim import ddim_sample
-from idcompress.core.noise_schedule import scaled_linear_alphas_cumprod
+from idcompress.core.process import scaled_linear_alphas_cumprod
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 

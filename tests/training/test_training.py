@@ -8,8 +8,9 @@ import torch
 
 from idcompress import registry
 from idcompress.adapters import training
-from idcompress.adapters.pipeline import Model, with_components
+from idcompress.adapters.pipeline import with_components
 from idcompress.errors import IdcError
+from idcompress.sources.model import Model
 from idcompress.types import Example
 
 TASKS = ["ip2p", "controlnet", "stablesr"]

@@ -5,8 +5,9 @@ import torch
 from test_training import TASK, batch_of, module_of
 
 from idcompress import registry
-from idcompress.adapters.pipeline import Model, with_components
-from idcompress.loading import load_source
+from idcompress.adapters.pipeline import with_components
+from idcompress.sources.load import load_source
+from idcompress.sources.model import Model
 
 TASKS = registry.names("task")
 TEACHER = {"task": 0.0, "output": 1.0, "features": 1.0}
@@ -41,7 +42,7 @@ def watch(module, monkeypatch, answer=None):
         return seen["clean"], conditioning
 
     def answered(pipeline, sample, timesteps, conditioning):
-        seen["sample"], seen["level"] = sample, module.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        seen["sample"], seen["level"] = sample, module.process.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         return predict(pipeline, sample, timesteps, conditioning) if answer is None else answer(seen)
 
     monkeypatch.setattr(task, "encode_training", encode_training)
