@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from idcompress import Recipe, gamma_timesteps
-from idcompress.adapters import training
+from idcompress.adapters import training_batch
 from idcompress.bench.bench import Bench
 
 SMALL = ("num_inference_steps=3", "evaluate.metrics=[psnr]")
@@ -62,13 +62,13 @@ def test_a_greedy_search_stays_within_the_schedule(idc, model_of_length):
 def draw_of_training(idc, folder, monkeypatch, *arguments):
     """The timesteps that a fine-tuning of one update draws, 64 of them."""
     drawn = []
-    add_noise = training.add_noise
+    add_noise = training_batch.add_noise
 
     def watched(latents, noise, timesteps, process):
         drawn.extend(timesteps.tolist())
         return add_noise(latents, noise, timesteps, process)
 
-    monkeypatch.setattr(training, "add_noise", watched)
+    monkeypatch.setattr(training_batch, "add_noise", watched)
     small = ("trainer.max_steps=1", "trainer.val_check_interval=1", "finetune.warmup_steps=0", "finetune.batch_size=64")
     watching = ("finetune.num_samples=1", "finetune.num_inference_steps=2", "loss=task", "depth=2", "recipe=none")
     succeed(idc, "finetune", "task=ip2p", f"model.path={folder}", *small, *watching, *arguments, "hydra.run.dir=tuned")
