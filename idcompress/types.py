@@ -62,11 +62,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class CutRequest:
-    """What a prune method may use to find its candidates.
+    """What a prune method may use to find its candidates. It says in NEEDS which of `batches` and `loss` it wants.
 
     Attributes:
-        batches: training batches to calibrate with, the same ones at every call; None where none can be had.
-        loss: (pipeline, batch) -> the task's own training loss, a tensor () with gradients; None without batches.
+        batches: training batches to calibrate with, the same ones at every call; None where it asked for none.
+        loss: (components, batch) -> the task's own training loss, a tensor (), of the model with these components in
+            place of its own. Gradients flow to whatever of them wants some; those of the loaded model want none, and
+            a method lets its own copies. None where it asked for none.
         seed: for methods that draw random numbers.
     """
 

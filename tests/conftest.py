@@ -45,6 +45,22 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
     return folder
 
 
+@pytest.fixture(scope="session")
+def model_of_length(
+    random_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, int], Path]:
+    """(task, T) -> folder of a random pipeline whose noise schedule has T timesteps, written once."""
+    import tiny_random
+
+    root = tmp_path_factory.mktemp("lengths")
+
+    def folder(task: str, length: int) -> Path:
+        path = root / f"{task}_{length}"
+        return path if path.is_dir() else tiny_random.write_with_length(random_model(task), path, length)
+
+    return folder
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     """What a command line did: exit code, stdout, stderr."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -124,4 +125,14 @@ def write_pipeline(task: str, folder: Path) -> Path:
             torch.nn.init.normal_(block.weight, std=0.1)  # zero convolutions would make control silent
         pipeline = StableDiffusionControlNetPipeline(unet=unet(4), controlnet=branch, **parts)
     pipeline.save_pretrained(folder)
+    return folder
+
+
+def write_with_length(source: Path, folder: Path, length: int) -> Path:
+    """Copy a pipeline folder with a noise schedule of `length` timesteps, which ends at about the same noise."""
+    shutil.copytree(source, folder)
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    betas = {name: config[name] * config["num_train_timesteps"] / length for name in ("beta_start", "beta_end")}
+    file.write_text(json.dumps({**config, **betas, "num_train_timesteps": length}))
     return folder

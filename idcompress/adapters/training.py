@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -20,32 +20,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..core.losses import add_noise, denoising_target, feature_loss
-from ..core.random import image_generator
+from ..core.losses import feature_loss
 from ..errors import IdcError
 from ..schedulers import process_of
 from ..types import Example
+from .training_batch import TrainableTask, TrainingBatch, noised_batch
 
 CHECKPOINT = "last.ckpt"
-
-
-class TrainableTask(Protocol):
-    """What training wants of a task; see tasks._base.Task."""
-
-    def encode_training(
-        self, pipeline: Any, examples: Sequence[Example], generators: list[torch.Generator], dropout: float
-    ) -> tuple[Tensor, dict[str, Tensor]]: ...
-
-    def predict(self, pipeline: Any, sample: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class TrainingBatch:
-    """Examples of consecutive sample numbers, and the photographs that could not be read on the way to them."""
-
-    numbers: list[int]
-    examples: list[Example]
-    unreadable: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -75,8 +56,8 @@ class Frozen:
 class Finetuning(pl.LightningModule):
     """Train a pruned model at its task, by itself (`task` weight) or towards the full model (`output`, `features`).
 
-    Every random draw of a sample (timestep, dropped conditions, posterior, noise) comes from the generator of its
-    number, so that neither the number of devices nor an interruption changes what is trained.
+    What is drawn for a sample follows from its number, so that neither the number of devices nor an interruption
+    changes what is trained.
 
     Args:
         student: pruned pipeline, float32; components of `trained` are trained, in place.
@@ -158,25 +139,26 @@ class Finetuning(pl.LightningModule):
 
     def losses(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """The terms of the loss, not weighted; those of weight 0 are not computed."""
-        # 1. The batch: latents, conditions, timesteps and noise, in float32 whatever trains.
-        generators = [image_generator(self.seed, number) for number in batch.numbers]
-        draws = torch.stack([torch.randint(len(self.timesteps), (), generator=g) for g in generators])
-        timesteps = self.timesteps[draws].to(self.device)
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            latents, conditioning = self.task.encode_training(
-                self.frozen.student, batch.examples, generators, self.conditioning_dropout
-            )
-            noise = torch.cat([torch.randn((1, *latents.shape[1:]), generator=g) for g in generators]).to(self.device)
-            sample = add_noise(latents, noise, timesteps, self.process)
-            target = denoising_target(latents, noise, timesteps, self.process)
-        # 2. The pruned model, and the full one on the same input.
+        # 1. The batch: latents, conditions, timesteps and noise.
         student, teacher = self.frozen.student, self.frozen.teacher
+        noised = noised_batch(
+            self.task,
+            student,
+            self.process,
+            batch,
+            self.timesteps,
+            seed=self.seed,
+            dropout=self.conditioning_dropout,
+            device=self.device,
+        )
+        # 2. The pruned model, and the full one on the same input.
+        given = noised.sample, noised.timesteps, noised.conditioning
         with _features(student.unet, self.blocks) as features:
-            output = self.task.predict(student, sample, timesteps, conditioning)
-        terms = {"task": F.mse_loss(output.float(), target)} if self.weights["task"] else {}
+            output = self.task.predict(student, *given)
+        terms = {"task": F.mse_loss(output.float(), noised.target)} if self.weights["task"] else {}
         if teacher is not None:
             with torch.no_grad(), _features(teacher.unet, self.blocks) as wanted_features:
-                wanted = self.task.predict(teacher, sample, timesteps, conditioning)
+                wanted = self.task.predict(teacher, *given)
             if self.weights["output"]:
                 terms["output"] = F.mse_loss(output.float(), wanted.float())
             if self.blocks:

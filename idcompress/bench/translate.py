@@ -113,7 +113,13 @@ def load_sampler(name: str) -> Sampler:
 
 
 def noise_of(process: Process, examples: Sequence[Example], seed: int) -> Noise:
-    """The examples' own noise paths."""
+    """The examples' own noise paths.
+
+    Raises:
+        IdcError: the process knows timesteps between whole numbers, for which there is no path.
+    """
+    if process.real_timesteps:
+        raise IdcError("ancestral sampling wants whole timesteps, and those of this model are real; use sampler=ddim")
     return PathNoise(process, [step_generator(seed, example.index) for example in examples])
 
 

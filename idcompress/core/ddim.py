@@ -44,7 +44,8 @@ def ddim_step(
         return prediction.pred_original_sample
     sigma = 0.0
     if eta > 0:
-        kept = (level.signal * next_level.noise) / (next_level.signal * level.noise)
+        # Where there is no signal to come, the sample is all noise already, and all of it is kept.
+        kept = (level.signal * next_level.noise) / (next_level.signal * level.noise) if next_level.signal else 1.0
         sigma = eta * next_level.noise * max(1 - kept**2, 0.0) ** 0.5
     noise = max(next_level.noise**2 - sigma**2, 0.0) ** 0.5 if sigma > 0 else next_level.noise
     prev_sample: Tensor = next_level.signal * prediction.pred_original_sample + noise * prediction.pred_epsilon

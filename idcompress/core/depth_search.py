@@ -68,5 +68,8 @@ def depth_search(
         FullModelFailsError: the full model fails.
     """
     depths = range(full_depth, min(min_depth, full_depth) - 1, -1)
-    depth, probes = cut_search(passes, depths, whole_curve=whole_curve)
+    try:
+        depth, probes = cut_search(passes, depths, whole_curve=whole_curve)
+    except FullModelFailsError:
+        raise FullModelFailsError(f"the full model (depth {full_depth}) misses a threshold") from None
     return depth, [DepthProbe(*probe) for probe in probes]

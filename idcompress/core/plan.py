@@ -159,7 +159,9 @@ class Plan:
         rows = known.get("coefficients")
         if rows is not None and not (isinstance(rows, list) and all(isinstance(row, list) for row in rows)):
             raise ValueError(f"a plan's coefficients must be null or a list of lists, got {rows!r}")
-        return cls(**{**known, "steps": tuple(Step.from_json(step) for step in known["steps"])})
+        known["steps"] = tuple(Step.from_json(step) for step in known["steps"])
+        known["coefficients"] = None if rows is None else tuple(tuple(row) for row in rows)
+        return cls(**known)
 
 
 def _known(cls: type, value: Any, what: str, *, required: tuple[str, ...]) -> dict[str, Any]:

@@ -202,10 +202,16 @@ def trajectory(
     return walk(denoise, start, [plan], process, sampler, **options)
 
 
-def shared_calls(plans: Iterable[Plan]) -> int:
-    """Calls of the network with which one tree of plans samples a batch: one for every distinct beginning."""
+def shared_calls(plans: Iterable[Plan], sampler: Sampler | None = None) -> int:
+    """Calls of the network with which one tree of plans samples a batch: one for every distinct beginning.
+
+    Args:
+        sampler: what the plans name; some pass over repeated timesteps.
+    """
     beginnings = set()
     for plan in plans:
+        if sampler is not None and sampler.SKIPS_REPEATS:
+            plan = without_repeats(plan)
         rows = [_row(plan, position) for position in range(len(plan))]
         beginnings |= {(plan.steps[: n + 1], tuple(rows[:n])) for n in range(len(plan))}
     return len(beginnings)

@@ -184,7 +184,10 @@ class Recipe:
             if not holds(value[name]):
                 raise IdcError(f"recipe {path}: {name} must be {what}, got {value[name]!r}")
         if version == 1:
-            value = _from_version_1(value)
+            try:
+                value = _from_version_1(value)
+            except (ValueError, IdcError) as error:
+                raise IdcError(f"recipe {path}: {error}") from None
         made: dict[str, Any] = {}
         for name, kind in (("cut", Cut), ("plan", Plan)):
             try:
@@ -205,6 +208,9 @@ def _from_version_1(value: dict[str, Any]) -> dict[str, Any]:
     """The fields of this version from those of the first, which had a depth and a list in their place.
 
     It knew 1,000 training timesteps only, so that uniform steps can be spelled out.
+
+    Raises:
+        ValueError, IdcError: more steps than that, or a number that a plan cannot have.
     """
     cut = None if value["depth"] is None else {"method": value["prune"], "depth": value["depth"]}
     provenance = value["provenance"]
@@ -224,7 +230,7 @@ def _uniform(num_inference_steps: int) -> list[float]:
     try:
         return list[float](gamma_timesteps(1.0, num_inference_steps))
     except ValueError as error:
-        raise IdcError(f"recipe: {error}") from None
+        raise IdcError(str(error)) from None
 
 
 def _is_int(value: Any) -> bool:

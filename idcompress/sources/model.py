@@ -58,9 +58,15 @@ class Model:
         return found
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """What the prune method asks a request for."""
+        return tuple(getattr(self._method(self.prune), "NEEDS", ()))
+
+    @property
     def full_depth(self) -> int:
         """Levels of the U-Net by the prune method's count; 1 where the method knows no depths."""
-        return int(self.candidates()[0].choice.get("depth", 1))
+        method = self._method(self.prune)
+        return int(method.levels(self.pipeline.components)) if hasattr(method, "levels") else 1
 
     def chosen(self, depth: int) -> Cut:
         """The cut that the key depth= names.

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 from .. import registry
 from ..bench import translate
 from ..bench.bench import Bench, open_bench
+from ..bench.calibration import Calibration
 from ..bench.selection import DataSource, choose_photographs
 from ..config import Config
 from ..core.plan import Plan
@@ -23,7 +25,7 @@ from ..runs.timing import part
 from ..sources.load import load_source, shared_model
 from ..sources.model import Model
 from ..tasks._task import Task
-from ..types import Schedule, ScheduleRequest
+from ..types import CutRequest, Schedule, ScheduleRequest
 
 
 def make_task(config: Config, name: str) -> Task:
@@ -48,12 +50,10 @@ def loading_settings(config: Config, recipe: Recipe) -> dict[str, Any]:
     method = str(config.prune["name"]) if recipe.cut is None else recipe.cut.method
     own = {name: value for name, value in config.prune.items() if name != "name"} if recipe.cut is None else {}
     entry = registry.load("prune", method, "prune.name")
-    return {
-        "device": config.device,
-        "dtype": config.dtype,
-        "prune": method,
-        "parameters": registry.bind(entry.candidates, own, "prune"),
-    }
+    parameters = registry.bind(entry.candidates, own, "prune")
+    if recipe.cut is None:
+        _check_needs(entry, f"prune={method}", recipe.task)
+    return {"device": config.device, "dtype": config.dtype, "prune": method, "parameters": parameters}
 
 
 def load_model(config: Config, recipe: Recipe) -> Model:
@@ -99,6 +99,24 @@ def bench_for(
     )
 
 
+def cut_request(config: Config, recipe: Recipe, bench: Bench, num_samples: int) -> CutRequest:
+    """What the prune method may use to find its candidates: what it asks for, and nothing else.
+
+    Args:
+        bench: of the search, on whose photographs the method calibrates.
+    """
+    needs = bench.model.needs
+    if not needs:
+        return CutRequest(seed=config.seed)
+    photos = choose_photographs(data_of(config), recipe, "search", num_samples)
+    calibration = Calibration(bench, photos, num_samples=num_samples, prompts=config.prompts())
+    return CutRequest(
+        batches=calibration.batches if "batches" in needs else None,
+        loss=calibration.loss if "loss" in needs else None,
+        seed=config.seed,
+    )
+
+
 def uniform_plan(config: Config, process: Process, num_inference_steps: int) -> Plan:
     """So many evenly spaced steps by the configured sampler and guidance."""
     return translate.uniform_plan(process, num_inference_steps, sampler=config.sampler, guidance=config.guidance())
@@ -134,15 +152,30 @@ def configured_search(config: Config) -> Search:
     strategy = registry.load("timesteps", name, "timesteps")
     parameters = {key: value for key, value in config.timesteps.items() if key != "name"}
     registry.bind(strategy.timesteps, parameters, "timesteps")
-    task = registry.load("task", config.task.name, "task").Task
-    for need in getattr(strategy, "NEEDS", ()):
-        if need in task.cannot_give:
-            raise IdcError(f"timesteps={name} asks for a {need}, which task={task.name} cannot give; choose another")
+    needs = _check_needs(strategy, f"timesteps={name}", config.task.name)
 
     def search(process: Process, num_inference_steps: int, **sources: Any) -> Schedule:
-        """The strategy's answer for so many steps; `sources` are score, teacher and denoiser of the request."""
-        request = ScheduleRequest(num_inference_steps, process, seed=config.seed, **sources)
+        """The strategy's answer for so many steps; of score, teacher and denoiser it gets those that it asks for."""
+        asked = {need: sources[need] for need in needs if need in sources}
+        request = ScheduleRequest(num_inference_steps, process, seed=config.seed, **asked)
         schedule: Schedule = strategy.timesteps(request, **parameters)
         return schedule
 
     return search
+
+
+def _check_needs(entry: ModuleType, key: str, task: str) -> tuple[str, ...]:
+    """What a strategy or a prune method asks for.
+
+    Args:
+        key: how it was chosen, for the error.
+
+    Raises:
+        IdcError: something that the task cannot give.
+    """
+    needs = tuple(getattr(entry, "NEEDS", ()))
+    cannot = registry.load("task", task, "task").Task.cannot_give
+    for need in needs:
+        if need in cannot:
+            raise IdcError(f"{key} asks for a {need}, which task={task} cannot give; choose another")
+    return needs

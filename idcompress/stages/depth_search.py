@@ -22,7 +22,7 @@ from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
 from ..runs.trace import Trace
 from ._run import provenance
-from ._values import bench_for, plan_of, uniform_plan
+from ._values import bench_for, cut_request, plan_of, uniform_plan
 
 Row = dict[str, Any]
 
@@ -49,7 +49,9 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     references, trace = bench.references(None, original, "full model"), run_dir.trace()
 
     # 2. Alg. 1 over candidates that are evaluated once and then read from the trace
-    candidates = [cut for cut in bench.model.candidates() if cut.choice.get("depth", 1) >= settings.min_depth]
+    whole, *smaller = bench.model.candidates(cut_request(config, recipe, bench, settings.num_samples))
+    least = settings.min_depth  # of cuts by depth; others have none
+    candidates = [whole, *(cut for cut in smaller if cut.choice.get("depth", least) >= least)]
 
     def passes(cut: Cut) -> bool:
         row = trace.find(**_key(cut))
@@ -72,8 +74,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
 
     # 3. the recipe
     if cut == candidates[0]:
-        smaller = bench.model.words(candidates[1]) if len(candidates) > 1 else "nothing smaller"
-        say(f"no level can go: {smaller} misses a threshold; the recipe keeps the full model")
+        next_one = bench.model.words(candidates[1]) if len(candidates) > 1 else "nothing smaller"
+        say(f"no level can go: {next_one} misses a threshold; the recipe keeps the full model")
     else:
         say(f"{bench.model.words(cut)}: {_size(bench, cut)}")
     files.write_json(

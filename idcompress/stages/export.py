@@ -66,6 +66,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     model = load_model(where, recipe)
     recipe = recipe.derive_model(model.source)
     plan = plan_of(config, recipe, model.process)
+    if recipe.plan is not None:  # a folder is the recipe's own model, whatever else is asked for on the command line
+        plan = dataclasses.replace(plan, guidance=recipe.guidance)
     cut = model.for_recipe(recipe)
     task = make_task(config, recipe.task)
     present = task.networks_of_a_step

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from idcompress import registry
-from idcompress.adapters import training
-from idcompress.adapters.pipeline import Model, with_components
+from idcompress.adapters import training, training_batch
+from idcompress.adapters.pipeline import with_components
 from idcompress.errors import IdcError
+from idcompress.sources.model import Model
 from idcompress.types import Example
 
 TASKS = ["ip2p", "controlnet", "stablesr"]
@@ -106,7 +107,7 @@ def test_the_loss_of_a_fixed_batch_falls_below_a_twentieth(name, weights, model,
     if weights is DISTILL:  # on data where the full model is right, so that the terms do not contradict each other
         with torch.no_grad():
             teacher = capture_output(module, batch)
-        monkeypatch.setattr(training, "denoising_target", lambda *_: teacher)
+        monkeypatch.setattr(training_batch, "denoising_target", lambda *_: teacher)
     optimizer = module._optimizer(module.components.parameters())
     start = total(module, batch).item()
     for _ in range(300):
