@@ -94,7 +94,7 @@ def run_command(command: str, arguments: list[str]) -> None:
 
 
 def _flags_first(arguments: list[str]) -> list[str]:
-    """Flags before overrides: argparse takes `a=1 -m b=2` for a mistake, users do not."""
+    """Put flags before overrides, because Hydra's parser rejects `a=1 -m b=2`, which users write."""
     from hydra._internal.utils import get_args_parser
 
     overrides = list(get_args_parser().parse_known_intermixed_args(arguments)[0].overrides)

@@ -250,7 +250,7 @@ STEPS = (
     "tsopt.reference_steps",
     "finetune.num_inference_steps",
 )
-# Keys that change how fast a result comes, not what it is: not part of a run's identity.
+# Keys that change how fast a run is and not its result, so they are not part of its identity.
 NOT_IDENTITY = ("batch_size", "threads")
 
 
@@ -276,7 +276,7 @@ def to_config(composed: DictConfig) -> Config:
     """
     try:
         container = OmegaConf.to_container(composed, resolve=True)
-        # A merge into the bare schema refuses keys that `+key=value` smuggled past it.
+        # `+key=value` adds keys past Hydra's schema check; merging into the bare schema refuses them.
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), container))
     except OmegaConfBaseException as error:
         raise IdcError(one_line(error)) from None

@@ -117,8 +117,8 @@ def run(command: str, arguments: Sequence[str], flags: Sequence[str]) -> None:
 def run_job(composed: DictConfig, *, command: str, program: Program, failures: list[IdcError]) -> None:
     """One job, in whatever process a launcher chose for it.
 
-    A user's mistake is noted in `failures`, so that the sweep's other jobs still run and Hydra adds no lines of its
-    own; in another process the exception itself travels back.
+    A user's mistake is noted in `failures`, so that the sweep's other jobs still run and Hydra prints no traceback.
+    In another process than the launcher's the exception itself is raised, and the launcher hands it back.
     """
     try:
         with _process_as_it_was():

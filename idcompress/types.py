@@ -18,7 +18,7 @@ class Example:
     """One picture to translate.
 
     Attributes:
-        index: position in its data set; seeds the noise, so that batch size and order never change a result.
+        index: position in its data set. It seeds the noise, so that neither batch size nor order changes a result.
         name: what to call it in files and tables.
         photo: content digest (SHA-256) of the photograph that it was cut from.
         image: (3, H, W), float32 in [0, 1]: the photograph at the model's resolution.

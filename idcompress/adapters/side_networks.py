@@ -1,4 +1,4 @@
-"""Networks beside the U-Net whose outputs it reads level by level: a cut takes along what it no longer reads."""
+"""Networks beside the U-Net, whose outputs it reads level by level. A cut drops what the cut U-Net no longer reads."""
 
 from typing import Any
 

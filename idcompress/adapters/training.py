@@ -31,7 +31,7 @@ CHECKPOINT = "last.ckpt"
 
 @dataclass(frozen=True)
 class Frozen:
-    """What does not train, out of Lightning's sight: not saved, averaged, copied or synchronised.
+    """What is not trained, hidden from Lightning so that it neither saves, averages, copies nor synchronises it.
 
     Attributes:
         student: the pruned pipeline, whose trained components the LightningModule registers.
@@ -65,8 +65,8 @@ class Finetuning(pl.LightningModule):
         identity: what a checkpoint must agree in to be continued: {"task", "depth", "model", ...}.
         weights: {"task", "output", "features"} weights of the loss terms.
         timesteps: training timesteps to draw from, each equally likely.
-        preview: called with the step before the first one and at every validation, when the averaged weights are in
-            place, and again with a step that it knows when a run is continued; its numbers are logged.
+        preview: called with the step before the first update and at every validation, with the averaged weights in
+            place. A continued run may call it again with a step that it knows. The numbers it returns are logged.
     """
 
     def __init__(
@@ -99,14 +99,14 @@ class Finetuning(pl.LightningModule):
         self._optimizer, self._schedule, self._warmup_steps = optimizer, schedule, warmup_steps
 
     def setup(self, stage: str) -> None:
-        """Recovery has a start: sample before a strategy wraps or shards the networks."""
+        """Take the first validation before training, and before a strategy wraps or shards the networks."""
         device = self.trainer.strategy.root_device
         self.frozen.to(device, list(self.components))
         self.components.to(device)
         self._look(0)
 
     def on_train_start(self) -> None:
-        """Catch up on a validation that an interruption cut off: its step was saved before it."""
+        """Repeat a validation that an interruption cut short, since the checkpoint of its step was already saved."""
         interval = int(self.trainer.val_check_interval) // self.trainer.accumulate_grad_batches
         if self.global_step and self.global_step % interval == 0:
             averages = [c for c in self.trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
@@ -172,7 +172,7 @@ class Finetuning(pl.LightningModule):
         optimizer = self._optimizer([p for p in self.components.parameters() if p.requires_grad])
         total = self.trainer.max_steps if self.trainer.max_steps > 0 else None
         if total is None and not self._schedule.startswith("constant"):
-            raise IdcError(f"finetune.schedule={self._schedule} wants to know its end; set trainer.max_steps")
+            raise IdcError(f"finetune.schedule={self._schedule} needs the number of updates; set trainer.max_steps")
         schedule = get_scheduler(
             self._schedule, optimizer, num_warmup_steps=self._warmup_steps, num_training_steps=total
         )
@@ -390,7 +390,7 @@ def average_weights(decay: float) -> WeightAveraging:
 
 
 def checkpoints(folder: Path, every_n_steps: int) -> ModelCheckpoint:
-    """The newest state, replaced whole every so many updates."""
+    """Keep only the newest state, replaced as a whole at the given interval."""
     return ModelCheckpoint(
         dirpath=folder,
         filename=Path(CHECKPOINT).stem,

@@ -29,14 +29,14 @@ from .translate import PipelineAt, sampling, translate, uniform_plan
 
 @dataclass
 class Bench:
-    """Runs plans over fixed examples; conditioning is encoded once per batch, whatever is run.
+    """Runs plans over fixed examples. What conditions the networks is encoded once per batch, for all plans.
 
     Attributes:
         task: with its options.
         model: whole, and able to be cut.
         examples: what is translated.
         photographs: name -> digest of every photograph in use, for a recipe's provenance.
-        identity: what of the task decides on a result besides the examples, for the cache's keys.
+        identity: the task's name, version and options, which the cache's keys must contain besides the examples.
         seed: of the noise.
         batch_size: images per call of the networks on a GPU.
         metrics: parameters of metrics that have some, by name.
@@ -139,7 +139,7 @@ class Bench:
         """Images of a plan, (N, 3, H, W), that are computed once and kept on disk, lossless.
 
         Args:
-            recipe: whose cut and weights to use; None for the whole model. Its own plan plays no part.
+            recipe: gives the cut and the weights; None for the whole model. Its own plan is not used.
         """
         keys = [references.key(self, recipe, plan, example) for example in self.examples]
         missing = [position for position, key in enumerate(keys) if not references.holds(key)]
@@ -161,7 +161,7 @@ class Bench:
         return values
 
     def available(self, names: Sequence[str]) -> list[str]:
-        """Names of metrics, those that end in "?" only where their weights are on this machine; a line says if not."""
+        """The metrics to use: one written as NAME? is left out, with a message, if its weights are not here."""
         found = []
         for entry in names:
             name = entry.removesuffix("?")
@@ -176,7 +176,7 @@ class Bench:
         return found
 
     def metric(self, name: str) -> ImageMetric:
-        """A metric, made once: weights are loaded or refused then, and a new result takes the old one's place."""
+        """A metric, made once per bench. Its weights are loaded, or found missing, at the first call."""
         if name not in self._metrics:
             entry = registry.load("metric", name, "metric").Metric
             parameters = dict(registry.bind(entry, dict(self.metrics.get(name, {})), f"metrics.{name}"))
@@ -192,8 +192,8 @@ class Bench:
     def batches(self, positions: Sequence[int] | None = None) -> list[tuple[int, ...]]:
         """Positions of examples that go through the networks together.
 
-        On the CPU images go one by one: kernels differ with the batch, which moved PSNR above 65 dB by up to 0.004 dB,
-        for a quarter less time.
+        On the CPU images go one by one: batches would take a quarter less time, but kernels round differently in them,
+        which moved PSNR above 65 dB by up to 0.004 dB.
         """
         size = 1 if self.model.pipeline.unet.device.type == "cpu" else self.batch_size
         wanted = range(len(self.examples)) if positions is None else positions
@@ -236,7 +236,7 @@ def open_bench(
     """Make the examples of a bench from photographs.
 
     Args:
-        num_samples, first: examples first .. num_samples - 1 of those that the photographs give in turn.
+        num_samples, first: make the examples first .. num_samples - 1, going round the photographs.
         prompts: to use in turn; empty for the photographs' own, else the task's.
         settings: further attributes of `Bench`.
     """

@@ -29,8 +29,8 @@ class System:
     Attributes:
         pipeline: the whole one, or a recipe's.
         plan: what is sampled.
-        reference: name of the system whose images it is compared with; one that is its own is the whole model at
-            uniform steps, whose results are kept on disk.
+        reference: name of the system whose images it is compared with. A system that is its own reference is the whole
+            model at uniform steps, and its images are cached on disk.
     """
 
     pipeline: Any
@@ -45,7 +45,7 @@ class System:
 
 
 def affordable_steps(num_inference_steps: int, cost: float, other_cost: float) -> int:
-    """The equal-cost rule: so many steps of another model cost what a model's own do, rounded, at least one.
+    """The equal-cost rule: how many steps of another model cost as much as this model's, rounded, at least one.
 
     Args:
         cost, other_cost: of one step of either, in one unit: multiply-accumulates throughout this program.

@@ -20,7 +20,7 @@ from ..runs import timing
 from .bench import Bench
 from .translate import load_sampler, translate
 
-STAGES = ("encode", "denoise", "decode", timing.OTHER)  # of a translation, which they make up
+STAGES = ("encode", "denoise", "decode", timing.OTHER)  # the parts of a translation, which sum to the whole
 
 
 def costs(bench: Bench, pipeline: Any, plan: Plan, original: Plan, *, latency: bool) -> dict[str, Any]:

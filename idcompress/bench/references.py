@@ -44,7 +44,7 @@ def key(bench: Bench, recipe: Recipe | None, plan: Plan, example: Example) -> st
 
 
 def content(value: Any, where: str = "example") -> Any:
-    """A value as JSON that no other value shares: an example with all of its fields, whatever a task gives it.
+    """A value as JSON, such that different values give different JSON; covers every field that an example has.
 
     Args:
         where: the value's place, for the error.

@@ -11,7 +11,7 @@ from ..errors import IdcError
 from ..images import photo_sets
 from ..runs.recipe import Recipe
 
-_CANDIDATES = 512  # of a larger set so many photographs, evenly spread, are looked at: neighbours are often alike
+_CANDIDATES = 512  # photographs considered of a larger set, evenly spread over it, because neighbours are often alike
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,10 @@ def choose_photographs(
     """The photographs of a split; for evaluation those that no search of the recipe has seen.
 
     Args:
-        split: "train", "search" or "evaluate"; the source's own split overrules it. Evaluation takes all of a data set
-            that has no split of its own, less what was seen; its half alone where a training saw too many to list them.
-        num_samples: so many are wanted, spread over the set; None wants all.
+        split: "train", "search" or "evaluate"; the source's configured split overrules it. If a data set has no splits
+            of its own, evaluation takes all of it except what was seen, or only the evaluation half where a training
+            saw too many photographs to list them.
+        num_samples: how many are wanted, spread over the set; None wants all.
 
     Raises:
         IdcError: the data set is not as its loader expects, or no photograph is left.

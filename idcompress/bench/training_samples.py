@@ -18,11 +18,11 @@ from ..tasks import _task
 from ..types import Example
 
 LISTED = 1000  # photographs up to which a recipe names each one that training may see
-_FEW = 16  # photographs up to which all of them stay decoded; more would be in turn, and none met again in time
+_FEW = 16  # with at most this many photographs all stay decoded; more would fill the memory before any is used again
 
 
 def held_out(photos: PhotographSet, num_samples: int) -> list[Photograph]:
-    """The last photographs, to watch the training by: as many as images are wanted, but at most one of four.
+    """The last photographs, held out for validation: one per wanted image, but at most a quarter of the set.
 
     Raises:
         IdcError: there is only one photograph.
@@ -96,7 +96,7 @@ class TrainingSamples:
     def _example(self, number: int, photo: Photograph, image: torch.Tensor, target: torch.Tensor | None) -> Example:
         prompt = self.prompts[number % len(self.prompts)] if self.prompts else photo.prompt or None
         if prompt is None and target is None:
-            # Another stream than the training step's, which draws its timestep first: one would decide the other.
+            # Not the training step's own stream: its first draw is the timestep, so the prompt would depend on it.
             prompt = self.task.draw_prompt(image_generator(self.seed, -1 - number))
         return self.task.example(number, photo, image, prompt, target)
 

@@ -159,7 +159,7 @@ def without_cache(denoise: Callable[[Tensor, Tensor], Tensor]) -> Denoise:
 
 @dataclass(frozen=True)
 class DrawnNoise:
-    """Step noise from generators, drawn as it is needed; for one plan at a time."""
+    """Step noise drawn from generators when it is needed. Drawing moves them on, so it serves one plan at a time."""
 
     generator: Generators = None
 

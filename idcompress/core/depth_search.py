@@ -30,7 +30,7 @@ def cut_search(
         whole_curve: go on probing after the first failure, for the curve; the choice is unchanged.
 
     Returns:
-        (candidate, probes): the first candidate says that nothing can go.
+        (candidate, probes); the first candidate, which is the whole model, if nothing can be removed.
 
     Raises:
         FullModelFailsError: the whole model fails.

@@ -87,13 +87,13 @@ class ScoredPlan:
 
     @property
     def depth(self) -> int:
-        """Of the network that holds all that the plan uses: what decides on the model's size."""
+        """The greatest depth of any step, which decides how much of the network must be stored."""
         return max(self.plan)
 
 
 @dataclass(frozen=True)
 class Rivals:
-    """The best multi-depth plans beside a single depth, which is among the candidates for each of them.
+    """The best multi-depth plans to compare with a single depth, whose own plan is a candidate in every comparison.
 
     Attributes:
         single: the plan of one depth.

@@ -23,7 +23,7 @@ class Step:
         depth: levels of the U-Net that are computed here; None for all that are stored.
         passes: guidance passes that are computed here: "all"; "held", which takes the guidance difference of an earlier
             step; "text", which samples without guidance.
-        refresh: whether side networks (a control branch, a structure encoder) are called, or their last output reused.
+        refresh: True calls the side networks (a control branch, a structure encoder); False reuses their last output.
     """
 
     timestep: float | int

@@ -131,7 +131,7 @@ def walk(
     Raises:
         ValueError: plans that differ in sampler, guidance or fill, or timesteps that the process does not have.
     """
-    wanted: dict[Plan, list[Plan]] = {}  # as it is walked -> as it was given
+    wanted: dict[Plan, list[Plan]] = {}  # the plan that is walked -> the given plans that come to it without repeats
     for plan in dict.fromkeys(plans):
         check_for_process(plan.timesteps, process)
         wanted.setdefault(without_repeats(plan) if sampler.SKIPS_REPEATS else plan, []).append(plan)

@@ -53,7 +53,9 @@ def gamma_timesteps(
 
 
 def uniform_timesteps(num_inference_steps: int, process: Process) -> list[float | int]:
-    """Evenly spaced timesteps from the noisiest one down: to 0, or where timesteps are real numbers, to the last but 0.
+    """Evenly spaced timesteps from the noisiest one down to 0, or down to T / n where timesteps are real numbers.
+
+    A run ends on the clean picture by itself, so a call at noise 0 would add nothing.
 
     Raises:
         ValueError: num_inference_steps is not between 1 and T.

@@ -37,7 +37,7 @@ def count(systems: Systems, step_counts: Sequence[int], branches: int) -> dict[s
     components = _component_costs(systems)
     rows = {system: list(parts.values()) for system, parts in components.items()}
     if "compressed" in rows:
-        # The paper cuts the U-Net alone; ours drops what nobody reads of its side networks too.
+        # The paper cuts the U-Net alone; we also drop the parts of side networks that the cut U-Net does not read.
         rows["unet_cut_only"] = list({**components["original"], "unet": components["compressed"]["unet"]}.values())
     networks = {system: _sum([row for row in parts if row["called"] == _EVERY_STEP]) for system, parts in rows.items()}
     by_steps = []
@@ -62,7 +62,7 @@ def _component_costs(systems: Systems) -> dict[str, dict[str, Row]]:
     full = {part.name: part.costs() for part in systems["original"]}
     found = {"original": full}
     if "compressed" in systems:
-        # What a cut leaves alone has all its parameters still, and is not counted again.
+        # Components that the cut leaves alone are the full model's own, so their counts are reused.
         found["compressed"] = {
             part.name: full[part.name] if part.file_params == full[part.name]["file_params"] else part.costs()
             for part in systems["compressed"]
@@ -189,7 +189,7 @@ def _step_rows(
 
 
 def _peak_memory(systems: Systems, device: torch.device) -> dict[str, dict[str, float]]:
-    """Of one step's networks; on the CPU, where only the whole process can be measured, of the original alone."""
+    """Peak memory of one step's networks; on the CPU of the original only, because it is the whole process's peak."""
     metric = PeakMemory()
     found = {}
     for system, parts in systems.items():

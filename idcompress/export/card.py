@@ -20,7 +20,7 @@ _FOLLOWING = """\
 The scheduler takes the steps of DDIM over that list: DPM-Solver++ of order 1 is DDIM and, unlike diffusers'
 DDIMScheduler, accepts a list. diffusers warns that it ignores `timesteps` in the scheduler's configuration; the code
 above brings them in. Of the stock schedulers DDPM, Euler, Heun, LCM, TCD and both DPM-Solvers take `timesteps=`; DDIM,
-PNDM, DEIS and UniPC do not. Never assign to `scheduler.timesteps`: the steps go astray then.
+PNDM, DEIS and UniPC do not. Never assign to `scheduler.timesteps`, because the steps would no longer fit the list.
 `idcompress.load_pipeline` on this folder follows the list by itself."""
 _DEEPCACHE = "DeepCache's `DeepCacheSDHelper` (0.1.1) works on it."
 _DEEPCACHE_STOCK = """\

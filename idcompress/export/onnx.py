@@ -112,7 +112,7 @@ def largest_error(graph: Graph, values: dict[str, Tensor], path: Path) -> float:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    # An input that plays no part is none of the file's: the time in a branch of depth 1, say.
+    # The exporter drops inputs that nothing reads, for example the timestep in a branch of depth 1.
     feeds = {entry.name: values[entry.name].numpy() for entry in session.get_inputs()}
     errors = []
     for name, made in zip(graph.outputs, session.run(graph.outputs, feeds), strict=True):

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 HALVES = ("search", "evaluate")
 SPLITS = ("train", *HALVES, "all")
-# Package and path in it. In nobody's training set; the right-hand twin of motorcycle_left is left out, since both
-# halves would share its scene.
+# Packages and paths of photographs that are in no model's training set. The right-hand picture of motorcycle_left's
+# stereo pair is left out, since both halves would then share its scene.
 _PACKAGED = {
     "search": (
         ("skimage", "data/chelsea.png"),

@@ -27,10 +27,10 @@ def apply(components: dict[str, Any], cut: Cut) -> dict[str, Any]:
     """Cut the U-Net, and with it the parts of its side networks that it no longer reads.
 
     Args:
-        components: a pipeline's, by name, also of one that was cut before; they stay as they are.
+        components: a pipeline's, by name, which may have been cut before; they are not changed.
 
     Returns:
-        The components to replace; none where the depth is the one that is there.
+        The components to replace; none if the U-Net already has this depth.
 
     Raises:
         IdcError: the cut names no depth, or one that this U-Net does not have.

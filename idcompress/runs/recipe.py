@@ -32,8 +32,8 @@ class Recipe:
         weights: fine-tuned weights that replace the model's, {component: {"file", "sha256"}}; files lie beside the
             recipe. Empty: the model's own weights, pruned.
         plan: how a picture is sampled; None where no stage has looked at the model yet.
-        free_steps: True where the plan stands for so many uniform steps, in place of which any other number may be
-            taken; False where its timesteps were chosen.
+        free_steps: True if nobody chose the plan's timesteps: it stands for that many uniform steps, and any other
+            number of uniform steps may be taken instead. False if a search chose them.
         parent: digest of the recipe that this one was made from, None for the full model.
         provenance: the stages so far, in order: each {"stage", "config_digest", "seed", "code", "photographs", ...}.
         version: of this format.
@@ -250,7 +250,7 @@ def _is_name(value: Any) -> bool:
 
 
 def _holds(value: Any, **fields: Callable[[Any], bool]) -> bool:
-    """Whether a value is an object with these fields, each as its check wants it."""
+    """Whether a value is an object that has these fields, each of which passes its check."""
     return isinstance(value, dict) and all(name in value and check(value[name]) for name, check in fields.items())
 
 

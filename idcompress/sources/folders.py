@@ -62,7 +62,7 @@ def _check_digests(folder: Path, wanted: dict[str, str]) -> None:
         if wanted.get(name) != found.get(name):
             what = "was not exported" if name not in wanted else "is missing" if name not in found else "was changed"
             raise IdcError(
-                f"{folder / name} {what}: it is not as {folder / 'recipe.json'} says; copy or export the folder again"
+                f"{folder / name} {what} since {folder / 'recipe.json'} was written; copy or export the folder again"
             )
 
 

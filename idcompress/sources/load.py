@@ -58,9 +58,9 @@ def load_source(
 
 
 def shared_model(task: str, source: dict[str, Any], **settings: Any) -> Model:
-    """As `load_source`, but the model that was loaded last is handed out again where everything agrees.
+    """As `load_source`, but if the model that was loaded last is the same one, it is returned again.
 
-    The stages of one run share it.
+    This is how the stages of one run share a model.
     """
     place = {name: value for name, value in source.items() if name != "digest"}
     key = files.digest([task, place, settings])

@@ -102,7 +102,7 @@ class Model:
         """The pipeline cut as a recipe says, with its fine-tuned weights if it has any."""
         pipeline = self.at(recipe.cut)
         if recipe.weights:
-            # What the cut has not replaced is the whole model's own, and must not be written over.
+            # A component that the cut did not replace is the whole model's own: copy it before loading weights into it.
             shared = [name for name in recipe.weights if getattr(pipeline, name) is getattr(self.pipeline, name)]
             pipeline = with_components(pipeline, {name: copy.deepcopy(getattr(pipeline, name)) for name in shared})
             load_weights(pipeline, recipe)

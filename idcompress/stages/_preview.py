@@ -30,7 +30,7 @@ class Preview:
         trained: names of the components that are trained.
         metrics: what is measured; the first one decides which validation is the best.
         keep_best: keep the trained weights of the best validation so far.
-        keep_full: the full model stays on its device, since training distils from it.
+        keep_full: leave the full model on its device after the first look, because training distils from it.
 
     Attributes:
         best: file with the weights of the best validation so far.
@@ -56,7 +56,7 @@ class Preview:
         self.before: Tensor | None = None
 
     def __call__(self, step: int) -> dict[str, float]:
-        """The metrics of a step; one that is on record, as before an interruption, is not sampled again."""
+        """The metrics of a step. A step that is in the trace already, as after an interruption, is read from there."""
         row = self.trace.find(step=step) or self._look(step)
         numbers = {name: value for name, value in row["metrics"].items() if value is not None}
         return numbers | dict.fromkeys(row.get("perfect", ()), math.inf)
@@ -71,7 +71,7 @@ class Preview:
                     getattr(bench.model.pipeline, name).to("cpu")
         outputs = bench.images(self.student, self.plan, f"step {step}")
         if not outputs.isfinite().all():
-            raise IdcError(f"the validation images of step {step} are no numbers; lower finetune.optimizer.lr")
+            raise IdcError(f"the validation images of step {step} hold NaN or infinity; lower finetune.optimizer.lr")
         values = bench.measure(self.metrics, outputs, self.references)
         nothing = {name: value.note for name, value in values.items() if value.value is None and not value.perfect}
         if self.keep_best and self.metrics[0] in nothing:
@@ -105,7 +105,7 @@ class Preview:
             self._look(step)
 
     def best_step(self) -> int:
-        """Of the validations so far, the start among them; the earlier one of equals."""
+        """The step of the best validation so far, the start included; of equal ones the earliest."""
         return int(max(self.trace.rows, key=lambda row: (self._score(row), -row["step"]))["step"])
 
     def _score(self, row: dict[str, Any]) -> float:

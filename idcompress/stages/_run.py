@@ -51,7 +51,7 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
     """Check the configuration, resolve the recipe and open the run folder.
 
     Raises:
-        IdcError: anything of it is wrong; nothing has been written then.
+        IdcError: the configuration or the recipe is wrong; nothing has been written yet.
     """
     console.start_logging(None, quiet=not is_main_process())
     config = configuration.to_config(composed)
@@ -125,7 +125,7 @@ def recipe_paths(stage: str, config: Config) -> list[Path]:
 
 
 def full_recipe(config: Config, *, needs_weights: bool = True) -> Recipe:
-    """The model as it is, as a recipe; that of an exported folder brings its timesteps and guidance along."""
+    """The recipe of an uncompressed model. An exported folder has its own, with timesteps and guidance."""
     model = config.model
     exported = None if model.path is None else Recipe.of_folder(model.path)
     if exported is not None:
@@ -230,7 +230,7 @@ def with_depth(recipe: Recipe, config: Config) -> Recipe:
 def provenance(
     stage: str, config: Config, run_dir: RunDir, photographs: dict[str, str], **details: Any
 ) -> dict[str, Any]:
-    """What a recipe says of the stage that made it. No times: the same run ends in the same recipe."""
+    """A recipe's entry about the stage that made it. It holds no times, so that the same run gives the same recipe."""
     return {
         "stage": stage,
         "config_digest": run_dir.info["digest"],

@@ -1,6 +1,6 @@
 """From the configuration to the values that the rooms below take: data, models, benches and plans.
 
-Below this file nobody sees the configuration.
+No room below the stages sees the configuration.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..types import CutRequest, Schedule, ScheduleRequest
 
 
 def make_task(config: Config, name: str) -> Task:
-    """A task with its options; one that a recipe brings along against the configuration has its defaults.
+    """A task with its configured options; a recipe's task that is not the configured one gets its defaults.
 
     Raises:
         IdcError: an unknown option, or a value that it cannot have.

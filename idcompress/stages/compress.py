@@ -37,7 +37,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             with timing.part(name), timing.record() as seconds:
                 made = stage.run(_stage_config(name, config, recipes[0]), recipes, stage_run)
             if not is_main_process():
-                return []  # a further process of the fine-tuning, which was started for it alone
+                return []  # this process was started by the fine-tuning for itself, and has nothing more to do
             if made:
                 save_recipes(made, stage_run)
             timing.save(seconds, stage_run.path)
@@ -47,9 +47,10 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
 
 
 def _stage_config(name: str, config: Config, recipe: Recipe) -> Config:
-    """depth= fixes the depth for the depth search; the other stages take the recipe's, fine-tuning fewer levels.
+    """The configuration of one stage. depth= goes to the depth search alone; the others take the recipe's depth.
 
-    Where the depth was searched, what lies below it fails only for want of training.
+    Fine-tuning cuts compress.fewer_levels more than a search kept: the deeper cut failed untrained, and may hold once
+    it is trained.
     """
     if name == "depth_search":
         return config

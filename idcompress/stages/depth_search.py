@@ -110,7 +110,7 @@ def _found(trace: Trace, cut: Cut) -> Row:
 
 
 def _row(bench: Bench, cut: Cut, outputs: Tensor, references: Tensor, thresholds: list[Threshold], began: float) -> Row:
-    """The trace's row of a candidate that was sampled from `began` on."""
+    """A candidate's row of the trace; `began` is when its sampling started."""
     values, failing = judge(bench, outputs, references, thresholds)
     return {
         **_key(cut),
@@ -144,7 +144,7 @@ def _size(bench: Bench, cut: Cut) -> str:
 
 
 def _derive(config: Config, recipe: Recipe, bench: Bench, run_dir: RunDir, cut: Cut) -> Recipe:
-    """The recipe with the cut, its steps as they were."""
+    """The recipe with the cut; its plan stays as it was."""
     searched = config.depth is None
     entry = provenance("depth_search", config, run_dir, bench.photographs if searched else {}, **_key(cut))
     return recipe.derive(

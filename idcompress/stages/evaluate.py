@@ -38,10 +38,9 @@ Row = dict[str, Any]
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
-    """Evaluate every recipe over the same images.
+    """Evaluate every recipe on the same images.
 
-    Writes metrics.json, per_image.csv and images/ (below steps_N/ where there are several recipes). No recipe is
-    made.
+    Writes metrics.json, per_image.csv and images/, for several recipes in a folder steps_N/ each. Makes no recipe.
     """
     recipes = [with_depth(recipe, config) for recipe in recipes]
     portions = Portions(config, recipes[0])
@@ -57,7 +56,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
 
 
 class Portions:
-    """The examples of an evaluation, a bench for each portion; one portion is kept, so small sets are made once."""
+    """The examples of an evaluation, with a bench per portion. The last one is kept, so a small set is opened once."""
 
     def __init__(self, config: Config, recipe: Recipe) -> None:
         self.number = config.evaluate.num_samples
@@ -152,7 +151,7 @@ def _evaluate(config: Config, portions: Portions, recipe: Recipe, folder: Path) 
 def _systems(config: Config, bench: Bench, pipeline: Any, plan: Plan, original: Plan) -> dict[str, System]:
     """The three systems, and two of them by every other sampler that the task reports.
 
-    What is compared with the original's result is compared with that of the same sampler, with common noise.
+    Each is compared with the original's result by the same sampler, from the same noise.
     """
     full = bench.model.pipeline
     systems = {
@@ -233,9 +232,9 @@ def _save_inputs(bench: Bench, folder: Path) -> None:
 
 
 def _save_depth_skipped(bench: Bench, recipe: Recipe, original: Plan, folder: Path, total: int, config: Config) -> None:
-    """For the eye: the pruned model at the original's steps, on report.num_images of the `total` examples.
+    """Images of the pruned model at the original's steps, which the report shows and nothing measures.
 
-    They are spread evenly over all examples; the report shows them side by side.
+    They are made of report.num_images examples, spread evenly over the `total`.
     """
     number = min(config.report.num_images, total)
     picks = {i * total // number for i in range(number)}

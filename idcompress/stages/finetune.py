@@ -41,12 +41,12 @@ class Session:
     """A fine-tuning: what is trained, on what, and how it is watched.
 
     Attributes:
-        recipe: that is trained, at the depth that was asked for.
+        recipe: what is trained: the given recipe, cut to the depth that was asked for.
         bench: the full model and the validation images.
         student: the pruned pipeline, with trained components of its own.
         trained: their names.
-        photos: of the data set, the last ones held out.
-        identity: what a checkpoint must agree in to be continued.
+        photos: the data set's photographs; the last ones are held out for validation.
+        identity: what a checkpoint must have in common with this run to be continued by it.
     """
 
     recipe: Recipe
@@ -66,8 +66,8 @@ class Session:
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     """Fine-tune the pruned networks of a recipe and hand on one with their weights.
 
-    With finetune.keep=best the recipe that came in is handed on instead where no validation was better than the start
-    and where a deeper cut than the recipe's misses a threshold even after training.
+    With finetune.keep=best the weights before training are kept if no validation beats them, and a cut deeper than the
+    given recipe's is dropped, with its weights, if it misses a threshold even after training.
 
     Writes checkpoints/last.ckpt, logs/, previews/, trace.jsonl (a row per validation), recovery.png, metrics.json and
     a .safetensors file per trained component.
@@ -208,7 +208,7 @@ def _train(
     if not is_main_process():
         return trainer, {}
     own = folder / training.CHECKPOINT
-    done = own if own.is_file() else checkpoint  # one that had no update left to make
+    done = own if own.is_file() else checkpoint  # the given one had already reached max_steps, so nothing was trained
     assert done is not None
     last: dict[str, Tensor] = torch.load(done, weights_only=True, map_location="cpu")["state_dict"]
     with trainer.precision_plugin.val_step_context():
@@ -227,7 +227,7 @@ def _checkpoint(config: Config, run_dir: RunDir, identity: dict[str, Any]) -> Pa
         checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     except FileNotFoundError:
         raise IdcError(f"finetune.checkpoint={given}: no such file") from None
-    except Exception as error:  # torch raises many kinds for a file that is cut short or holds code
+    except Exception as error:  # torch raises many kinds of exception for a truncated file or one that holds code
         raise IdcError(f"{show(path)} is not a whole checkpoint ({str(error).splitlines()[0][:100]})") from None
     training.check_identity(checkpoint, identity, show(path))
     say(f"continuing at step {checkpoint['global_step']} of {show(path)}")
@@ -257,7 +257,7 @@ def _trainer_arguments(config: Config, run_dir: RunDir) -> dict[str, Any]:
 
 @part("train")
 def _fit(trainer: Any, module: Any, data: Any, checkpoint: Path | None) -> None:
-    """Train; Lightning ends the process on signals, which here end the run as any command ends."""
+    """Train, and turn Lightning's SystemExit after a signal into the way every other command ends on one."""
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:
@@ -387,7 +387,7 @@ def _write_metrics(
             "depth": session.depth,
             "full_depth": session.bench.model.full_depth,
             "steps": steps,
-            "kept_step": kept,  # 0: the start's weights; null: the recipe that came in goes on
+            "kept_step": kept,  # 0: the weights before training; null: the deeper cut was dropped
             "batch_size": config.finetune.batch_size,
             "loss": config.loss.name,
             "num_images": len(session.bench.examples),

@@ -52,9 +52,9 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         pipelines = {"original": full}
         if recipe.cut is not None:
             pipelines["compressed"] = cut_networks(full, recipe.cut)
-        known = {"encoder_tokens": tokens, "encodes_image": task.encodes_image}
+        known: dict[str, Any] = {"encoder_tokens": tokens, "encodes_image": task.encodes_image, **sizes}
         return {
-            name: components_of(whole, task.networks(whole), image_px, **known, **sizes)
+            name: components_of(whole, task.networks(whole), image_px, **known)
             for name, whole in pipelines.items()
         }
 

@@ -234,7 +234,7 @@ Target = tuple[Arm, Over]  # whose results others are compared with
 
 
 class Found(NamedTuple):
-    """A search's timesteps, PSNR of uniform steps and of them on unseen images, and all of it as columns of a row."""
+    """What a search found: its timesteps, PSNR of uniform and of found steps on unseen images, and a table row."""
 
     timesteps: list[float]
     uniform: MetricValue
@@ -264,7 +264,7 @@ def verdicts(differences: Sequence[dict[str, Any]]) -> str:
 
 
 def series(label: str, rows: Sequence[dict[str, Any]], x: str, y: str) -> Series:
-    """Two columns as a line of a chart, without the rows that lack y; a paired difference brings its interval."""
+    """Two columns as a line of a chart, without rows that lack y; paired differences keep their intervals."""
     points, intervals = [], []
     for row in rows:
         value = row[y]

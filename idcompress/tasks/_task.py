@@ -137,7 +137,7 @@ class Task(ABC):
         return initial_noise(pipeline, examples, seed)
 
     def project(self, prediction: Prediction, level: Level, conditioning: Conditioning) -> Prediction:
-        """Change a prediction where the task knows part of the result, a masked picture's surroundings say."""
+        """Change a prediction where the task knows part of the result, for example the surroundings of a mask."""
         return prediction
 
     @abstractmethod
@@ -162,7 +162,7 @@ class Task(ABC):
         """One call of the networks without guidance, for training: sample (B, 4, h, w), timesteps (B,), int64."""
 
     def draw_prompt(self, generator: torch.Generator) -> str | None:
-        """A prompt for a training photograph that brings none; None leaves it to `example`."""
+        """A prompt for a training photograph that has none; None leaves the choice to `example`."""
         return None
 
     def decode(self, pipeline: Any, latents: Tensor, conditioning: Conditioning) -> Tensor:
@@ -253,7 +253,7 @@ def tasks_with(offers: Callable[[type[Task]], bool]) -> str:
 
 
 def step_generator(seed: int, index: int) -> torch.Generator:
-    """Of an image's steps where sampling is ancestral; with the start's own, both would draw the same numbers."""
+    """The generator of an image's step noise in ancestral sampling; the start's own would repeat its numbers."""
     return image_generator(seed, _STEPS + index)
 
 

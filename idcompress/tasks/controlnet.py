@@ -63,7 +63,7 @@ output = null + {guidance_scale} * (with_text - null)""",
     def example(
         self, index: int, photo: Photograph, image: Tensor, prompt: str | None, target: Tensor | None = None
     ) -> Example:
-        """The condition is the crop's canny map, thrice; without a prompt its measured facts are the caption."""
+        """The condition is the crop's edge map, on three channels. Without a prompt, measured facts are the caption."""
         low, high = 100, 200
         if self.random_thresholds:
             draws = torch.randint(50, 150, (2,), generator=image_generator(0, index))

@@ -53,9 +53,9 @@ output = null + {guidance_scale} * (both - image) + {image_guidance_scale} * (im
     def example(
         self, index: int, photo: Photograph, image: Tensor, prompt: str | None, target: Tensor | None = None
     ) -> Example:
-        """Without a prompt the computable edits take turns; then the true result comes along.
+        """Without a prompt the computable edits take turns, and the example gets its true result as target.
 
-        Each time round the turns shift by one, so that an edit does not meet the same photograph every time.
+        Each round of the edits starts one edit later, so that an edit does not always meet the same photograph.
         """
         if prompt is not None and target is not None:
             name = f"{index:04d}_{photo.name}"

@@ -128,7 +128,7 @@ decoded = (decoded - ours) / spread * std + mean  # the input's colours""",
         return output
 
     def decode(self, pipeline: Any, latents: Tensor, conditioning: _task.Conditioning) -> Tensor:
-        """Decode with feature wrapping; the features (50 MB an image at 512 px) are computed anew, not kept."""
+        """Decode with feature wrapping; its features, 50 MB per 512 px image, are computed again rather than kept."""
         image = conditioning["image"]
         _, features = pipeline.vae.encode(image.to(pipeline.vae.dtype), return_features=True)
         decoded: Tensor = pipeline.decode_latents(latents, features, image, self.fidelity_weight, self.color_fix)
@@ -202,7 +202,7 @@ decoded = (decoded - ours) / spread * std + mean  # the input's colours""",
 
 
 def _posterior_generator(seed: int, index: int) -> torch.Generator:
-    """One of its own: with that of the start, posterior noise and start would be one and the same."""
+    """The generator of an image's posterior noise. The start's own would make the two noises identical."""
     return image_generator(seed, -1 - index)
 
 

@@ -25,7 +25,7 @@ from idcompress.schedulers import process_of
 ALPHAS = scaled_linear_alphas_cumprod().double()
 PROCESSES = [
     *(VariancePreserving(ALPHAS, kind) for kind in ("epsilon", "v_prediction", "sample")),
-    *(RectifiedFlow(1000, kind) for kind in ("flow", "epsilon", "sample")),
+    *(RectifiedFlow(1000, kind) for kind in ("flow", "sample")),
 ]
 NAMES = [f"{process.to_json()['name']}-{process.prediction_type}" for process in PROCESSES]
 
