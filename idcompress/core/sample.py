@@ -230,10 +230,14 @@ def _order(plan: Plan) -> list[tuple[Any, ...]]:
 
 
 def without_repeats(plan: Plan) -> Plan:
-    """The plan whose repeated timesteps are passed over: the first step of each stays, with its coefficients."""
+    """The plan whose repeated timesteps are passed over.
+
+    Of repeats the first step stays, with the coefficients of the last, from which the run moves on.
+    """
+    last = {timestep: position for position, timestep in enumerate(plan.timesteps)}
     first = {timestep: position for position, timestep in reversed(list(enumerate(plan.timesteps)))}
-    kept = sorted(first.values())
-    if len(kept) == len(plan):
+    if len(last) == len(plan):
         return plan
-    rows = None if plan.coefficients is None else tuple(plan.coefficients[position] for position in kept)
-    return replace(plan, steps=tuple(plan.steps[position] for position in kept), coefficients=rows)
+    rows = None if plan.coefficients is None else tuple(plan.coefficients[position] for position in last.values())
+    steps = tuple(plan.steps[position] for position in sorted(first.values()))
+    return replace(plan, steps=steps, coefficients=rows)

@@ -54,8 +54,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             pipelines["compressed"] = cut_networks(full, recipe.cut)
         known: dict[str, Any] = {"encoder_tokens": tokens, "encodes_image": task.encodes_image, **sizes}
         return {
-            name: components_of(whole, task.networks(whole), image_px, **known)
-            for name, whole in pipelines.items()
+            name: components_of(whole, task.networks(whole), image_px, **known) for name, whole in pipelines.items()
         }
 
     levels = level_costs(pipeline.unet, image_px // vae_scale_factor(pipeline), encoder_tokens=tokens)

@@ -96,7 +96,7 @@ def test_an_unknown_prediction_type_is_named():
         predict(draw(1, 1), draw(1, 1), Level(0.6, 0.8), "score")
     with pytest.raises(ValueError, match="epsilon, v_prediction or sample, got 'flow'"):
         VariancePreserving(ALPHAS, "flow")
-    with pytest.raises(ValueError, match="flow, epsilon or sample, got 'v_prediction'"):
+    with pytest.raises(ValueError, match="flow or sample, got 'v_prediction'"):
         RectifiedFlow(1000, "v_prediction")
 
 

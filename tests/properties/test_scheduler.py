@@ -17,6 +17,7 @@ from diffusers import (
 import idcompress
 from idcompress import registry
 from idcompress.adapters.pipeline import encode_image_latents, encode_prompts, fixed_scheduler, with_components
+from idcompress.core.plan import Plan
 from idcompress.core.process import scaled_linear_alphas_cumprod
 from idcompress.export.stock_form import stock_scheduler
 from idcompress.schedulers import FixedTimestepsScheduler
@@ -158,7 +159,7 @@ def test_stock_schedulers_step_as_ddim_and_ancestrally():
     pipeline = SimpleNamespace(scheduler=FixedTimestepsScheduler(timesteps=TIMESTEPS))
     noises = torch.randn(len(TIMESTEPS), *start().shape, generator=torch.Generator().manual_seed(2))
     for sampler, eta in (("ddim", 0), ("ancestral", 1)):
-        stock, sample = stock_scheduler(pipeline, TIMESTEPS, sampler), start()
+        stock, sample = stock_scheduler(pipeline, Plan.over(TIMESTEPS, sampler=sampler or "ddim")), start()
         stock.set_timesteps(timesteps=TIMESTEPS)
         for timestep, noise in zip(stock.timesteps, noises, strict=True):
             sample = stock.step(network(sample, int(timestep)), timestep, sample, variance_noise=noise).prev_sample
@@ -287,7 +288,7 @@ def start_latents():
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_an_unmodified_pipeline_follows_the_list(stock, eta):
     task, original = stock
-    pipeline = with_components(original, {"scheduler": fixed_scheduler(original, TIMESTEPS)})
+    pipeline = with_components(original, {"scheduler": fixed_scheduler(original, Plan.over(TIMESTEPS))})
     theirs, ours = call(task, pipeline, eta, num_inference_steps=100)
     torch.testing.assert_close(theirs, ours(TIMESTEPS), atol=1e-4, rtol=1e-4)
     assert (theirs - ours([999, 600, 100])).abs().max() > 0.05
@@ -303,14 +304,14 @@ def test_an_unmodified_pipeline_follows_the_list(stock, eta):
 @pytest.mark.parametrize("stock", ["controlnet"], indirect=True)  # the InstructPix2Pix pipeline takes no timesteps
 def test_a_list_given_to_the_pipeline_wins(stock):
     task, original = stock
-    pipeline = with_components(original, {"scheduler": fixed_scheduler(original, TIMESTEPS)})
+    pipeline = with_components(original, {"scheduler": fixed_scheduler(original, Plan.over(TIMESTEPS))})
     theirs, ours = call(task, pipeline, timesteps=[900, 400, 400, 10])
     torch.testing.assert_close(theirs, ours([900, 400, 400, 10]), atol=1e-4, rtol=1e-4)
 
 
 def test_a_saved_pipeline_keeps_the_list(stock, tmp_path):
     _, original = stock
-    pipeline = with_components(original, {"scheduler": fixed_scheduler(original, TIMESTEPS)})
+    pipeline = with_components(original, {"scheduler": fixed_scheduler(original, Plan.over(TIMESTEPS))})
     pipeline.save_pretrained(tmp_path)
     loaded = DiffusionPipeline.from_pretrained(tmp_path)
     assert isinstance(loaded.scheduler, FixedTimestepsScheduler)
