@@ -224,13 +224,13 @@ def _from_version_1(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _uniform(num_inference_steps: int) -> list[float]:
-    """So many uniform steps over 1,000 training timesteps, which the first version of the format took for granted."""
-    from ..core.timestep_search import gamma_timesteps
+    """So many even steps over 1,000 training timesteps, which the first version of the format took for granted.
 
-    try:
-        return list[float](gamma_timesteps(1.0, num_inference_steps))
-    except ValueError as error:
-        raise IdcError(str(error)) from None
+    They stand for their number: what is sampled are the uniform steps of the model's own process.
+    """
+    if not 1 <= num_inference_steps <= 1000:
+        raise IdcError(f"num_inference_steps must be between 1 and 1000, got {num_inference_steps}")
+    return [999 * i // max(num_inference_steps - 1, 1) for i in range(num_inference_steps - 1, -1, -1)]
 
 
 def _is_int(value: Any) -> bool:

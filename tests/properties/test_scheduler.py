@@ -17,7 +17,7 @@ from diffusers import (
 import idcompress
 from idcompress import registry
 from idcompress.adapters.pipeline import encode_image_latents, encode_prompts, fixed_scheduler, with_components
-from idcompress.core.plan import Plan
+from idcompress.core.plan import Plan, Step
 from idcompress.core.process import scaled_linear_alphas_cumprod
 from idcompress.export.stock_form import stock_scheduler
 from idcompress.schedulers import FixedTimestepsScheduler
@@ -275,7 +275,10 @@ def call(task, pipeline, eta=0.0, seeds=(3, 4), **arguments):
 
     def ours(timesteps):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return idcompress.ddim_sample(denoise, latents, timesteps, ALPHAS, eta=eta, generator=generators)
+        return idcompress.ddim_sample(network, latents, timesteps, ALPHAS, eta=eta, generator=generators)
+
+    def network(sample, timestep):
+        return denoise(sample, Step(int(timestep)), None)[0]
 
     return theirs, ours
 
