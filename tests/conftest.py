@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 # One thread for torch: two on a busy machine are many times slower. No hub, ever.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -59,6 +61,25 @@ def model_of_length(
         return path if path.is_dir() else tiny_random.write_with_length(random_model(task), path, length)
 
     return folder
+
+
+@pytest.fixture
+def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Add an entry to the registry, a module of these members, for one test; returns flags that let `idc` find it."""
+    from idcompress import registry
+
+    def add(kind: str, name: str, **members: Any) -> list[str]:
+        module = ModuleType(f"idcompress.{registry._FOLDERS[kind]}.{name}")
+        vars(module).update(members)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        names = registry.names
+        monkeypatch.setattr(registry, "names", lambda k: sorted([*names(k), name]) if k == kind else names(k))
+        yaml = tmp_path / "conf" / kind / f"{name}.yaml"
+        yaml.parent.mkdir(parents=True, exist_ok=True)
+        yaml.write_text(f"name: {name}\n")
+        return ["--config-dir", str(tmp_path / "conf")]
+
+    return add
 
 
 @dataclasses.dataclass(frozen=True)

@@ -143,14 +143,14 @@ def test_only_dpm_solver_passes_over_repeats():
 
 
 def test_repeats_that_are_passed_over_take_their_coefficients_along():
-    """The move to the next timestep is that of the last of its repeats."""
+    """What is left at each timestep is its first step, with that one's coefficients."""
 
     class Skipping(Weighted):
         SKIPS_REPEATS = True
 
     steps = (Step(900), Step(500), Step(500), Step(0))
     plan = Plan(steps, coefficients=((1.0,), (2.0,), (3.0,), (4.0,)))
-    shorter = Plan((Step(900), Step(500), Step(0)), coefficients=((1.0,), (3.0,), (4.0,)))
+    shorter = Plan((Step(900), Step(500), Step(0)), coefficients=((1.0,), (2.0,), (4.0,)))
     found = sample(Network(), START, plan, VP, Skipping())
     assert torch.equal(found, sample(Network(), START, shorter, VP, Weighted()))
 
