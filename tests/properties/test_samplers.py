@@ -143,14 +143,14 @@ def test_only_dpm_solver_passes_over_repeats():
 
 
 def test_repeats_that_are_passed_over_take_their_coefficients_along():
-    """What is left at each timestep is its first step, with that one's coefficients."""
+    """What is computed at a timestep is its first step's, and the move to the next one is its last step's."""
 
     class Skipping(Weighted):
         SKIPS_REPEATS = True
 
     steps = (Step(900), Step(500), Step(500), Step(0))
     plan = Plan(steps, coefficients=((1.0,), (2.0,), (3.0,), (4.0,)))
-    shorter = Plan((Step(900), Step(500), Step(0)), coefficients=((1.0,), (2.0,), (4.0,)))
+    shorter = Plan((Step(900), Step(500), Step(0)), coefficients=((1.0,), (3.0,), (4.0,)))
     found = sample(Network(), START, plan, VP, Skipping())
     assert torch.equal(found, sample(Network(), START, shorter, VP, Weighted()))
 
@@ -181,7 +181,7 @@ def tree():
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 def test_a_tree_gives_every_plan_what_it_gives_alone(sampler):
     """Bit for bit, with one call for every distinct beginning, each of which sees the steps of its own branch."""
-    plans, network = tree(), Network()
+    plans, network = tree()[: 12 if sampler.STOCHASTIC else None], Network()  # a path of noise takes its time
     found = list(sample_tree(network, START, [*plans, *plans[:3]], VP, sampler, noise=noise_of(sampler)))
     assert len(found) == len(plans) and {plan for plan, _ in found} == set(plans)
     for plan, final in found:
@@ -189,7 +189,7 @@ def test_a_tree_gives_every_plan_what_it_gives_alone(sampler):
     assert len(network.calls) == shared_calls(plans) == shared_calls(plans, sampler)
     beginnings = {plan.steps[: n + 1] for plan in plans for n in range(len(plan))}
     assert set(network.calls) == beginnings
-    assert len(network.calls) < 0.7 * sum(map(len, plans))
+    assert len(network.calls) < 0.8 * sum(map(len, plans))
 
 
 def test_the_calls_of_a_tree_by_hand():
@@ -212,7 +212,7 @@ def test_coefficients_decide_on_the_moves():
 
 @pytest.mark.parametrize("name", [name for name, sampler in SAMPLERS.items() if sampler.STOCHASTIC])
 def test_branches_share_a_path_of_noise_and_leave_its_generators_alone(name):
-    sampler, plans, noise = SAMPLERS[name], tree()[:8], path_noise()
+    sampler, plans, noise = SAMPLERS[name], tree()[:5], path_noise()
     before = [generator.get_state() for generator in noise.generators]
     found = dict(sample_tree(Network(), START, plans, VP, sampler, noise=noise))
     again = dict(sample_tree(Network(), START, plans[::-1], VP, sampler, noise=noise))

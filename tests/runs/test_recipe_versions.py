@@ -191,7 +191,6 @@ def test_both_versions_sample_the_same_picture(tuned, tmp_path):
     spelled = Recipe("ip2p", model.source, Cut("depth_skip", {"depth": 9}), first.weights, plan, folder=path.parent)
     assert torch.equal(picture(model, spelled), made)
     for change in (
-        {"cut": Cut("depth_skip", {"depth": 8}), "weights": {}},
         {"weights": {}},
         {"plan": dataclasses.replace(plan, sampler="ddim")},
     ):
