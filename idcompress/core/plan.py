@@ -84,7 +84,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
-        object.__setattr__(self, "guidance", dict(self.guidance))
+        guidance = {name: float(scale) if _is_number(scale) else scale for name, scale in self.guidance.items()}
+        object.__setattr__(self, "guidance", guidance)  # 2 and 2.0 are one scale, also in JSON
         if not self.steps:
             raise ValueError("timesteps must hold at least one entry, got a plan without steps")
         for position, (before, after) in enumerate(pairwise(self.timesteps), start=1):

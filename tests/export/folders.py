@@ -22,10 +22,12 @@ GUIDANCE = {
 TIMESTEPS = (981, 640, 3, 3)  # uneven, with a repeat
 
 
-def recipe_for(task, model, depth, timesteps=TIMESTEPS, **changes):
+def recipe_for(task, model, depth, timesteps=TIMESTEPS, sampler="ddim", **changes):
     source = {"name": "tiny", "path": None if model is None else str(model), "repositories": None, "revision": None}
     cut = None if depth is None else Cut("depth_skip", {"depth": depth})
-    plan = Plan.over(gamma_timesteps(1.0, 50) if timesteps is None else timesteps, guidance=GUIDANCE[task])
+    plan = Plan.over(
+        gamma_timesteps(1.0, 50) if timesteps is None else timesteps, sampler=sampler, guidance=GUIDANCE[task]
+    )
     return Recipe(task, source, cut, plan=plan, free_steps=timesteps is None, **changes)
 
 

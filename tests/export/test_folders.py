@@ -51,8 +51,7 @@ def test_loaded_pipelines_save_themselves(random_model, tmp_path):
 
 
 def test_ancestral_sampling_travels(idc, random_model, tmp_path):
-    row = {"stage": "tsopt", "sampler": "ancestral"}
-    path = recipe_for("ip2p", random_model("ip2p"), 9, provenance=(row,)).save(tmp_path / "recipe.json")
+    path = recipe_for("ip2p", random_model("ip2p"), 9, sampler="ancestral").save(tmp_path / "recipe.json")
     assert idc("export", f"recipe={path}", "export.path=out").code == 0
     assert json.loads(Path("out/scheduler/scheduler_config.json").read_text())["algorithm_type"] == "sde-dpmsolver++"
     load_pipeline(path).save_pretrained("own")
@@ -64,8 +63,7 @@ def test_ancestral_sampling_travels(idc, random_model, tmp_path):
 def test_the_card_of_stablesr_asks_for_the_sampler_of_the_search(random_model, tmp_path, monkeypatch, sampler, asked):
     """Its pipeline samples ancestrally unless told otherwise."""
     monkeypatch.chdir(tmp_path)
-    row = {"stage": "tsopt", "sampler": sampler}
-    recipe = recipe_for("stablesr", random_model("stablesr"), 9, provenance=(row,))
+    recipe = recipe_for("stablesr", random_model("stablesr"), 9, sampler=sampler)
     assert (", eta=0)" in (export_to(tmp_path / "out", recipe) / "README.md").read_text()) == asked
 
 
