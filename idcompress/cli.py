@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from . import __version__, registry
+from . import __version__, console, registry, words
 from .errors import IdcError, did_you_mean
 
 ALIASES = {"timestep-search": "tsopt"}
@@ -48,6 +48,7 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script; exit codes: 0 done, 1 a fault of the program, 2 a mistake of the user."""
+    console.suit_terminal()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if "-sc" in arguments or any(a.startswith("--shell-completion") for a in arguments):
@@ -83,55 +84,62 @@ def fail(message: str, code: int = 2) -> NoReturn:
 
 def run_command(command: str, arguments: list[str]) -> None:
     """Run a stage by the words that follow its command: overrides and Hydra's flags, in any order."""
-    words = _absolute_folders(_two_words(arguments))
-    overrides = [*_follow_recipe(words), f"hydra/help={command.replace('-', '_')}"]
-    from . import launch  # which loads Hydra
+    arguments = _absolute_folders(_two_words(arguments))
+    flags, overrides, sweep = _flags_first(arguments)
+    from .config import text_of  # which loads Hydra
 
-    launch.run(command, _flags_first(overrides), _config_flags(words))
+    given = [words.read(word, text_of, sweep=sweep) for word in overrides]
+    brought = [words.override(key, value) for key, value in _follow_recipe(given).items()]
+    hydras = [*flags, *(word.hydra for word in given), *brought, f"hydra/help={command.replace('-', '_')}"]
+    from . import launch
+
+    launch.run(command, hydras, _config_flags(arguments))
 
 
 # From the words on the command line to Hydra's arguments --------------------------------------------------------------
 
 
-def _flags_first(arguments: list[str]) -> list[str]:
-    """Put flags before overrides, because Hydra's parser rejects `a=1 -m b=2`, which users write."""
+def _flags_first(arguments: list[str]) -> tuple[list[str], list[str], bool]:
+    """Hydra's flags, the overrides, and whether they are a sweep.
+
+    Hydra's own parser rejects `a=1 -m b=2`, which users write.
+    """
     from hydra._internal.utils import get_args_parser
 
-    overrides = list(get_args_parser().parse_known_intermixed_args(arguments)[0].overrides)
+    read = get_args_parser().parse_known_intermixed_args(arguments)[0]
+    overrides = list(read.overrides)
     flags = list(arguments)
     for override in overrides:
         flags.remove(override)
-    return [*flags, *overrides]
+    return flags, overrides, read.multirun or "hydra.mode=MULTIRUN" in overrides
 
 
-def _follow_recipe(arguments: list[str]) -> list[str]:
+def _follow_recipe(overrides: list[words.Word]) -> dict[str, str]:
     """`recipe=FILE` brings its task and model along: they become overrides, before Hydra composes.
 
     So does `model.path=FOLDER` of an exported folder, with its task and its model's name where none are given.
     """
     from .runs.recipe import Recipe
 
-    given = dict(a.split("=", 1) for a in arguments if "=" in a and not a.startswith(("-", "hydra")))
-    path = given.get("recipe", "latest")
-    if path in ("latest", "none", ""):
-        folder = given.get("model.path", "").strip("'\"")
-        exported = Recipe.of_folder(folder) if folder else None
-        if exported is None:
-            return arguments
-        kept = {"task": exported.task, "model": exported.model["name"]}
-        return [*arguments, *(f"{key}={value}" for key, value in kept.items() if key not in given)]
-    if "," in path and ("-m" in arguments or "--multirun" in arguments):
-        return arguments
-    recipe = Recipe.load(path.strip("'\""))
+    given = {word.key: word.values for word in overrides if "=" in word.hydra}
+    several = {key for key, values in given.items() if len(values) != 1}
+    if "recipe" in several:
+        return {}
+    path = given.get("recipe", ("latest",))[0]
+    if path in ("latest", "none", "", None):
+        folder = None if "model.path" in several else given.get("model.path", (None,))[0]
+        exported = Recipe.of_folder(str(folder)) if folder else None
+        kept = {} if exported is None else {"task": exported.task, "model": str(exported.model["name"])}
+        return {key: value for key, value in kept.items() if key not in given}
+    recipe = Recipe.load(str(path))
     brought = {"task": recipe.task, "model": recipe.model["name"]}
     if recipe.model.get("given_path"):
         brought["model.path"] = recipe.model["given_path"]
     for key, value in brought.items():
-        if key in given and given[key] != value:
-            raise IdcError(
-                f"{key}={given[key]} contradicts recipe={path}, which is for {key}={value}; drop one of them"
-            )
-    return [*arguments, *(f"{key}={value}" for key, value in brought.items() if key not in given)]
+        if key in given and given[key] != (value,):
+            wrong = ",".join(map(str, given[key]))
+            raise IdcError(f"{key}={wrong} contradicts recipe={path}, which is for {key}={value}; drop one of them")
+    return {key: value for key, value in brought.items() if key not in given}
 
 
 def _two_words(arguments: list[str]) -> list[str]:

@@ -5,22 +5,53 @@ With cli.py the only module that knows Hydra and OmegaConf; stages receive the p
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import functools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Annotated, Any, Optional, get_type_hints
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.errors import OmegaConfBaseException
 
+from . import words
 from .errors import IdcError, did_you_mean
+from .words import Text
 
 # OmegaConf reads these annotations at run time and knows Optional, not X | None, in nested generics.
 # ruff: noqa: UP006, UP035, UP045
 from typing import Dict, List  # isort: skip
+
+# Values that are taken from the command line letter by letter (words.py).
+Prompt = Annotated[Optional[str], Text(prompt=True)]
+PromptList = Annotated[Optional[List[str]], Text(several=True)]
+Name = Annotated[Optional[str], Text()]
+File = Annotated[Optional[str], Text(path=True)]
+Files = Annotated[Any, Text(path=True, several=True)]  # one, or a list of them
+
+
+@dataclass(frozen=True)
+class FilesNamed:
+    """A mark on a free dictionary: at any depth, values under these names are files."""
+
+    names: tuple[str, ...]
+
+
+DictOfMetrics = Annotated[Dict[str, Any], FilesNamed(("weights", "head"))]
+DictOfDataOptions = Annotated[Dict[str, Any], FilesNamed(("captions_file",))]
+
+# Keys of Hydra's own, which have no place in the schema.
+HYDRA_TEXTS = {
+    "hydra.run.dir": Text(path=True, hydra=True),
+    "hydra.sweep.dir": Text(path=True, hydra=True),
+    "hydra.sweep.subdir": Text(hydra=True),
+}
 
 
 @dataclass
@@ -33,7 +64,7 @@ class TaskConfig:
     name: str
     version: int
     models: Dict[str, Any]
-    prompts: Optional[List[str]] = None
+    prompts: PromptList = None
     options: Dict[str, Any] = field(default_factory=dict)
 
 
@@ -42,8 +73,8 @@ class ModelConfig:
     """conf/model/<name>.yaml: where weights come from."""
 
     name: str
-    path: Optional[str] = None
-    revision: Optional[str] = None
+    path: File = None
+    revision: Name = None
     repositories: Dict[str, Any] = field(default_factory=dict)
     stages: List[str] = field(default_factory=lambda: ["depth_search", "tsopt", "evaluate", "report"])
 
@@ -53,9 +84,9 @@ class DataConfig:
     """conf/data/<name>.yaml; `options` are parameters of the data set's own."""
 
     name: str = "photographs"
-    path: Any = None
+    path: Files = None
     split: str = "auto"
-    options: Dict[str, Any] = field(default_factory=dict)
+    options: DictOfDataOptions = field(default_factory=dict)
 
 
 @dataclass
@@ -110,7 +141,7 @@ class FinetuneConfig:
     compile: bool = False
     num_workers: int = 0
     checkpoint_every_n_steps: int = 50
-    checkpoint: Optional[str] = None
+    checkpoint: File = None
     num_samples: int = 4
     num_inference_steps: int = 20
     metrics: List[str] = field(default_factory=lambda: ["psnr"])
@@ -136,19 +167,19 @@ class CompressConfig:
 @dataclass
 class ReportConfig:
     num_images: int = 4
-    path: Optional[str] = None
+    path: File = None
 
 
 @dataclass
 class OutputConfig:
-    path: Optional[str] = None
+    path: File = None
 
 
 @dataclass
 class ConvertConfig:
-    main_ckpt: Optional[str] = None
-    cfw_ckpt: Optional[str] = None
-    config: Optional[str] = None
+    main_ckpt: File = None
+    cfw_ckpt: File = None
+    config: File = None
 
 
 @dataclass
@@ -159,10 +190,10 @@ class TranslateConfig:
 @dataclass
 class ExportConfig:
     format: str = "diffusers"
-    path: Optional[str] = None
+    path: File = None
     host: bool = False
     fold: bool = False
-    push_to: Optional[str] = None
+    push_to: Name = None
 
 
 @dataclass
@@ -175,8 +206,8 @@ class Config:
     timesteps: Dict[str, Any]
     loss: LossConfig = field(default_factory=LossConfig)
     study: Dict[str, Any] = field(default_factory=dict)
-    metrics: Dict[str, Any] = field(default_factory=dict)
-    recipe: str = "latest"
+    metrics: DictOfMetrics = field(default_factory=dict)
+    recipe: Annotated[str, Text(path=True)] = "latest"
     depth: Optional[int] = None
     seed: int = 0
     device: str = "auto"
@@ -184,8 +215,8 @@ class Config:
     threads: int = 0
     batch_size: int = 8
     sampler: str = "ddim"
-    image: Any = None
-    prompt: Optional[str] = None
+    image: Files = None
+    prompt: Prompt = None
     guidance_scale: Optional[float] = 7.5
     image_guidance_scale: Optional[float] = None
     num_inference_steps: int = 50
@@ -210,7 +241,12 @@ class Config:
 
     def prompts(self) -> list[str]:
         """Prompts to use in turn; empty for the data set's or the task's own."""
-        return [self.prompt] if self.prompt is not None else self.task.prompts or []
+        return words.prompts(self.prompt) if self.prompt is not None else self.task.prompts or []
+
+    def prompt_of(self, index: int) -> str | None:
+        """The prompt that `prompt=` has for the picture at this place; None leaves the choice to the task."""
+        given = [] if self.prompt is None else words.prompts(self.prompt)
+        return given[index % len(given)] if given else None
 
     def step_counts(self) -> list[int]:
         """tsopt.num_inference_steps as a list without repetitions."""
@@ -263,6 +299,26 @@ def conf_dir() -> Path:
     raise RuntimeError(f"the installation is damaged: no conf/config.yaml beside or in {package}")
 
 
+@functools.cache
+def text_of(key: str) -> Text | None:
+    """The mark of a key whose value is text, as the annotations above say; None for all other keys."""
+    if key in HYDRA_TEXTS:
+        return HYDRA_TEXTS[key]
+    node: Any = Config
+    parts = key.split(".")
+    for place, part in enumerate(parts, 1):
+        hint = get_type_hints(node, include_extras=True).get(part)
+        mark = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, (Text, FilesNamed))), None)
+        if isinstance(mark, FilesNamed):
+            return Text(path=True) if place < len(parts) and parts[-1] in mark.names else None
+        if mark is not None:
+            return mark if place == len(parts) else None
+        if not dataclasses.is_dataclass(hint):
+            return None
+        node = hint
+    return None
+
+
 def register() -> None:
     """Make the schema known to Hydra: config.yaml starts from it, so every later YAML and override is checked."""
     ConfigStore.instance().store(name="schema", node=Config)
@@ -275,11 +331,13 @@ def to_config(composed: DictConfig) -> Config:
         IdcError: an unknown key (also one forced in by `+`), a missing or wrong value.
     """
     try:
-        container = OmegaConf.to_container(composed, resolve=True)
+        gaps = _has_gaps(OmegaConf.to_container(composed, resolve=False))
+        container = _with_home(_veiled(OmegaConf.to_container(composed, resolve=True), gaps=gaps))
         # `+key=value` adds keys past Hydra's schema check; merging into the bare schema refuses them.
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), container))
     except OmegaConfBaseException as error:
         raise IdcError(one_line(error)) from None
+    config = _unveiled(config)
     assert isinstance(config, Config)
     for key, allowed in CHOICES.items():
         value = _value(config, key)
@@ -305,6 +363,53 @@ def to_config(composed: DictConfig) -> Config:
     if config.depth is not None and config.depth < 1:
         raise IdcError(f"depth must be at least 1, got {config.depth}")
     return config
+
+
+# A letter that no command line and no YAML file holds: with it, resolved text is not resolved a second time.
+_VEIL = "\0"
+
+
+def _veiled(node: Any, *, gaps: bool) -> Any:
+    """Resolved values with every "${" and "???" in them hidden from OmegaConf.
+
+    Args:
+        gaps: some value is missing, so that "???" has to remain.
+    """
+    if isinstance(node, dict):
+        return {key: _veiled(value, gaps=gaps) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_veiled(value, gaps=gaps) for value in node]
+    if isinstance(node, str):
+        return node + _VEIL if node == "???" and not gaps else node.replace("${", f"${_VEIL}{{")
+    return node
+
+
+def _unveiled(node: Any) -> Any:
+    """The same values, dataclasses included, as they were."""
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        for entry in dataclasses.fields(node):
+            setattr(node, entry.name, _unveiled(getattr(node, entry.name)))
+        return node
+    if isinstance(node, dict):
+        return {key: _unveiled(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_unveiled(value) for value in node]
+    return node.replace(_VEIL, "") if isinstance(node, str) else node
+
+
+def _has_gaps(node: Any) -> bool:
+    """Whether a value is still to be given, by OmegaConf's "???"."""
+    if isinstance(node, dict):
+        return any(map(_has_gaps, node.values()))
+    return any(map(_has_gaps, node)) if isinstance(node, list) else isinstance(node, str) and node == "???"
+
+
+def _with_home(node: Any, prefix: str = "") -> Any:
+    """Values with the home folder for `~`, wherever they are paths: those of a YAML file come past the command line."""
+    if not isinstance(node, dict):
+        text = text_of(prefix.rstrip("."))
+        return words.home(node) if text is not None and text.path else node
+    return {key: _with_home(value, f"{prefix}{key}.") for key, value in node.items()}
 
 
 def instantiate(node: dict[str, Any], key: str, *arguments: Any) -> Any:
@@ -345,11 +450,45 @@ def identity(composed: DictConfig) -> dict[str, Any]:
     """The resolved configuration without the keys that do not change a result."""
     container = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(container, dict)
+    if words.is_file_of_prompts(container["prompt"]):
+        container["prompt"] = words.prompts(container["prompt"])
     return {str(k): v for k, v in container.items() if k not in NOT_IDENTITY}
 
 
 def to_yaml(composed: DictConfig) -> str:
     return OmegaConf.to_yaml(composed, resolve=True)
+
+
+def as_text(shown: str, *, ascii_only: bool) -> str:
+    """A configuration as `--cfg` prints it, with texts as they were typed in place of what OmegaConf needs for them.
+
+    Args:
+        ascii_only: the terminal knows no other letters: YAML has escapes, which read back to the same text.
+    """
+    if ("\\${" not in shown and "${oc.select:_,???}" not in shown) and (not ascii_only or shown.isascii()):
+        return shown
+    loaded = OmegaConf.create(shown)
+    if not OmegaConf.is_dict(loaded):
+        return shown
+
+    def typed(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: typed(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [typed(value) for value in node]
+        return words.unescaped(node) if isinstance(node, str) else node
+
+    head = "".join(line for line in shown.splitlines(keepends=True)[:1] if line.startswith("#"))
+    node = typed(OmegaConf.to_container(loaded, resolve=False))
+    return head + str(
+        yaml.dump(
+            node,
+            default_flow_style=False,
+            allow_unicode=not ascii_only,
+            sort_keys=False,
+            Dumper=get_omega_conf_dumper(),
+        )
+    )
 
 
 def known_keys(composed: DictConfig) -> list[str]:

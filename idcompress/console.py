@@ -2,16 +2,59 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import logging
+import os
 import sys
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 T = TypeVar("T")
 log = logging.getLogger("idcompress")
+
+# What stands for the signs that this program itself writes, on a terminal that does not know them.
+_STAND_INS: dict[int, int | str] = {
+    **str.maketrans("–—−×‘’“”·•µ↑↓≈", "---x''\"\".*u^v~"),  # noqa: RUF001
+    **{ord(sign): plain for sign, plain in zip("→←…±≥≤√", ("->", "<-", "...", "+-", ">=", "<=", "sqrt"), strict=True)},
+}
+
+
+def suit_terminal() -> None:
+    """Let no letter fail on a terminal whose encoding lacks it: an ASCII stand-in or its code is shown.
+
+    A locale of C or POSIX, which Python takes for UTF-8, is one that knows ASCII only.
+    """
+    codecs.register_error("idcompress", _stand_in)
+    locale = next((os.environ[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if os.environ.get(name)), "")
+    told = os.environ.get("PYTHONIOENCODING") or os.environ.get("PYTHONUTF8")
+    for stream, own in ((sys.stdout, sys.__stdout__), (sys.stderr, sys.__stderr__)):
+        if isinstance(stream, io.TextIOWrapper):
+            ascii_only = locale in ("C", "POSIX") and not told and stream is own
+            stream.reconfigure(encoding="ascii" if ascii_only else None, errors="idcompress")
+
+
+def knows_every_letter(stream: TextIO) -> bool:
+    return (stream.encoding or "utf-8").lower().startswith("utf")
+
+
+def _stand_in(error: UnicodeError) -> tuple[str | bytes, int]:
+    """An error handler of Python's codecs."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    shown = ""
+    for letter in error.object[error.start : error.end]:
+        if "\u2500" <= letter <= "\u257f":  # the lines of a table
+            plain = "|" if "VERTICAL" in (name := unicodedata.name(letter)) else "-"
+            plain = "+" if " AND " in name else plain
+        else:
+            plain = letter.translate(_STAND_INS)
+        shown += plain if plain.isascii() else plain.encode("ascii", "backslashreplace").decode("ascii")
+    return shown, error.end
 
 
 def start_logging(path: Path | None, *, quiet: bool = False) -> None:
@@ -19,13 +62,14 @@ def start_logging(path: Path | None, *, quiet: bool = False) -> None:
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()
+    suit_terminal()
     terminal = logging.StreamHandler(sys.stdout)
     terminal.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(terminal)
     log.setLevel(logging.WARNING if quiet else logging.INFO)
     log.propagate = False
     if path is not None:
-        file = logging.FileHandler(path, encoding="utf-8")
+        file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(file)
     # Libraries that announce their own deprecations are no news to a user of this program.

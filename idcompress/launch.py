@@ -8,27 +8,33 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import io
+import itertools
 import os
+import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import __main__
 
 from . import config as configuration
-from . import registry
+from . import console, registry, words
 from .errors import IdcError
 from .runs import timing
 from .stages._run import Run, start
@@ -73,8 +79,8 @@ class Program:
             command,
             *self.flags,
             *(override for override in overrides if not override.startswith("recipe=")),
-            f"recipe={run.recipe_argument}",
-            f"hydra.run.dir={run.run_dir.path.resolve()}",
+            words.override("recipe", run.recipe_argument),
+            words.override("hydra.run.dir", str(run.run_dir.path.resolve())),
         ]
         __main__.__spec__ = importlib.util.find_spec(self.main_module) if self.main_module else None
 
@@ -102,14 +108,14 @@ def run(command: str, arguments: Sequence[str], flags: Sequence[str]) -> None:
     task = functools.partial(run_job, command=command, program=Program.this_one(flags), failures=failures)
     # Hydra wants these of a task and names its jobs after the module, which users know as the command line.
     task.__module__, task.__name__ = "idcompress.cli", command  # type: ignore[attr-defined]
-    with _command_line([f"idc {command}", *arguments]), _exceptions_pass() as user_wants_traceback:
+    shown = _configuration_as_typed() if _shows_configuration(arguments) else nullcontext()
+    with _command_line([f"idc {command}", *arguments]), shown, _exceptions_pass() as user_wants_traceback:
         try:
             hydra.main(config_path=str(configuration.conf_dir()), config_name="config", version_base="1.3")(task)()
         except (HydraException, OmegaConfBaseException) as error:
             if user_wants_traceback:
                 raise
-            message = configuration.one_line(error)
-            raise IdcError(message + configuration.suggest(message, _all_keys)) from None
+            raise IdcError(_explained(error, arguments)) from None
     if failures:
         raise IdcError("; ".join(str(error) for error in failures))
 
@@ -124,7 +130,8 @@ def run_job(composed: DictConfig, *, command: str, program: Program, failures: l
         with _process_as_it_was():
             job = HydraConfig.get()
             run = start(command.replace("-", "_"), composed, job)
-            program.describe(command, job.overrides.task, run)
+            overrides = OmegaConf.to_container(job.overrides.task, resolve=False)  # a prompt may hold ${...}
+            program.describe(command, list(map(str, overrides or ())), run)
             execute(command, run)
     except IdcError as error:
         if os.getpid() != program.process:
@@ -145,6 +152,55 @@ def execute(command: str, run: Run) -> None:
         run.run_dir.release()
         raise
     run.finish(made, seconds)
+
+
+def _explained(error: HydraException | OmegaConfBaseException, arguments: Sequence[str]) -> str:
+    """What Hydra does not accept, in words of this program's where its own are those of its grammar."""
+    message = configuration.one_line(error)
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override, arguments)
+    several = re.match(r"Ambiguous value for argument '(.*)' 1\. To use it as a list", message, re.DOTALL)
+    if several:
+        key, _, value = several[1].partition("=")
+        text = words.for_the_shell(key, value)
+        return (
+            f"{several[1]}: these are several values; a list is {key}=[{value}], one text is {text}, a sweep wants -m"
+        )
+    return message + configuration.suggest(message, _all_keys)
+
+
+def _unreadable(override: str, arguments: Sequence[str]) -> str:
+    """Why a word cannot be read, and how its value is written as a text."""
+    key, equals, value = override.partition("=")
+    if not re.fullmatch(r"[+~]{0,2}[\w./@-]+", key):
+        return f"{override!r} is no key=value"
+    if equals:
+        name = key.lstrip("+~")
+        near = "" if "/" in name else configuration.suggest(f"Could not override '{name}'", _all_keys)
+        return (
+            f"the value of {override} cannot be read; as a text it is written {words.for_the_shell(key, value)}{near}"
+        )
+    at = list(arguments).index(override) if override in arguments else 0
+    before = arguments[at - 1] if at and "=" in arguments[at - 1] else "key=value"
+    whole = shlex.quote(" ".join([before, *itertools.takewhile(lambda word: "=" not in word, arguments[at:])]))
+    return f"{override!r} is no key=value; a value with spaces is one word of the shell, in quotes like {whole}"
+
+
+def _shows_configuration(arguments: Sequence[str]) -> bool:
+    read = get_args_parser().parse_known_intermixed_args(list(arguments))[0]
+    return read.cfg in ("job", "all")
+
+
+@contextmanager
+def _configuration_as_typed() -> Iterator[None]:
+    """Let what `--cfg` prints be the text that the user typed."""
+    shown = io.StringIO()
+    try:
+        with redirect_stdout(shown):
+            yield
+    finally:
+        ascii_only = not console.knows_every_letter(sys.stdout)
+        sys.stdout.write(configuration.as_text(shown.getvalue(), ascii_only=ascii_only))
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             index,
             photo,
             pictures[index],
-            config.prompt,
+            config.prompt_of(index),
             plan,
             seed=config.seed,
             translate=lambda example: translate(task, pipeline, [example], plan, seed=config.seed)[0],
