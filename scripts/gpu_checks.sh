@@ -6,7 +6,8 @@
 # CARRIED holds what the machine may lack: wheels (whl/), photographs (photos/) and torchvision's SqueezeNet features
 # (squeezenet1_1_features.pth). STATE keeps what later calls go on from. OUT gets the results, early and often: a tar
 # of every packed model, the autoencoder's too, the latency table, notes of the trainings, logs. SECONDS defaults to 530.
-# Environment: PYTHON, PIP; KEYS, TESTS, BENCH, PAIRS and PHOTOS for a rehearsal at toy size.
+# INIT may name packed folders of these architectures, from which an empty STATE goes on. Environment besides: PYTHON,
+# PIP; KEYS, TESTS, BENCH, PAIRS and PHOTOS for a rehearsal at toy size.
 set -u
 carried=$1 state=$2 out=$3 total=${4:-530}
 python=${PYTHON:-python3} work=$state/work packed=$state/packed logs=$state/logs
@@ -41,14 +42,15 @@ if [ ! -e "$state/installed" ]; then
     >"$logs/pip.log" 2>&1 && touch "$state/installed" || say "not all wheels were installed: $(tail -1 "$logs/pip.log")"
 fi
 say "installed"
+if [ -n "${INIT:-}" ] && [ ! -d "$work/vae" ]; then
+  "$python" -m scripts.train_tiny unpack --init "$INIT" --work "$work" >"$logs/unpack.log" 2>&1 || say "unpacking failed: $(tail -1 "$logs/unpack.log")"
+fi
 
 # 2. Tests, while the trainings' networks are compiled for later.
 train="$python -m scripts.train_tiny"
 data="--data $carried/photos --work $work --photos ${PHOTOS:-0}"
 if [ ! -e "$state/tests" ]; then
-  start 10 warm bash -c "$train vae --warm $data ${KEYS:-}; $train ip2p --warm $data --pool 1024 ${KEYS:-}
-    until [ -e $state/bench ]; do sleep 1; done
-    $train base --warm $data --pool 1024 ${KEYS:-}; $train branch --warm $data --pool 1024 ${KEYS:-}"
+  start 10 warm bash -c "for stage in ip2p base branch; do $train \$stage --warm $data --pool 1024 ${KEYS:-}; done"
   warm=$!
   timeout -k 5 50 "$python" -m pytest -q -m gpu -o addopts= -p no:cacheprovider ${TESTS:-tests/export/test_composition.py tests/cli/test_finetune.py} \
     >"$logs/tests.log" 2>&1 || say "tests ended with $?"

@@ -30,7 +30,7 @@ from idcompress.data.edits import EDITS, luma
 from idcompress.models.tiny.build import IMAGE_PX
 
 CROP_PX = IMAGE_PX
-MAX_SHORT_PX = 640  # a crop shows at least IMAGE_PX / 640 of a photograph's shorter side
+MAX_SHORT_PX = 384  # a crop shows at least a third of a photograph's shorter side: nearer ones have little detail
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
 # Photo sets of a manifest.csv whose licence forbids redistribution of derived weights without a warning.
 RESEARCH_ONLY_MARK = "research"

@@ -9,11 +9,11 @@
 
 Crops, edits, edge maps and latents are made while training, on the device. Everything but the packed folders lands
 under --work. --seconds is a time budget, over which the learning rate falls; a command goes on from its checkpoint for
-as much longer as it is asked to, and --init FOLDER starts from the weights of a packed folder. `all` trains what its
-shares name, the restoration model of scripts/train_tiny_stablesr.py included, and packs each model into --out when one
-of its stages ends; `warm` compiles a model beside another training, which later trainings of it then use where it was
-faster. Needs torch, diffusers, transformers, numpy and Pillow; only `branch` needs OpenCV, for the edge maps. Figures
-on photographs outside the pool: scripts/eval_tiny.py.
+as much longer as it is asked to; `unpack` makes checkpoints of packed folders, and --init FOLDER starts from one. `all`
+trains what its shares name, the restoration model of scripts/train_tiny_stablesr.py included, and packs each model into
+--out when one of its stages ends; --warm compiles a model beside another training, which later trainings of it then use
+where it was faster. Needs torch, diffusers, transformers, numpy and Pillow; only `branch` needs OpenCV, for the edge
+maps. Figures on photographs outside the pool: scripts/eval_tiny.py.
 """
 
 from __future__ import annotations
@@ -232,7 +232,8 @@ def fit(args: argparse.Namespace, job: Job) -> None:
     torch.manual_seed(args.seed + steps)
     step, ema = Step(job, args.lr, device, log), Ema(model, args.ema)
     if state:
-        step.load(state["optimizer"])
+        if "optimizer" in state:
+            step.load(state["optimizer"])
         ema.load_state_dict(state["ema"])
     budget, samples_before = seconds + args.seconds, samples
     warm = folder / f"{args.command}.compiled.json"
@@ -383,26 +384,39 @@ def balance_channels(vae: AutoencoderKL, images: Tensor) -> None:
 
 
 def vae_job(args: argparse.Namespace) -> Job:
+    """The autoencoder; with --decoder-only latents stay what they are, and the decoder learns to bear noise in them."""
     photos = photos_of(args)
     torch.manual_seed(args.seed)
     vae = AutoencoderKL.from_pretrained(args.init, subfolder="vae").float() if args.init else build_vae()
+    if args.decoder_only:
+        args.command = "vae_decoder"
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
     rng = np.random.default_rng(args.seed)
     quarter = args.batch // 4
 
     def draw(share: float) -> tuple[Tensor, ...]:
-        """Crops, a quarter of them edited: inverted and tinted pictures are drawn too."""
+        """Crops, a quarter of them edited: inverted and tinted pictures are drawn too; noise for the latents."""
         image = photos.crops(args.batch, mixed=0.1)
         edits = np.repeat(rng.choice(len(EDITS), 4, replace=False), -(-quarter // 4))[:quarter]
         image[:quarter] = edited(image[:quarter], edits)
-        side = LATENT_CHANNELS, photos.size // 4, photos.size // 4
-        return image * 2 - 1, torch.randn(args.batch, *side, device=photos.device)
+        noise = torch.randn(args.batch, LATENT_CHANNELS, photos.size // 4, photos.size // 4, device=photos.device)
+        if args.decoder_only:
+            reach = torch.rand(args.batch, 1, 1, 1, device=photos.device).square()
+            noise = args.latent_noise * reach * noise / vae.config.scaling_factor
+        return image * 2 - 1, noise
 
     def loss(vae: AutoencoderKL, image: Tensor, noise: Tensor) -> Tensor:
-        posterior = vae.encode(image.to(vae.dtype)).latent_dist
-        mean, logvar = posterior.mean.float(), posterior.logvar.float()
-        latents = mean + (0.5 * logvar).exp() * noise
+        if args.decoder_only:
+            with torch.no_grad():
+                latents = vae.encode(image.to(vae.dtype)).latent_dist.mode().float() + noise
+            kl = 0.0
+        else:
+            posterior = vae.encode(image.to(vae.dtype)).latent_dist
+            mean, logvar = posterior.mean.float(), posterior.logvar.float()
+            latents = mean + (0.5 * logvar).exp() * noise
+            kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         output = vae.decode(latents.to(vae.dtype)).sample.float()
-        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         return (
             functional.mse_loss(output, image)
             + args.l1 * functional.l1_loss(output, image)
@@ -414,11 +428,12 @@ def vae_job(args: argparse.Namespace) -> Job:
         image = photos.crops(64)
         vae.eval()
         reached = psnr(vae.decode(vae.encode(image * 2 - 1).latent_dist.mode()).sample / 2 + 0.5, image).mean().item()
-        balance_channels(vae, photos.crops(256) * 2 - 1)
+        if not args.decoder_only:
+            balance_channels(vae, photos.crops(256) * 2 - 1)
         vae.save_pretrained(Path(args.work) / "vae")
         return f"new crops of the photographs trained on {reached:.2f} dB, scale {vae.config.scaling_factor}"
 
-    return Job(vae, draw, loss, ("encoder", "decoder"), report)
+    return Job(vae, draw, loss, (), report)
 
 
 def trained_vae(args: argparse.Namespace) -> AutoencoderKL:
@@ -763,6 +778,34 @@ def run_pack(args: argparse.Namespace) -> None:
     write_card(args.task, ("vae", *STAGES[args.task]), Path(args.work), folder)
 
 
+def run_unpack(args: argparse.Namespace) -> None:
+    """Turn packed folders back into checkpoints, so that training goes on where nothing but they is left."""
+    from scripts import train_tiny_stablesr
+
+    work, init = Path(args.work), Path(args.init)
+
+    def part(task: str, name: str, kind: Any) -> Any:
+        return kind.from_pretrained(init / task, subfolder=name).float()
+
+    def save(task: str, stage: str, model: nn.Module) -> None:
+        note = read_json(init / task / "model_card.json")["training"][stage]
+        weights = model.state_dict()
+        counts = {"steps": note.get("steps", 1000), "samples": note["samples"], "seconds": float(note["seconds"])}
+        ema = {"updates": 1000, "shadow": weights}
+        save_checkpoint(work / f"{stage}.pt", {"model": weights, "ema": ema, **counts})
+        write_json(work / f"{stage}.json", note)
+
+    part("ip2p", "vae", AutoencoderKL).save_pretrained(work / "vae")
+    write_json(work / "vae.json", read_json(init / "ip2p" / "model_card.json")["training"]["vae"])
+    for task, stage in (("ip2p", "ip2p"), ("controlnet", "base")):
+        parts = {"text_encoder": part(task, "text_encoder", CLIPTextModel)}
+        save(task, stage, nn.ModuleDict(parts | {"unet": part(task, "unet", UNet2DConditionModel)}))
+    branch = {"controlnet": part("controlnet", "controlnet", ControlNetModel)}
+    save("controlnet", "branch", nn.ModuleDict(branch | {"unet": part("controlnet", "unet", UNet2DConditionModel)}))
+    for stage, model in train_tiny_stablesr.unpacked(init / "stablesr").items():
+        save("stablesr", stage, model)
+
+
 # --- all in turn ----------------------------------------------------------------------------------------------------
 
 
@@ -857,14 +900,20 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     def add(name: str, job_of: Callable[[argparse.Namespace], Job], **defaults: Any) -> None:
         command = data_keys(training_keys(commands.add_parser(name, help=job_of.__doc__), **defaults))
         command.set_defaults(run=partial(train, job_of))
+        if name == "vae":
+            command.add_argument(
+                "--decoder-only", action="store_true", help="keep the encoder, and with it all latents"
+            )
 
-    add("vae", vae_job, batch=128 if on_gpu else 16, lr=2e-3, kl=1e-5, l1=0.02)
+    add("vae", vae_job, batch=128 if on_gpu else 16, lr=2e-3, kl=1e-5, l1=0.02, latent_noise=0.4)
     add("ip2p", ip2p_job, **size, skip_dropout=0.15, text_dropout=0.2, overshoot=3.0)
     add("base", base_job, **size)
     add("branch", branch_job, **size, refresh=0)
     pack = common_keys(commands.add_parser("pack", help=run_pack.__doc__), out="idcompress/models/tiny")
     pack.add_argument("--task", required=True, choices=tuple(STAGES))
     pack.set_defaults(run=run_pack)
+    unpack = common_keys(commands.add_parser("unpack", help=run_unpack.__doc__), init="idcompress/models/tiny")
+    unpack.set_defaults(run=run_unpack)
     everything = data_keys(common_keys(commands.add_parser("all", help=run_all.__doc__), seconds=3600.0, out="tiny"))
     everything.add_argument("--shares", default="vae=2,ip2p=3,base=1,branch=2,diffusion=2,wrapping=1")
     everything.add_argument("--lpips", default="", help="for `wrapping`: SqueezeNet weights of torchvision")

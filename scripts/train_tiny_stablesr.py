@@ -276,6 +276,13 @@ def run_pack(args: argparse.Namespace) -> None:
     write_card("stablesr", ("vae", "ip2p", "base", "diffusion", "wrapping"), work, folder)
 
 
+def unpacked(folder: Path) -> dict[str, nn.Module]:
+    """What each stage trained, from a packed folder."""
+    pipe = StableSRPipeline.from_pretrained(folder).to(torch.float32)
+    model = nn.ModuleDict({"unet": pipe.unet, "structure_encoder": pipe.structure_encoder})
+    return {"diffusion": model, "wrapping": pipe.vae}
+
+
 # --- command line ---------------------------------------------------------------------------------------------------
 
 
@@ -289,7 +296,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     keys = {"batch": 512 if on_gpu else 16, "lr": 2e-3 if on_gpu else 1e-3, "skip_dropout": 0.3}
     diffusion = data_keys(training_keys(commands.add_parser("diffusion", help=diffusion_job.__doc__), **keys))
     diffusion.set_defaults(run=partial(train, diffusion_job))
-    keys = {"batch": 64 if on_gpu else 8, "perceptual": 0.5, "mse": 1.0, "count": 12288 if on_gpu else 768}
+    keys = {"batch": 64 if on_gpu else 8, "perceptual": 0.5, "mse": 1.0, "count": 4096 if on_gpu else 768}
     keys |= {"steps": 10, "sampling_batch": 512 if on_gpu else 16, "lpips": ""}
     wrapping = training_keys(commands.add_parser("wrapping", help=wrapping_job.__doc__), **keys)
     wrapping.set_defaults(run=partial(train, wrapping_job), init="")
