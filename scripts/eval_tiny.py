@@ -33,10 +33,15 @@ from idcompress.metrics import lpips
 from idcompress.metrics.canny_f1 import edge_f1
 from idcompress.models.stablesr import StableSRPipeline
 from idcompress.models.tiny.build import STABLESR_PX
-from scripts.tiny_common import CROP_PX, as_image, psnr, read_json, write_json
+from scripts.tiny_common import CROP_PX, as_image, cut_crops, list_photos, psnr, read_json, write_json
 
 # Crops of each photograph: share of the shorter side, and the position of the crop in what is left, both from 0 to 1.
 PLACES = ((1.0, 0.5, 0.5), (0.6, 0.2, 0.3), (0.6, 0.8, 0.7), (0.4, 0.5, 0.45))
+
+
+def size_of(pipe: Any) -> int:
+    """Side of the pictures that a packed model was trained on, px."""
+    return int(pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1))
 
 
 def public_crops(places: int = len(PLACES), size: int = CROP_PX) -> tuple[Tensor, list[str]]:
@@ -57,7 +62,7 @@ def public_crops(places: int = len(PLACES), size: int = CROP_PX) -> tuple[Tensor
 
 
 def sample(pipe: Any, prompts: list[str], images: Tensor, scales: dict[str, float], steps: int) -> Tensor:
-    """Run the stock pipeline: one generator per image, seeded by its position; (B, 3, 64, 64) in [0, 1]."""
+    """Run the stock pipeline: one generator per image, seeded by its position; (B, 3, H, W) in [0, 1]."""
     outputs = []
     for start in range(0, len(images), 36):
         size = len(images[start : start + 36])
@@ -78,6 +83,24 @@ def at_depth(pipe: Any, depth: int) -> Iterator[None]:
         pipe.unet = full
 
 
+def contact_sheet(folder: str, name: str, columns: list[Tensor], across: int) -> None:
+    """Write pictures as a PNG: each batch's next `across` in a row, the batches under each other."""
+    from PIL import Image
+
+    if not folder:
+        return
+    rows = [
+        torch.cat(list(part[start : start + across].clamp(0, 1)), dim=2)
+        for start in range(0, len(columns[0]), across)
+        for part in columns
+    ]
+    widest = max(row.shape[2] for row in rows)
+    sheet = torch.cat([torch.nn.functional.pad(row, (0, widest - row.shape[2])) for row in rows], dim=1)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    pixels = (sheet * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(Path(folder) / f"{name}.png")
+
+
 # --- ip2p -----------------------------------------------------------------------------------------------------------
 
 
@@ -92,26 +115,61 @@ def edit_batch(images: Tensor) -> tuple[list[str], Tensor, Tensor, list[str]]:
     return prompts, torch.cat(inputs), torch.cat(targets), names
 
 
+def retrieved(outputs: Tensor, inputs: Tensor, names: list[str]) -> Tensor:
+    """Whether the asked edit's true result is nearest, in PSNR, of all edits' true results and the unchanged input.
+
+    Args:
+        outputs, inputs: (B, 3, H, W) in [0, 1].
+        names: the asked edits.
+
+    Returns:
+        (B,) bool.
+    """
+    errors = []
+    for apply in (*(edit.apply for edit in EDITS.values()), lambda image: image):
+        errors.append((apply(inputs) - outputs.clamp(0, 1)).square().flatten(1).mean(1))
+    asked = torch.tensor([list(EDITS).index(name) for name in names])
+    return torch.stack(errors).argmin(0) == asked
+
+
 def edit_figures(outputs: Tensor, inputs: Tensor, targets: Tensor, names: list[str]) -> dict[str, Any]:
-    """Success (output nearer to the true edit than the input is) and PSNR, per instruction and by difficulty."""
-    reached, start = psnr(outputs, targets), psnr(inputs, targets)
+    """Retrieval, success (output nearer to the true edit than the input is) and PSNR, per instruction and by kind."""
+    reached, start, found = psnr(outputs, targets), psnr(inputs, targets), retrieved(outputs, inputs, names)
     rows = {}
     for name, edit in EDITS.items():
         chosen = torch.tensor([other == name for other in names])
         rows[name] = {
             "hard": edit.hard,
+            "edit_retrieval": round(found[chosen].double().mean().item(), 3),
             "success_rate": round((reached > start)[chosen].double().mean().item(), 3),
             "output_psnr_db": round(reached[chosen].mean().item(), 2),
             "input_psnr_db": round(start[chosen].mean().item(), 2),
         }
-    easy = [row["success_rate"] for row in rows.values() if not row["hard"]]
-    hard = [row["success_rate"] for row in rows.values() if row["hard"]]
+
+    def mean(key: str, hard: bool | None = None) -> float:
+        return round(float(np.mean([row[key] for row in rows.values() if hard in (None, row["hard"])])), 3)
+
     return {
-        "edit_success_rate": round(float(np.mean(easy)), 3),
-        "hard_edit_success_rate": round(float(np.mean(hard)), 3),
-        "input_psnr_db": round(float(np.mean([row["input_psnr_db"] for row in rows.values()])), 2),
+        "edit_retrieval": mean("edit_retrieval", False),
+        "hard_edit_retrieval": mean("edit_retrieval", True),
+        "edit_success_rate": mean("success_rate", False),
+        "hard_edit_success_rate": mean("success_rate", True),
+        "edit_psnr_db": mean("output_psnr_db"),
+        "easy_edit_psnr_db": mean("output_psnr_db", False),
+        "hard_edit_psnr_db": mean("output_psnr_db", True),
+        "input_psnr_db": mean("input_psnr_db"),
         "rows": rows,
     }
+
+
+def chance_figures(inputs: Tensor, targets: Tensor, names: list[str]) -> dict[str, float]:
+    """Retrieval of what no editor made: the unchanged input, a flat picture in its mean colour, one in the target's."""
+    flat, target = (image.mean((2, 3), keepdim=True).expand_as(image) for image in (inputs, targets))
+    figures = {}
+    for key, output in (("input", inputs), ("flat", flat), ("flat_of_target", target)):
+        found = edit_figures(output, inputs, targets, names)
+        figures |= {f"{name}_of_{key}": found[name] for name in ("edit_retrieval", "hard_edit_retrieval")}
+    return figures
 
 
 def ip2p_depths(pipe: Any, images: Tensor, scales: dict[str, float], steps: int, depths: list[int]) -> dict[str, Any]:
@@ -129,8 +187,8 @@ def ip2p_depths(pipe: Any, images: Tensor, scales: dict[str, float], steps: int,
             "psnr_to_full_db": round(values.mean().item(), 2),
             "psnr_to_full_easy_db": round(values[easy].mean().item(), 2),
             "psnr_to_full_hard_db": round(values[~easy].mean().item(), 2),
-            "edit_success_rate": figures["edit_success_rate"],
-            "hard_edit_success_rate": figures["hard_edit_success_rate"],
+            "edit_retrieval": figures["edit_retrieval"],
+            "hard_edit_retrieval": figures["hard_edit_retrieval"],
         }
         print(depth, curve[str(depth)], flush=True)
     return curve
@@ -157,9 +215,12 @@ def control_figures(outputs: Tensor, prompts: list[str], condition: Tensor, phot
     asked = [facts_in_prompt(prompt) for prompt in prompts]
     hold = {key: np.mean([f[key] == a[key] for f, a in zip(facts, asked, strict=True)]) for key in asked[0]}
     chance = {key: np.mean([facts[row][key] == asked[o][key] for row, o in enumerate(others)]) for key in asked[0]}
+    reached = float(np.mean([edge_f1(e, w) for e, w in zip(edges, wanted, strict=True)]))
+    by_chance = float(np.mean([edge_f1(edges[row], wanted[o]) for row, o in enumerate(others)]))
     return {
-        "canny_f1": round(float(np.mean([edge_f1(e, w) for e, w in zip(edges, wanted, strict=True)])), 3),
-        "canny_f1_shuffled": round(float(np.mean([edge_f1(edges[row], wanted[o]) for row, o in enumerate(others)])), 3),
+        "canny_f1": round(reached, 3),
+        "canny_f1_shuffled": round(by_chance, 3),
+        "canny_f1_over_chance": round(reached / by_chance, 2),
         "caption_facts": round(float(np.mean(list(hold.values()))), 3),
         "caption_facts_shuffled": round(float(np.mean(list(chance.values()))), 3),
         "rows": {key: {"holds": round(float(hold[key]), 3), "chance": round(float(chance[key]), 3)} for key in hold},
@@ -197,16 +258,19 @@ def restore(pipe: Any, low: Tensor, steps: int, eta: float | None) -> Tensor:
     return torch.cat(outputs)
 
 
+def enlarged(low: Tensor) -> Tensor:
+    return torch.nn.functional.interpolate(low, scale_factor=4, mode="bicubic", align_corners=False).clamp(0, 1)
+
+
 def restoration_figures(pipe: Any, images: Tensor, low: Tensor, steps: int, distance: lpips.Metric) -> dict[str, Any]:
     """PSNR and LPIPS to the true photographs: of both samplers, of the enlarged input, of the autoencoder alone."""
     with torch.no_grad():
         latents = pipe.vae.encode(images * 2 - 1).latent_dist.mode()
         autoencoded = pipe.vae.decode(latents).sample / 2 + 0.5
-    enlarged = torch.nn.functional.interpolate(low, scale_factor=4, mode="bicubic", align_corners=False)
     outputs = {
         "deterministic (eta 0)": restore(pipe, low, steps, eta=0),
         "ancestral (eta 1)": restore(pipe, low, steps, eta=None),
-        "input, enlarged bicubically": enlarged,
+        "input, enlarged bicubically": enlarged(low),
         "autoencoder of the target, without wrapping": autoencoded,
     }
     rows = {}
@@ -245,6 +309,22 @@ def stablesr_depths(pipe: Any, images: Tensor, low: Tensor, steps: int, depths: 
 # --- model card -----------------------------------------------------------------------------------------------------
 
 
+def other_guidance(card: dict[str, Any]) -> list[str]:
+    """The figures at other guidance scales as a table."""
+    found = card.get("at_other_guidance") or {}
+    if not found:
+        return []
+    columns = list(next(iter(found.values())))
+    return [
+        "",
+        "At other guidance (text, image):",
+        "",
+        f"| guidance | {' | '.join(columns)} |",
+        "| --- |" + " --- |" * len(columns),
+        *(f"| {name} | {' | '.join(str(value) for value in row.values())} |" for name, row in found.items()),
+    ]
+
+
 def readme(card: dict[str, Any]) -> str:
     """Model card in Markdown from the machine-readable one."""
     data, task = card["data"], card["task"]
@@ -264,7 +344,8 @@ def readme(card: dict[str, Any]) -> str:
         scales = ", ".join(f"`{key}={value}`" for key, value in card["guidance"].items())
         use = [
             f"Stock diffusers `from_pretrained` on this folder; recommended guidance: {scales}.",
-            "Images are 64x64, prompts at most 14 tokens; v-prediction on Stable Diffusion's noise schedule,",
+            f"Pictures have {card['evaluation']['image_px']} pixels a side, prompts at most 14 tokens; v-prediction on",
+            "Stable Diffusion's noise schedule,",
             "autoencoder of factor 4, float16 weights.",
         ]
     lines = [
@@ -312,10 +393,11 @@ def readme(card: dict[str, Any]) -> str:
         *(f"| {depth} | {' | '.join(str(value) for value in row.values())} |" for depth, row in card["depths"].items()),
         "",
         *card["notes"],
+        *other_guidance(card),
         "",
         "## Training",
         "",
-        f"{data['crops']} crops of {data.get('crop_px', CROP_PX)} px at many scales, half of them with changed",
+        f"Crops of {data.get('crop_px', CROP_PX)} px at many scales ({data['crops']}), half of them with changed",
         f"colours, cut from {data['photographs']} photographs. Data digest (SHA-256 over the photographs' SHA-256):",
         f"`{data['data_digest']}`.",
         "",
@@ -355,6 +437,7 @@ def write_card(
         "guidance": guidance,
         "evaluation": {
             "images": num_images,
+            "image_px": args.image_px,
             "num_inference_steps": args.steps,
             "depth_steps": args.depth_steps,
         },
@@ -371,12 +454,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", required=True, choices=("ip2p", "controlnet", "stablesr"))
     parser.add_argument("--folder", default="idcompress/models/tiny", help="folder of packed pipelines")
-    parser.add_argument("--work", default=".work/tiny", help="folder of the training crops, for --guidance")
+    parser.add_argument("--data", default="", help="folder of the photographs trained on, for --guidance")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--depth-steps", type=int, default=10)
     parser.add_argument("--places", type=int, default=len(PLACES), help="crops of each photograph")
     parser.add_argument("--depths", type=int, nargs="*", default=[3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13])
     parser.add_argument("--guidance", nargs="*", default=[], help="compare text[,image] guidance scales and stop")
+    parser.add_argument("--also", nargs="*", default=[], help="more text[,image] guidance to tell figures of")
+    parser.add_argument("--sheets", default="", help="folder for contact sheets")
     parser.add_argument("--use", default="", help="recommended text[,image] guidance, written into the card")
     parser.add_argument(
         "--lpips", default="", help="stablesr: AlexNet weights of torchvision; default: see IDC_WEIGHTS"
@@ -390,13 +475,15 @@ def main() -> None:
     pipe = pipeline_class.from_pretrained(folder, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
 
+    args.image_px = size_of(pipe)
+
     def scales_of(text: str) -> dict[str, float]:
         names = ("guidance_scale", "image_guidance_scale") if args.task == "ip2p" else ("guidance_scale",)
         return dict(zip(names, map(float, text.split(",")), strict=True))
 
     if args.guidance:
-        # Kept-out crops of the training photographs; flat ones show no edit.
-        crops = as_image(np.load(Path(args.work) / "crops.npy", mmap_mode="r")[:256])
+        # Crops of the training photographs; flat ones show no edit.
+        crops = as_image(cut_crops(list_photos(Path(args.data)), 117, 12345, args.image_px, min_share=0.3)[0])
         crops = crops[crops.mean(1).flatten(1).std(1) > 0.12][: 12 if args.task == "ip2p" else 48]
         for text in args.guidance:
             began = time.perf_counter()
@@ -404,7 +491,6 @@ def main() -> None:
                 prompts, inputs, targets, names = edit_batch(crops)
                 outputs = sample(pipe, prompts, inputs, scales_of(text), args.depth_steps)
                 figures = edit_figures(outputs, inputs, targets, names)
-                figures["output_psnr_db"] = round(float(psnr(outputs, targets).mean()), 2)
             else:
                 prompts, condition, photos = control_batch(crops, [str(row) for row in range(len(crops))])
                 outputs = sample(pipe, prompts, condition, scales_of(text), args.depth_steps)
@@ -420,27 +506,47 @@ def main() -> None:
         metrics = restoration_figures(pipe, images, low, args.steps, lpips.Metric(weights=args.lpips))
         print(metrics, flush=True)
         nine = len(images) // args.places
+        shown = restore(pipe, low[:nine], args.steps, eta=0)
+        contact_sheet(args.sheets, "stablesr", [enlarged(low[:nine]), shown, images[:nine]], nine)
         depths = stablesr_depths(pipe, images[:nine], low[:nine], args.depth_steps, args.depths)
         write_card(args, folder, card, metrics, depths, {}, len(images))
         return
 
-    images, photos = public_crops(args.places)
+    images, photos = public_crops(args.places, args.image_px)
     scales = scales_of(args.use) if args.use else card["guidance"]
     with torch.no_grad():
         latents = pipe.vae.encode(images * 2 - 1).latent_dist.mode()
         autoencoder_psnr_db = round(psnr(pipe.vae.decode(latents).sample / 2 + 0.5, images).mean().item(), 2)
     print("autoencoder", autoencoder_psnr_db, flush=True)
     nine = len(images) // args.places
+    more: dict[str, Any] = {}
     if args.task == "ip2p":
         prompts, inputs, targets, names = edit_batch(images)
-        metrics = edit_figures(sample(pipe, prompts, inputs, scales, args.steps), inputs, targets, names)
+        outputs = sample(pipe, prompts, inputs, scales, args.steps)
+        metrics = edit_figures(outputs, inputs, targets, names) | chance_figures(inputs, targets, names)
         print(metrics, flush=True)
+        contact_sheet(args.sheets, "ip2p", [inputs, targets, outputs], nine)
+        prompts, inputs, targets, names = edit_batch(images[:nine])
+        for text in args.also:
+            outputs = sample(pipe, prompts, inputs, scales_of(text), args.steps)
+            more[text] = edit_figures(outputs, inputs, targets, names)
+            del more[text]["rows"]
+            print(text, more[text], flush=True)
+            contact_sheet(args.sheets, f"ip2p_{text}", [inputs, targets, outputs], nine)
         depths = ip2p_depths(pipe, images[:nine], scales, args.depth_steps, args.depths)
     else:
         prompts, condition, kept = control_batch(images, photos)
-        metrics = control_figures(sample(pipe, prompts, condition, scales, args.steps), prompts, condition, kept)
+        outputs = sample(pipe, prompts, condition, scales, args.steps)
+        metrics = control_figures(outputs, prompts, condition, kept)
         print(metrics, flush=True)
-        depths = controlnet_depths(pipe, images, photos, scales, args.depth_steps, args.depths)
+        contact_sheet(args.sheets, "controlnet", [condition, outputs], nine)
+        for text in args.also:
+            outputs = sample(pipe, prompts, condition, scales_of(text), 50)
+            more[f"{text}, 50 steps"] = control_figures(outputs, prompts, condition, kept)
+            del more[f"{text}, 50 steps"]["rows"]
+            print(text, more, flush=True)
+        depths = controlnet_depths(pipe, images[:nine], photos[:nine], scales, args.depth_steps, args.depths)
+    card["at_other_guidance"] = more
     metrics = {"autoencoder_psnr_db": autoencoder_psnr_db, **metrics}
     write_card(args, folder, card, metrics, depths, scales, len(images))
 
