@@ -76,8 +76,8 @@ class TrainingSamples:
                 photo = self.photos[index]
                 name = photo.name
                 pictures = self._open(index, photo)
-            except IdcError as error:
-                unreadable[name] = str(error)
+            except Exception as error:  # a file or a decoder may raise anything, and one file must not end a training
+                unreadable[name] = str(error) if isinstance(error, IdcError) else f"{type(error).__name__}: {error}"
                 continue
             rng = np.random.default_rng([self.seed, number])
             image, *target = random_crop(pictures, self.size, rng, scales=self.photos.crop_scales, flip=self.flip)

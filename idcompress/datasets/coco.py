@@ -1,12 +1,13 @@
 """COCO 2017: photographs with captions by people"""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import IdcError
 from ..images.photo_sets import Files, PhotographSet, check_split, folders, found_in
+from ..images.pictures import is_image, some, warn_once
+from ..images.prompts import read_csv
 
 _FORMS = (
     '.json with {"000000000139.jpg": "a room"} or COCO\'s results [{"image_id": 139, "caption": "a room"}], .csv with '
@@ -37,9 +38,17 @@ def load(
         raise IdcError(f"data.path={root}: want {part}/ and annotations/captions_{part}.json; found {found_in(root)}")
     source = Path(captions_file).expanduser() if captions_file else root / "annotations" / f"captions_{part}.json"
     by_file = (_from_file if captions_file else _from_annotations)(source)
-    present = sorted(entry.name for entry in (root / part).iterdir() if entry.name in by_file)
+    there = {entry.name for entry in (root / part).iterdir()}
+    present = sorted(there & by_file.keys())
     if not present:
         raise IdcError(f"{source} names no image of {root / part}, which holds {found_in(root / part)}")
+    for what, names in (
+        (f"images of {root / part} have no caption in {source.name}", filter(is_image, there - by_file.keys())),
+        (f"captions of {source} are of images that are not in {root / part}", by_file.keys() - there),
+    ):
+        left_out = sorted(names)
+        if left_out:
+            warn_once(f"{len(left_out)} {what} and are left out: {some(left_out)}")
     if split in ("search", "evaluate"):
         present = present[("search", "evaluate").index(split) :: 2]
     chosen = {
@@ -53,7 +62,7 @@ def load(
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except OSError:
         near = path.parent if path.parent.is_dir() else path.parent.parent
         raise IdcError(f"there is no {path}; {near} holds {found_in(near)}") from None
@@ -90,9 +99,9 @@ def _from_file(path: Path) -> dict[str, list[str]]:
             listed = not isinstance(value, dict)
             rows = [(f"{int(row['image_id']):012d}.jpg", row["caption"]) for row in value] if listed else value.items()
         elif path.suffix == ".csv":
-            rows = [(row["file_name"], row["caption"]) for row in csv.DictReader(_read(path).splitlines())]
+            rows = [(row["file_name"], row["caption"]) for _, row in read_csv(path, _read(path), "file_name")]
         elif path.suffix == ".txt":
-            rows = [line.split(maxsplit=1) for line in _read(path).splitlines() if line.strip()]
+            rows = [line.split(maxsplit=1) for line in _read(path).split("\n") if line.strip()]
         else:
             raise ValueError(f"its name ends in {path.suffix or 'nothing'}")
         return {name: [caption.strip()] for name, caption in rows}

@@ -6,12 +6,15 @@ import bisect
 import functools
 import itertools
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..console import progress
 from ..errors import IdcError
 from ..images.photo_sets import Photograph, PhotographSet, cut, folders, found_in
+from ..images.pictures import some, walk, warn_once
 
 _LAYOUTS = (
     "seeds.json beside folders with prompt.json, <seed>_0.jpg and <seed>_1.jpg (clip-filtered-dataset), or *.parquet "
@@ -19,6 +22,7 @@ _LAYOUTS = (
 )
 _COLUMNS = ("original_image", "original_prompt", "edit_prompt", "edited_prompt", "edited_image")
 _CAPTIONS = ("original_prompt", "edited_prompt")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _WHOLE = (1.0, 1.0)  # of training crops: the pictures are squares
 
 
@@ -36,9 +40,11 @@ def load(path: str | list[str] | None, split: str) -> PhotographSet:
     if len(roots) != 1:
         raise IdcError(f"data=instruct_pix2pix wants data.path=FOLDER, one that holds {_LAYOUTS}; got {path}")
     root = roots[0]
-    tables = sorted(root.rglob("*.parquet"))
+    listed = (root / "seeds.json").is_file()
+    below = walk(root) if root.is_dir() and not listed else []
+    tables = sorted(root / name for name in below if name.endswith(".parquet"))
     found: PhotographSet
-    if (root / "seeds.json").is_file():
+    if listed:
         found = _Folders(root, split)
     elif tables:
         found = _Tables(root, tables, split)
@@ -50,33 +56,69 @@ def load(path: str | list[str] | None, split: str) -> PhotographSet:
 
 
 class _Folders(PhotographSet):
-    """<root>/<prompt>/<seed>_0.jpg and _1.jpg, as seeds.json lists them: [[prompt, [seed, ...]], ...]."""
+    """<root>/<prompt>/<seed>_0.jpg and _1.jpg, as seeds.json lists them: [[prompt, [seed, ...]], ...].
+
+    Pairs that are not there, as in a partial download, are left out and counted; splits are those of the others. The
+    pictures may also be called .jpeg, .png or .webp.
+    """
 
     crop_scales = _WHOLE
 
     def __init__(self, root: Path, split: str) -> None:
-        self._root = root
+        self._root, source = root, root / "seeds.json"
         try:
-            listed: list[tuple[str, list[str]]] = json.loads((root / "seeds.json").read_text(encoding="utf-8"))
-            chosen = [listed[i] for i in cut(len(listed), split)]
-            self._pairs = [f"{prompt}/{seed}" for prompt, seeds in chosen for seed in seeds]
+            listed: list[tuple[str, list[str]]] = json.loads(source.read_text(encoding="utf-8-sig"))
+            wanted = [(str(prompt), [str(seed) for seed in seeds]) for prompt, seeds in listed]
         except (ValueError, TypeError, KeyError):
-            raise IdcError(f"{root / 'seeds.json'} is damaged; want a list of [folder, [seed, ...]]") from None
+            raise IdcError(f"{source} is damaged; want a list of [folder, [seed, ...]]") from None
+        whole, missing = [], []
+        for prompt, seeds in progress(wanted, "listing pairs", len(wanted)):
+            there = _whole_pairs(f"{root}/{prompt}", seeds)
+            if there:
+                whole.append([f"{prompt}/{seed}" for seed in there])
+            if len(there) < len(seeds):
+                missing += [f"{prompt}/{seed}" for seed in seeds if seed not in there]
+        if wanted and not whole:
+            raise IdcError(
+                f"{source} lists {len(missing)} pairs, and none is there whole; want prompt.json, <seed>_0.jpg and "
+                f"<seed>_1.jpg in {root / wanted[0][0]} and the like; found {found_in(root)}"
+            )
+        if missing:
+            number = len(missing) + sum(map(len, whole))
+            warn_once(f"{source}: {len(missing)} of {number} pairs are not there and are left out: {some(missing)}")
+        self._pairs = [pair for i in cut(len(whole), split) for pair in whole[i]]
         super().__init__(self._pairs, [len(self._pairs)], own_splits=True)
 
     def photograph(self, index: int) -> Photograph:
         name = self._pairs[index]
         place = self._root / name.partition("/")[0] / "prompt.json"
         try:
-            texts = json.loads(place.read_text(encoding="utf-8"))
+            texts = json.loads(place.read_text(encoding="utf-8-sig"))
             prompt = texts["edit"]
         except FileNotFoundError:
             raise IdcError(f"there is no {place}, though seeds.json lists it") from None
         except (ValueError, KeyError, TypeError):
             raise IdcError(f'{place} is damaged; want {{"edit": "...", "input": "...", "output": "..."}}') from None
         captions = (texts["input"], texts["output"]) if "input" in texts and "output" in texts else None
-        before, after = (self._root / f"{name}_{number}.jpg" for number in (0, 1))
+        before, after = (self._picture(f"{name}_{number}") for number in (0, 1))
         return Photograph(name, before, prompt, Photograph(f"{name}_1", after), captions)
+
+    def _picture(self, stem: str) -> Path:
+        paths = [self._root / f"{stem}{suffix}" for suffix in _SUFFIXES]
+        return next((path for path in paths if path.is_file()), paths[0])
+
+
+def _whole_pairs(folder: str, seeds: list[str]) -> list[str]:
+    """The seeds whose pairs lie whole in a folder; none if it lacks their prompt."""
+    try:
+        names = set(os.listdir(folder))  # noqa: PTH208  no Path for each of millions
+    except OSError:
+        return []
+
+    def there(stem: str) -> bool:
+        return f"{stem}.jpg" in names or any(stem + suffix in names for suffix in _SUFFIXES)
+
+    return [seed for seed in seeds if there(f"{seed}_0") and there(f"{seed}_1")] if "prompt.json" in names else []
 
 
 class _Tables(PhotographSet):

@@ -18,20 +18,22 @@ from safetensors.numpy import load_file, save
 from ..console import progress
 from ..errors import IdcError
 from ..images.photo_sets import Photograph, PhotographSet, cut, found_in
-from ..images.pictures import SUFFIXES
+from ..images.pictures import SUFFIXES, walk, warn_once
+from ..images.prompts import PROMPT_KEYS, prompt_in
 from ..runs import files
 from ..runs.run_dir import OUTPUTS
 
 CACHE = OUTPUTS / "cache" / "shards"
 _WANTED = "*.tar files whose members share a stem: 000000.jpg beside 000000.txt or 000000.json"
-_CAPTION_KEYS = ("caption", "prompt", "text")
+_CAPTION_KEYS = ("caption", *(key for key in PROMPT_KEYS if key != "caption"))
 
 
 def load(path: str | list[str] | None, split: str, *, image: str = "", target: str = "") -> PhotographSet:
     """List the images of shards; splits are by position, 90 % / 5 % / 5 %.
 
-    A text file is the caption, or else `caption`, `prompt` or `text` of a JSON file. What is in which shard is read
-    once and kept under outputs/cache/shards; shards behind a URL are fetched one at a time, for that and for use.
+    A text file is the caption, or else `caption`, `prompt`, `text` and the like of a JSON file. What is in which shard
+    is read once and kept under outputs/cache/shards; shards behind a URL are fetched one at a time, for that and for
+    use.
 
     Args:
         path: a folder of *.tar files, a tar file, a URL that fsspec knows, or a list of them.
@@ -49,6 +51,10 @@ def load(path: str | list[str] | None, split: str, *, image: str = "", target: s
     if not found:
         number = sum(len(table["key"]) for table in tables)
         raise IdcError(f"{path} holds {number} images, so its {split} split is empty; data.split=all takes every one")
+    bare = sum(int(((table["txt"][:, 1] == 0) & (table["json"][:, 1] == 0)).sum()) for table in tables)
+    number = sum(len(table["key"]) for table in tables)
+    if 0 < bare < number:
+        warn_once(f"data.path={path}: {bare} of {number} images have no caption")
     return found
 
 
@@ -56,7 +62,8 @@ def _list(entry: str) -> list[str]:
     if "://" in entry:
         return [entry]
     folder = Path(entry).expanduser()
-    shards = sorted(str(shard) for shard in folder.rglob("*.tar")) if folder.is_dir() else [str(folder)]
+    below = sorted(name for name in walk(folder) if name.endswith(".tar")) if folder.is_dir() else None
+    shards = [str(folder)] if below is None else [str(folder / name) for name in below]
     if not shards or not Path(shards[0]).is_file():
         raise IdcError(f"data.path={entry}: want {_WANTED}; found {found_in(folder)}")
     return shards
@@ -103,7 +110,9 @@ class _Shards(PhotographSet):
                 if kind == "txt":
                     return text.strip()
                 values = json.loads(text)
-                return next((str(values[key]) for key in _CAPTION_KEYS if key in values), "")
+                if not isinstance(values, dict):
+                    raise TypeError(f"want an object, got {type(values).__name__}")
+                return prompt_in(values, f"{name}.{kind} in {shard}", _CAPTION_KEYS)
             except (ValueError, TypeError) as error:
                 raise IdcError(f"{name}.{kind} in {shard} is damaged ({error})") from None
         return ""

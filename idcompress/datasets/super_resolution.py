@@ -6,16 +6,34 @@ import re
 from pathlib import Path
 
 from ..errors import IdcError
-from ..images.photo_sets import PhotographSet, check_split, folders, found_in, from_folder
+from ..images.photo_sets import Files, PhotographSet, check_split, folders, found_in, from_folder
 
 _WANTED = "DIV2K_train_HR/, DIV2K_valid_HR/, Flickr2K/ or other folders of images"
 
 
-def load(path: str | list[str] | None, split: str) -> PhotographSet:
-    """List the high-resolution pictures; small copies (*_LR_*) play no part, since the task degrades for itself.
+def _word(words: str, behind: str = "") -> re.Pattern[str]:
+    """A word in a folder's name, in either case: between other signs than letters, or in capitals behind a small one.
 
-    Folders called *valid_HR, *val_HR or *test_HR serve searches and evaluations, a half each, and the others training.
-    Without such folders halves of everything take their place.
+    Args:
+        behind: what else may follow the word, each after a |.
+    """
+    camel = r"(?<=[a-z])(?=[A-Z])"
+    return re.compile(rf"(?:(?:^|[^A-Za-z])|{camel})(?i:{words})(?:$|[^A-Za-z]{behind}|{camel})")
+
+
+_LOW = _word(r"LR|LQ|low[ _-]?(?:res(?:olution)?|quality)|^low$", "|x[0-9]|bic|mod")
+_HIGH = _word(r"HR|HQ|GT|high[ _-]?(?:res(?:olution)?|quality)|ground[ _-]?truth|^high$", "|mod")
+_HELD_OUT = _word("valid|validation|val|test|testing|eval|evaluation", "|HR|HQ|GT")
+_TRAINING = _word("train|training", "|HR|HQ|GT")
+
+
+def load(path: str | list[str] | None, split: str) -> PhotographSet:
+    """List the high-resolution pictures; small copies (*_LR_*, lr, LQ, low_res, ...) play no part, since the task
+    degrades for itself.
+
+    Folders called HR, *_HR, hr_*, HQ, GT, high_res and the like hold the pictures where there are some. Of these, ones
+    whose name, or else whose folder's, says valid, val, validation, test or eval serve searches and evaluations, a half
+    each, and the others training. Without such folders halves of everything take their place.
 
     Raises:
         IdcError: no such folder, or none for this split.
@@ -25,21 +43,51 @@ def load(path: str | list[str] | None, split: str) -> PhotographSet:
     if not roots or not all(root.is_dir() for root in roots):
         found = "; ".join(f"{root}: {found_in(root)}" for root in roots) or "null"
         raise IdcError(f"data=super_resolution wants data.path=FOLDER with {_WANTED}; got {found}")
-    chosen = [folder for root in roots for folder in _image_folders(root)]
-    held_out = [folder for folder in chosen if re.search(r"(^|_)(valid|val|test)_HR$", folder.name)]
-    training = [folder for folder in chosen if folder not in held_out]
+    chosen = [(root, folder) for root in roots for folder in _image_folders(root)]
+    held_out = [folder for root, folder in chosen if _is_held_out(root, folder)]
+    training = [folder for _, folder in chosen if folder not in held_out]
     if not held_out or split == "all":
-        everything = from_folder([str(folder) for folder in chosen])
+        everything = _list(roots, [folder for _, folder in chosen])
         return everything if split == "all" else everything.half("search" if split == "train" else split)
     if split == "train" and not training:
         raise IdcError(f"{', '.join(map(str, roots))} holds folders to evaluate only; want {_WANTED}")
-    kept = from_folder([str(folder) for folder in (training if split == "train" else held_out)])
+    kept = _list(roots, training if split == "train" else held_out)
     kept.own_splits = True
     return kept if split == "train" else kept.half(split)
+
+
+def _list(roots: list[Path], chosen: list[Path]) -> Files:
+    """The pictures of some folders, without small copies in folders below them."""
+    return from_folder([str(folder) for folder in chosen], leave_out=lambda name: any(map(_is_low, _parts(name))))
+
+
+def _parts(name: str) -> list[str]:
+    """The folders of a file's name, and its own stem where that ends in LR."""
+    *parents, stem = name.rpartition(".")[0].split("/")
+    return [*parents, *([stem] if re.search(r"_(LR|lr)$", stem) else [])]
+
+
+def _is_low(name: str) -> bool:
+    return bool(_LOW.search(name))
+
+
+def _is_held_out(root: Path, folder: Path) -> bool:
+    """Whether a folder, or else the nearest one above it that says so, is to evaluate; the root's own is not asked."""
+    names = [folder.name, *(parent.name for parent in folder.parents if root in parent.parents)]
+    told = next((name for name in names if _HELD_OUT.search(name) or _TRAINING.search(name)), "")
+    alone = folder != root or _HIGH.search(folder.name)
+    return bool(alone and _HELD_OUT.search(told) and not _TRAINING.search(told))
 
 
 def _image_folders(root: Path) -> list[Path]:
     """Folders of pictures at full resolution: those called *HR* where there are some, else the folder itself."""
     below = sorted(entry for entry in (root, *root.glob("*"), *root.glob("*/*")) if entry.is_dir())
-    below = [folder for folder in below if not re.search(r"(^|_)LR(_|$)", str(folder.relative_to(root.parent)))]
-    return [folder for folder in below if re.search(r"(^|_)HR$", folder.name)] or [root]
+    below = [folder for folder in below if not any(map(_is_low, folder.relative_to(root.parent).parts))]
+    chosen: list[Path] = []
+    places: set[Path] = set()
+    for folder in below:
+        place = folder.resolve()  # links to a folder that is there already add nothing
+        if _HIGH.search(folder.name) and not places & {place, *place.parents}:
+            chosen.append(folder)
+            places.add(place)
+    return chosen or [root]

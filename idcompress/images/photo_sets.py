@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 from abc import abstractmethod
 from collections import Counter
@@ -24,6 +23,7 @@ import numpy as np
 from ..errors import IdcError, did_you_mean
 from ..runs import files
 from .pictures import decode_image, is_image, list_files, load_image
+from .prompts import count_missing, has_text_file, prompts_of, text_file_prompt
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,8 +49,6 @@ _PACKAGED = {
     ),
 }
 _DISTRIBUTIONS = {"skimage": "scikit-image", "sklearn": "scikit-learn", "matplotlib": "matplotlib"}
-_METADATA = "metadata.jsonl"
-_PROMPT_KEYS = ("prompt", "text", "caption")
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,7 @@ class Files(PhotographSet):
     def photograph(self, index: int) -> Photograph:
         name, path = self._names[index], Path(self._paths[index])
         prompt = self._prompts.get(name, "")
-        return Photograph(name, path, _read_text(path.with_suffix(".txt")) if self._texts and not prompt else prompt)
+        return Photograph(name, path, text_file_prompt(path) if self._texts and not prompt else prompt)
 
     def half(self, split: str) -> PhotographSet:
         """The search or the evaluation half: even and odd places in order of name, one file of each content.
@@ -251,33 +249,43 @@ def _inside(package: str, file: str) -> Path:
     )
 
 
-def from_folder(path: str | Path | Sequence[str]) -> Files:
+def from_folder(path: str | Path | Sequence[str], leave_out: Callable[[str], bool] | None = None) -> Files:
     """The photographs in a folder, or in several, and their subfolders, sorted by name.
 
-    A `metadata.jsonl` in the folder (Hugging Face's imagefolder layout: an object per line with `file_name` and
-    `prompt`, `text` or `caption`) gives prompts, else a text file of an image's stem does.
+    A `metadata.jsonl` or `metadata.csv` in the folder or in a subfolder (Hugging Face's imagefolder layout: a row per
+    image, with `file_name` and one of `prompts.PROMPT_KEYS`) gives prompts, else a text file of an image's stem does.
+    How many have no prompt is said where others have one.
+
+    Args:
+        leave_out: whether an image, named from the folder on, is none of the photographs.
 
     Raises:
-        IdcError: no such folder, no image in it, or a line of the metadata that is wrong.
+        IdcError: no such folder, no image in it, or a row of the metadata that is wrong.
     """
     rows: list[tuple[str, str]] = []
     prompts: dict[str, str] = {}
+    missing: list[str] = []
     roots = folders(path)
     for root in roots:
-        images = [name for name in list_files(root) if is_image(name)]
+        listed = list_files(root)
+        images = [name for name in listed if is_image(name) and not (leave_out and leave_out(name))]
         stems = Counter(image.rpartition(".")[0] for image in images)
         prefix = f"{root.name}/" if len(roots) > 1 else ""
-        given = _read_metadata(root)
+        everything = set(listed)
+        given = prompts_of(root, everything)
         for image in images:
             stem = image.rpartition(".")[0]
             name = prefix + (stem if stems[stem] == 1 else image)
             rows.append((name, str(root / image)))
-            if image in given:
+            if given.get(image):
                 prompts[name] = given[image]
+            elif not has_text_file(image, everything):
+                missing.append(name)
     rows.sort()
     names = [name for name, _ in rows]
     if len(set(names)) < len(names):
         raise IdcError(f"data.path: {', '.join(map(str, roots))} hold files of the same names; rename a folder")
+    count_missing(f"data.path={', '.join(map(str, roots))}", sorted(missing), len(names))
     return Files(names, [file for _, file in rows], prompts=prompts, texts=True)
 
 
@@ -301,48 +309,6 @@ def cut(number: int, split: str) -> range:
     first, second = math.floor(0.9 * number), math.floor(0.95 * number)
     bounds = {"train": (0, first), "search": (first, second), "evaluate": (second, number), "all": (0, number)}
     return range(*bounds[split])
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig").strip()
-    except FileNotFoundError:
-        return ""
-    except UnicodeDecodeError:
-        raise IdcError(f"{path} is not UTF-8 text; want a caption") from None
-
-
-def _read_metadata(folder: Path) -> dict[str, str]:
-    """File name, relative to the folder, to prompt."""
-    path = folder / _METADATA
-    if not path.is_file():
-        return {}
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise IdcError(f"{path} is not UTF-8 text; want one JSON object per line") from None
-    prompts: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            name, prompt = _read_line(line, folder, f"{path}, line {number}")
-            prompts[name] = prompt
-    return prompts
-
-
-def _read_line(line: str, folder: Path, place: str) -> tuple[str, str]:
-    try:
-        row: Any = json.loads(line)
-    except ValueError as error:
-        raise IdcError(f"{place} is not JSON ({error})") from None
-    if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-        raise IdcError(f'{place} has no file_name; want {{"file_name": "photo.png", "prompt": "..."}}')
-    if not (folder / row["file_name"]).is_file():
-        raise IdcError(f"{place} names {row['file_name']}, and there is no such file in {folder}")
-    key = next((key for key in _PROMPT_KEYS if key in row), None)
-    prompt = "" if key is None else row[key]
-    if not isinstance(prompt, str):
-        raise IdcError(f"{place}: {key} must be a text, got {type(prompt).__name__}")
-    return Path(row["file_name"]).as_posix(), prompt
 
 
 def without(photographs: PhotographSet, digests: Collection[str]) -> PhotographSet:

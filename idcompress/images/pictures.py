@@ -8,79 +8,195 @@ import random
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ..console import warn
 from ..errors import IdcError
-from ..runs.files import write_bytes
+from ..runs.files import fitted, write_bytes
+from . import metadata
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 2**29  # a small file can claim any size; this one fills 2 GB
+WHOLE_PIXELS = 2**27  # a picture of more is halved: no task looks so closely
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """Read an image file as 8-bit RGB, upright by its EXIF orientation.
+    """Read an image file as 8-bit RGB, upright by its EXIF orientation; whatever else EXIF or a profile say is passed.
 
-    Transparency is laid on white. Deep modes are scaled, never clipped: 16-bit grey by 1/257, floating point from
-    [0, 1] (or from [0, 255] if a value is above 1). Of several frames the first counts.
+    Transparency is laid on white. Of several frames the first counts. Pictures of more than 134 megapixels are halved
+    while they are read, those of more than `MAX_PIXELS` are refused.
+
+    Deep modes are scaled by their range, never stretched to it: 16-bit grey by 1/257. Values of 32 bits have no range
+    of their own:
+
+    - whole numbers up to 255 are 8-bit values, whole numbers from 4,096 up to 65,535 are 16-bit ones;
+    - floating-point values up to 1 are of [0, 1]. So are higher ones where at least half of the positive values are up
+      to 1: the others are highlights, which become white;
+    - where half of the positive values are above 8, they are 8-bit values up to 255, 16-bit ones from 4,096 on;
+    - fractions may lie a quarter of the range outside of it, as after a resize, and are clipped. All else is refused.
 
     Raises:
-        IdcError: the file is missing, empty, a folder, no image, damaged, or of a range that cannot be told.
+        IdcError: the file is missing, empty, a folder, no image, damaged, too large, or of a range that cannot be told.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
-        raise IdcError(f"{path} is a folder; want an image file")
-    if not path.exists():
-        raise IdcError(f"there is no image file {path}")
-    if path.stat().st_size == 0:
-        raise IdcError(f"{path} is empty (0 bytes); want an image file")
+    try:
+        if path.is_dir():
+            raise IdcError(f"{path} is a folder; want an image file")
+        if not path.exists():
+            raise IdcError(f"there is no image file {path}")
+        if path.stat().st_size == 0:
+            raise IdcError(f"{path} is empty (0 bytes); want an image file")
+    except OSError as error:
+        raise IdcError(f"{path} cannot be read ({error.strerror})") from None
     return decode_image(path, str(path))
 
 
 def decode_image(source: Path | io.BytesIO, place: str) -> Image.Image:
     """As `load_image`, from a file or from bytes; `place` is what errors call it."""
+    with _own_size_limit(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of metadata that Pillow cannot read
+        try:
+            try:
+                return _decode(source, place)
+            except (IdcError, PermissionError, Image.DecompressionBombError):
+                raise
+            except Exception:  # Pillow raises what it likes for bad metadata; the picture itself may be whole
+                data = source.read_bytes() if isinstance(source, Path) else source.getvalue()
+                bare, turn = metadata.without(data)
+                if bare == data:
+                    raise
+                return _decode(io.BytesIO(bare), place, turn)
+        except IdcError:
+            raise
+        except UnidentifiedImageError:
+            text = f"{place} is no image that can be read, whatever its name ends in; want {_kinds()}"
+        except PermissionError:
+            text = f"{place} may not be read (permission denied)"
+        except Image.DecompressionBombError as error:
+            text = f"{place} is too large ({str(error).partition(',')[0]}); scale it down first"
+        except MemoryError:
+            text = f"{place} does not fit into the memory; scale it down first"
+        except Exception as error:  # of any kind: they differ by the format, and none may end a run of many pictures
+            text = f"{place} is a damaged image ({_in_a_line(error)}); copy or fetch it again"
+    raise IdcError(text)
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def _own_size_limit() -> Iterator[None]:
+    """Our limit in place of Pillow's, which is lower; Pillow refuses twice the number that it is given."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS // 2
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(source) as image:
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image), place)
-    except UnidentifiedImageError:
-        raise IdcError(f"{place} is no image that can be read, whatever its name ends in; want {_kinds()}") from None
-    except PermissionError:
-        raise IdcError(f"{place} may not be read (permission denied)") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        # Pillow raises any of these for files that are cut short or damaged.
-        raise IdcError(f"{place} is a damaged image ({error}); copy or fetch it again") from None
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _decode(source: Path | io.BytesIO, place: str, turn: int | None = None) -> Image.Image:
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
+    with Image.open(source) as image:
+        if image.width * image.height > WHOLE_PIXELS:
+            image.draft(None, (image.width // 2, image.height // 2))  # JPEG halves while it decodes
+        image.load()
+        turned = _TURNS.get(_orientation(image) if turn is None else turn)
+        halve = 2 if image.width * image.height > WHOLE_PIXELS else 1
+        rgb = _to_rgb(image, place) if halve == 1 else _halved(image, place)
+    return rgb if turned is None else rgb.transpose(turned)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's number of how the picture is turned; 1, upright, where that cannot be read."""
+    try:
+        told = image.getexif().get(metadata.ORIENTATION)
+    except Exception:  # as above
+        told = None
+    exif = image.info.get("exif")
+    if told is None and isinstance(exif, bytes):  # Pillow stops at the first tag that it cannot read
+        return metadata.orientation(exif)
+    return metadata.number(told)
 
 
 def _kinds() -> str:
     return ", ".join(suffix[1:].upper() for suffix in SUFFIXES if suffix not in (".jpeg", ".tif"))
 
 
-def _to_rgb(image: Image.Image, place: str) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_grey_to_8_bit(np.asarray(image, dtype=np.float64), image.mode, place)).convert("RGB")
+def _halved(image: Image.Image, place: str) -> Image.Image:
+    """Half the size in 8-bit RGB, made in strips, so that no whole copy is needed."""
+    full = _full_value(image, place)
+    made = Image.new("RGB", ((image.width + 1) // 2, (image.height + 1) // 2))
+    for top in range(0, image.height, 512):
+        strip = image.crop((0, top, image.width, min(top + 512, image.height)))
+        made.paste(_to_rgb(strip, place, full).reduce(2), (0, top // 2))
+    return made
+
+
+def _to_rgb(image: Image.Image, place: str, full: float | None = None) -> Image.Image:
+    full = _full_value(image, place) if full is None else full
+    if full:
+        values = np.asarray(image, dtype=np.float64) * (255 / full)
+        return Image.fromarray(np.round(values.clip(0, 255)).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         colour = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour).convert("RGB")
     return image.convert("RGB")
 
 
-def _grey_to_8_bit(
-    values: np.ndarray[tuple[int, ...], np.dtype[np.float64]], mode: str, place: str
-) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    if not np.isfinite(values).all():
-        raise IdcError(f"{place} holds NaN or infinite values; want an image of finite ones")
+def _full_value(image: Image.Image, place: str) -> float:
+    """The value that becomes 255, as `load_image` says; 0 where the mode is an 8-bit one."""
+    if not (image.mode.startswith("I") or image.mode == "F"):
+        return 0.0
+    if image.mode.startswith("I;") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return 65535.0  # the format's own range
+    values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
-    full = 65535.0 if mode.startswith("I") else 1.0 if high <= 1 else 255.0
-    if low < 0 or high > full:
-        wanted = "0 .. 65535" if mode.startswith("I") else "0 .. 1 or 0 .. 255"
-        raise IdcError(f"{place} holds values from {low:g} to {high:g} (mode {mode}); want {wanted}, or an 8-bit image")
-    return np.round(values * (255 / full)).astype(np.uint8)
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise IdcError(f"{place} holds NaN or infinite values; want an image of finite ones")
+    full, beyond = _guess_full_value(values, high)
+    if full is None or low < -beyond * full:
+        wanted = "0 .. 255, 0 .. 65535" if image.mode == "I" else "0 .. 1, 0 .. 255, 0 .. 65535"
+        raise IdcError(
+            f"{place} holds values from {low:g} to {high:g} (mode {image.mode}), whose range cannot be told; want "
+            f"{wanted}, or an 8-bit image"
+        )
+    return full
+
+
+def _guess_full_value(values: np.ndarray[Any, Any], high: float) -> tuple[float | None, float]:
+    """The upper end of the range, None where that is unclear, and how far fractions may lie outside, in its units."""
+    sample = values.ravel()[:: max(1, values.size // 1_000_000)]
+    whole = bool(high == round(high) and (sample == np.round(sample)).all())
+    beyond = 0.0 if whole and high > 1 else 0.25
+    positive = sample[sample > 0]
+    middle = float(np.median(positive)) if positive.size else 0.0
+    integer = np.issubdtype(values.dtype, np.integer)
+    if not integer and (high <= 1 or (middle <= 1 and not (whole and high > 16))):
+        return 1.0, 0.25
+    if high <= 255 * (1 + beyond) and (integer or middle >= 8 or (whole and high > 16)):
+        return 255.0, beyond
+    if 4096 <= high <= 65535 * (1 + beyond):
+        return 65535.0, beyond
+    return None, beyond
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -103,7 +219,7 @@ def list_files(folder: Path) -> list[str]:
         raise IdcError(f"there is no folder {folder}; want one with images ({_kinds()})")
     if not folder.is_dir():
         raise IdcError(f"{folder} is a file; want a folder with images ({_kinds()})")
-    files = list(_walk(str(folder), ""))
+    files = walk(folder)
     if not any(map(is_image, files)):
         suffixes = Counter(Path(name).suffix.lower() or "no suffix" for name in files).most_common(3)
         found = ", ".join(f"{number} x {suffix}" for suffix, number in suffixes) or "no file at all"
@@ -111,16 +227,63 @@ def list_files(folder: Path) -> list[str]:
     return files
 
 
-def _walk(folder: str, prefix: str) -> Iterator[str]:
-    # Faster than Path.rglob by far: folders of 100,000 files are common.
-    with os.scandir(folder) as entries:
+def walk(folder: Path) -> list[str]:
+    """Files in a folder and its subfolders, relative to it; hidden ones are left out.
+
+    Links are followed. A folder counts once, by its own place before a link's: further links to it, and so loops, are
+    left out with a line, and so are links that lead nowhere and folders that may not be read.
+    """
+    files: list[str] = []
+    linked: list[tuple[str, str]] = []
+    left_out: dict[str, list[str]] = {}
+    seen: set[tuple[int, int]] = set()
+
+    def enter(path: str, prefix: str) -> None:
+        status = Path(path).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            left_out.setdefault("linked folders that are listed already", []).append(prefix or path)
+            return
+        seen.add((status.st_dev, status.st_ino))
+        try:
+            # Faster than Path.rglob by far: folders of 100,000 files are common.
+            entries = list(os.scandir(path))
+        except OSError:
+            left_out.setdefault("folders that may not be read", []).append(prefix or path)
+            return
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(entry.path, f"{prefix}{entry.name}/")
-            elif entry.is_file():
-                yield prefix + entry.name
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    enter(entry.path, f"{prefix}{entry.name}/")
+                elif entry.is_dir():
+                    linked.append((entry.path, f"{prefix}{entry.name}/"))
+                elif entry.is_file():
+                    files.append(prefix + entry.name)
+                elif entry.is_symlink():
+                    left_out.setdefault("links that lead nowhere", []).append(prefix + entry.name)
+            except OSError:  # a link to itself
+                left_out.setdefault("links that lead nowhere", []).append(prefix + entry.name)
+
+    enter(str(folder), "")
+    while linked:
+        linked.sort()
+        enter(*linked.pop(0))
+    for what, names in left_out.items():
+        warn_once(f"{folder}: left out {what}: {some(sorted(names))}")
+    return files
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of a list, and how many more."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Warn of what a listing has found; sets are listed several times in a run."""
+    warn(message)
 
 
 def is_image(name: str) -> bool:
@@ -142,10 +305,13 @@ def to_pil(image: Tensor) -> Image.Image:
 def save_png(image: Tensor, path: str | Path) -> Path:
     """Write a tensor (3, H, W) in [0, 1] as a PNG that appears whole or not at all.
 
+    Returns:
+        its path, whose name is shortened where no file system takes it.
+
     Raises:
         IdcError: the folder cannot be written to.
     """
-    path = Path(path)
+    path = fitted(Path(path))
     data = io.BytesIO()
     to_pil(image).save(data, format="PNG")
     try:
@@ -216,7 +382,8 @@ def random_crop(
 def fit_to_multiple(image: Image.Image, multiple: int, longest_px: int | None = None) -> Image.Image:
     """Resize an image so that both sides are multiples of `multiple`, as a U-Net wants them.
 
-    The aspect ratio is kept: what rounding leaves over is cut off evenly, less than one multiple in all.
+    The whole picture is kept. Where the rounding of a side leaves less than one multiple over, that is cut off evenly
+    and the aspect ratio stays; a strip, of which it would be more, is squeezed into the rounded sides instead.
 
     Args:
         image: RGB, of any size.
@@ -227,4 +394,7 @@ def fit_to_multiple(image: Image.Image, multiple: int, longest_px: int | None = 
     width, height = (max(multiple, round(side * scale / multiple) * multiple) for side in image.size)
     if (width, height) == image.size:
         return image
+    cover = max(width / image.width, height / image.height)
+    if max(cover * image.width - width, cover * image.height - height) >= multiple:
+        return image.resize((width, height), Image.Resampling.LANCZOS)
     return ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)

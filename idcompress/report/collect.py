@@ -61,7 +61,7 @@ class Evaluation:
 
     def image(self, kind: str, name: str) -> Path | None:
         """The PNG of one example in images/<kind>/, None if there is none."""
-        path = self.folder / "images" / kind / f"{name}.png"
+        path = files.fitted(self.folder / "images" / kind / f"{name}.png")
         return path if path.is_file() else None
 
 

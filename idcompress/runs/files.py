@@ -13,11 +13,38 @@ from typing import Any
 
 from ..errors import IdcError
 
+NAME_BYTES = 255  # of a file's or a folder's name, at most, on all usual file systems
+
+
+def fitted(path: Path) -> Path:
+    """The same path with names that a file system takes: longer ones are cut and end in a digest of the whole name."""
+    return Path(*map(_fitted_name, path.parts))
+
+
+def _fitted_name(name: str) -> str:
+    whole = os.fsencode(name)
+    if len(whole) <= NAME_BYTES or Path(name).anchor == name:
+        return name
+    tail = f"-{hashlib.sha256(whole).hexdigest()[:12]}{Path(name).suffix if len(Path(name).suffix) <= 8 else ''}"
+    return _first_bytes(name, NAME_BYTES - len(os.fsencode(tail))) + tail
+
+
+def _first_bytes(name: str, number: int) -> str:
+    """The longest beginning of a name of so many bytes that ends between two letters."""
+    while len(os.fsencode(name)) > number:
+        name = name[:-1]
+    return name
+
+
+def _make_temporary(path: Path) -> tuple[int, str]:
+    """A new hidden file beside a path, whose name begins as its own does and fits where its own fits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.mkstemp(dir=path.parent, prefix=f".{_first_bytes(path.name, 200)}.")
+
 
 def write_bytes(path: Path, data: bytes) -> Path:
     """Write by renaming a finished temporary file, so that an interrupted write leaves nothing behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = _make_temporary(path)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -33,8 +60,7 @@ def write_bytes(path: Path, data: bytes) -> Path:
 
 def link(source: Path, path: Path) -> Path:
     """The same file under another name, without its bytes a second time where the disk allows; never written again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = _make_temporary(path)
     os.close(handle)
     Path(temporary).unlink()
     try:
@@ -46,7 +72,8 @@ def link(source: Path, path: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> Path:
-    return write_bytes(path, text.encode("utf-8"))
+    """Write UTF-8; what a file name has that is not UTF-8 becomes \\udcff, which JSON reads back as it was."""
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> Path:
@@ -80,7 +107,7 @@ def finite(value: Any) -> Any:
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value in canonical form."""
     text = json.dumps(finite(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def file_digest(path: Path) -> str:

@@ -1,5 +1,6 @@
 """StableSR: restore a photograph from a small, degraded copy and enlarge it four times."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..adapters.graphs import Graph, numbered
 from ..adapters.pipeline import draw_latents, native_size
+from ..console import say
 from ..core.ddim import PathNoise, without_cache
 from ..core.plan import Plan
 from ..core.random import image_generator
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
     from ..images.photo_sets import Photograph
 
 UPSCALE = 4
+MAX_CANVAS = 2**28  # pixels that a picture is worked on at
+_BYTES_PER_PIXEL = 72  # of the canvas: six copies of three channels in float32, at the most
+# A strip's shorter side may be enlarged so many times beyond the result, if it takes more than so many tiles.
+MAX_ENLARGED = 8
+MAX_STRIP_TILES = 64
 CITATION = """@article{wang2024stablesr,
   title   = {Exploiting Diffusion Prior for Real-World Image Super-Resolution},
   author  = {Wang, Jianyi and Yue, Zongsheng and Zhou, Shangchen and Chan, Kelvin C. K. and Loy, Chen Change},
@@ -183,7 +190,8 @@ decoded = (decoded - ours) / spread * std + mean  # the input's colours""",
         path = PathNoise(self.process(pipeline), [_task.step_generator(seed, index)])
 
         tiles, channels = _tiles(pipeline), int(pipeline.vae.config.latent_channels)
-        _, _, canvas = pipeline.working_sizes(picture.height, picture.width, UPSCALE, tiles["tile_size"])
+        target, _, canvas = pipeline.working_sizes(picture.height, picture.width, UPSCALE, tiles["tile_size"])
+        _announce_work(pipeline, photo.path.name, picture.size, target, canvas, len(plan.timesteps))
         noisy = (1, channels, *(side // int(pipeline.vae_scale_factor) for side in canvas))
         images: Tensor = pipeline(
             picture,
@@ -210,6 +218,64 @@ def _tiles(pipeline: Any) -> dict[str, int]:
     """Tiles of the size that the model was trained on, half overlapping."""
     size = native_size(pipeline) // int(pipeline.vae_scale_factor)
     return {"tile_size": size, "tile_overlap": size // 2}
+
+
+def _announce_work(
+    pipeline: Any, name: str, size: tuple[int, int], target: Sequence[int], canvas: Sequence[int], steps: int
+) -> None:
+    """Say how large the work on a picture of several tiles is, before it begins.
+
+    Args:
+        size: width and height of the picture.
+        target, canvas: height and width of the result, and of what is worked on, in pixels.
+
+    Raises:
+        IdcError: the canvas is larger than `MAX_CANVAS`, or the picture is a strip whose work would be mostly waste.
+    """
+    tiles = pipeline.count_tiles(canvas, **_tiles(pipeline))
+    if tiles == 1:
+        return
+    whole = f"{name}, {size[0]} x {size[1]} px, would be worked on at {canvas[1]:,} x {canvas[0]:,} px"
+    enlarged = min(canvas) / min(target)
+    if enlarged > MAX_ENLARGED and tiles > MAX_STRIP_TILES:
+        least = -(-min(canvas) // int(UPSCALE * MAX_ENLARGED))
+        raise IdcError(
+            f"{whole}, in {tiles:,} tiles, because its shorter side is enlarged to a whole tile; the limit for a strip "
+            f"of less than {least} px across is {MAX_STRIP_TILES} tiles, so crop its longer side or widen its shorter"
+        )
+    if canvas[0] * canvas[1] > MAX_CANVAS:
+        raise IdcError(
+            f"{whole}, {canvas[0] * canvas[1] / 1e6:,.0f} megapixels; the limit is {MAX_CANVAS / 1e6:,.0f}, so crop "
+            "the picture or scale it down"
+        )
+    seconds = _seconds_of_a_tile(pipeline) * tiles * steps
+    gigabytes = canvas[0] * canvas[1] * _BYTES_PER_PIXEL / 1e9
+    say(
+        f"{name}: worked on at {canvas[1]:,} x {canvas[0]:,} px, {tiles:,} tiles in each of {steps} "
+        f"step{'s' if steps > 1 else ''}: the U-Net takes about {_duration(seconds)}, the picture about "
+        f"{gigabytes:.1f} GB of memory"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@torch.inference_mode()
+def _seconds_of_a_tile(pipeline: Any) -> float:
+    """One call of the networks on one tile, measured once they are warm."""
+    side = _tiles(pipeline)["tile_size"]
+    zeros = torch.zeros(1, int(pipeline.vae.config.latent_channels), side, side, device=pipeline.unet.device)
+    denoise = pipeline.denoiser(zeros, pipeline.encode_prompt(1), **_tiles(pipeline))
+    timestep = torch.zeros((), dtype=torch.long, device=zeros.device)
+    took = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        denoise(zeros, timestep).cpu()  # waits for the device
+        took = time.perf_counter() - began
+    return took
 
 
 def _check_prompt(pipeline: Any) -> None:

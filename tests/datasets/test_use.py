@@ -76,9 +76,11 @@ def test_a_split_of_its_own_is_kept(pairs):
 def test_of_a_large_set_photographs_all_over_it_are_looked_at(tmp_path):
     listed = [[f"{i:07d}", [str(j) for j in range(4)]] for i in range(8_000)]
     (tmp_path / "seeds.json").write_text(json.dumps(listed))
-    for name in (f"{i:07d}" for i in range(7_200, 7_600)):
+    for name, seeds in listed:
         (tmp_path / name).mkdir()
         (tmp_path / name / "prompt.json").write_text('{"edit": "x"}')
+        for file in (f"{seed}_{number}.jpg" for seed in seeds for number in (0, 1)):
+            (tmp_path / name / file).touch()
     config = make_config(name="instruct_pix2pix", path=str(tmp_path))
     found = choose_photographs(data_of(config), recipe(), "search", 16)
     assert 512 <= len(found) <= 1024

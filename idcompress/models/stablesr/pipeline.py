@@ -22,7 +22,7 @@ from .color_fix import adain_color_fix, wavelet_color_fix
 from .prompt import EmptyPromptEmbedding, empty_prompt_by_encoder
 from .respacing import respaced_timesteps
 from .structure_encoder import StableSRStructureEncoder
-from .tiling import blend_tiles
+from .tiling import blend_tiles, count_tiles
 from .unet import StableSRUNet2DConditionModel
 
 COLOR_FIXES: dict[str | None, Callable[[Tensor, Tensor], Tensor]] = {
@@ -216,6 +216,19 @@ class StableSRPipeline(DiffusionPipeline):
         working = [round(side * enlarge) for side in target]
         multiple = 2 ** (len(self.unet.config.block_out_channels) - 1)
         return target, working, [self._padded_side(side, tile_size, multiple) for side in working]
+
+    def count_tiles(
+        self,
+        canvas: Sequence[int],
+        tile_size: int = 64,
+        tile_overlap: int = 32,
+        patch_size: int = 1280,
+        patch_overlap: int = 280,
+    ) -> int:
+        """Calls of the U-Net that one step takes on a padded canvas [height, width] in pixels, of all patches."""
+        patches = count_tiles(canvas[0], canvas[1], patch_size, patch_overlap)
+        height, width = (min(side, patch_size) // self.vae_scale_factor for side in canvas)
+        return patches * count_tiles(height, width, tile_size, tile_overlap)
 
     def _padded_side(self, side: int, tile_size: int, multiple: int) -> int:
         """Round a side in pixels up to what one tile, or several tiles, can cover."""

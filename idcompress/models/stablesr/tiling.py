@@ -26,6 +26,13 @@ def tile_origins(length: int, tile: int, stride: int) -> list[int]:
     return sorted({max(min(origin, length - tile), 0) for origin in range(0, length, stride)})
 
 
+def count_tiles(height: int, width: int, tile_size: int, tile_overlap: int) -> int:
+    """Return how many tiles `blend_tiles` computes for a canvas."""
+    stride = tile_size - tile_overlap
+    rows, columns = (len(tile_origins(side, min(tile_size, side), stride)) for side in (height, width))
+    return rows * columns
+
+
 def blend_tiles(
     compute: Callable[[slice, slice], Tensor], height: int, width: int, tile_size: int, tile_overlap: int
 ) -> Tensor:
