@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -173,6 +174,7 @@ class ReportConfig:
 @dataclass
 class OutputConfig:
     path: File = None
+    overwrite: bool = False
 
 
 @dataclass
@@ -286,6 +288,8 @@ STEPS = (
     "tsopt.reference_steps",
     "finetune.num_inference_steps",
 )
+# Bounds that always hold, and what belongs to Lightning.
+_MAY_BE_INFINITE = ("depth_search.thresholds", "task.models", "trainer")
 # Keys that change how fast a run is and not its result, so they are not part of its identity.
 NOT_IDENTITY = ("batch_size", "threads")
 
@@ -354,6 +358,9 @@ def to_config(composed: DictConfig) -> Config:
     paths = config.data.path if isinstance(config.data.path, list) else [config.data.path]
     if not paths or not all(isinstance(path, str) for path in paths if config.data.path is not None):
         raise IdcError(f"data.path must be a folder or a list of folders, got {config.data.path!r}")
+    for key, number in _floats(container):
+        if not math.isfinite(number) and not key.startswith(_MAY_BE_INFINITE):
+            raise IdcError(f"{key} must be a finite number, got {number}")
     settings = config.task.models.get(config.model.name) or {}
     for key in ("guidance_scale", "image_guidance_scale"):
         if _value(config, key) is None and settings.get(key) is not None:
@@ -433,6 +440,15 @@ def instantiate(node: dict[str, Any], key: str, *arguments: Any) -> Any:
 def _check_steps(key: str, value: int) -> None:
     if not 1 <= value <= 1000:
         raise IdcError(f"{key} must be between 1 and 1000, got {value}")
+
+
+def _floats(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """Every floating-point number of the tree with its dotted key."""
+    if isinstance(value, float):
+        yield key, value
+    elif isinstance(value, (dict, list)):
+        for name, child in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _floats(child, f"{key}.{name}" if key else str(name))
 
 
 def _check_strings(key: str, value: Any) -> None:

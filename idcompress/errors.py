@@ -8,6 +8,10 @@ class IdcError(Exception):
     """A mistake in the input, configuration or surroundings; its text is one line: got, wanted, key to change."""
 
 
+class NotFiniteError(IdcError):
+    """A network gave NaN or infinity where numbers are wanted."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The tail of an error about an unknown name: the nearest valid one, else all of them."""
     known = list(known)

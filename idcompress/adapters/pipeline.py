@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from ..console import warn
 from ..core.plan import Plan
 from ..core.random import randn_like
-from ..errors import IdcError
-from ..schedulers import FixedTimestepsScheduler
+from ..errors import IdcError, NotFiniteError
+from ..schedulers import FixedTimestepsScheduler, process_of
 from .cut_models import named
 
+_prompts_said: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+_MOST_PROMPTS_SAID = 10  # prompts of one model that are said to be too long
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -47,7 +51,9 @@ def choose_dtype(name: str, device: str) -> torch.dtype:
 
 
 def encode_prompts(pipeline: Any, prompts: list[str]) -> Tensor:
-    """Text encoder states, (B, tokens, channels), in the encoder's dtype."""
+    """Text encoder states, (B, tokens, channels), in the encoder's dtype; what it cannot read of a prompt is told."""
+    for prompt in dict.fromkeys(prompts):
+        _warn_where_cut(pipeline.tokenizer, prompt)
     tokens = pipeline.tokenizer(
         prompts,
         padding="max_length",
@@ -59,6 +65,55 @@ def encode_prompts(pipeline: Any, prompts: list[str]) -> Tensor:
     mask = tokens.attention_mask.to(encoder.device) if getattr(encoder.config, "use_attention_mask", False) else None
     states: Tensor = encoder(tokens.input_ids.to(encoder.device), attention_mask=mask)[0]
     return states
+
+
+def _warn_where_cut(tokenizer: Any, prompt: str) -> None:
+    """Say once, with each model that is loaded, what of a prompt its text encoder does not get to read."""
+    said = _prompts_said.setdefault(tokenizer, set())
+    if prompt in said or len(said) > _MOST_PROMPTS_SAID:
+        return
+    length = int(tokenizer.model_max_length)
+    # The last place is the end token's. verbose: transformers would say something of its own, without the text.
+    cut = length - 1
+    if tokenizer.is_fast:
+        encoded = tokenizer(prompt, return_offsets_mapping=True, verbose=False)
+        number = len(encoded.input_ids)
+        rest = prompt[encoded.offset_mapping[cut][0] :] if number > length else ""
+    else:
+        ids = tokenizer(prompt, verbose=False).input_ids
+        number, rest = len(ids), tokenizer.decode(ids[cut:-1]) if len(ids) > length else ""
+    if number <= length:
+        return
+    said.add(prompt)
+    if len(said) > _MOST_PROMPTS_SAID:
+        warn("further prompts are longer than the text encoder reads, and are cut without a line for each")
+        return
+    warn(
+        f"the prompt has {number} tokens, and the text encoder reads {length}; this end of it is dropped: "
+        f"{rest.strip()!r}; shorten the prompt"
+    )
+
+
+def check_finite(values: Tensor, what: str, network: Any) -> Tensor:
+    """The same values.
+
+    Args:
+        what: they are, for the error.
+        network: that gave them.
+
+    Raises:
+        NotFiniteError: NaN or infinity is among them.
+    """
+    if not bool(values.isfinite().all()):
+        raise NotFiniteError(not_finite(what, network.dtype))
+    return values
+
+
+def not_finite(what: str, dtype: torch.dtype) -> str:
+    """The error about NaN or infinity, with what may help."""
+    name = str(dtype).removeprefix("torch.")
+    advice = "try another model" if dtype == torch.float32 else "try dtype=float32"
+    return f"{what} holds NaN or infinity, computed in {name}; {advice}, or smaller guidance scales"
 
 
 def encode_image_latents(pipeline: Any, images: Tensor) -> Tensor:
@@ -80,6 +135,7 @@ def decode_latents(pipeline: Any, latents: Tensor) -> Tensor:
     """Images (B, 3, H, W), float32 in [0, 1] on the CPU, from scaled latents."""
     vae = pipeline.vae
     images: Tensor = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+    check_finite(images, "the picture that the autoencoder (vae) decodes", vae)
     return (images.float() / 2 + 0.5).clamp(0, 1).cpu()
 
 
@@ -87,11 +143,20 @@ def vae_scale_factor(pipeline: Any) -> int:
     return 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
 
 
+def native_latents(config: Any) -> int:
+    """Side of the square latents that a U-Net is used at, by its configuration: the shorter one of its sample_size."""
+    size = config.sample_size
+    if size is None:
+        raise IdcError("unet/config.json has no sample_size; set it to the side of the latents that it was trained on")
+    sides = size if isinstance(size, (list, tuple)) else [size]
+    if not sides or len(sides) > 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise IdcError(f"unet/config.json: sample_size must be a side in latents or [height, width], got {size!r}")
+    return min(sides)
+
+
 def native_size(pipeline: Any) -> int:
     """Side of the square images that the U-Net was trained on, in pixels."""
-    if pipeline.unet.config.sample_size is None:
-        raise IdcError("unet/config.json has no sample_size; set it to the side of the latents that it was trained on")
-    return int(pipeline.unet.config.sample_size) * vae_scale_factor(pipeline)
+    return native_latents(pipeline.unet.config) * vae_scale_factor(pipeline)
 
 
 def fixed_scheduler(pipeline: Any, plan: Plan) -> FixedTimestepsScheduler:
@@ -106,6 +171,11 @@ def fixed_scheduler(pipeline: Any, plan: Plan) -> FixedTimestepsScheduler:
         raise IdcError(
             "a pipeline cannot follow a plan whose steps differ in what they compute; leave depth at null, passes at "
             "all and refresh at true in the recipe's plan"
+        )
+    if process_of(pipeline.scheduler).real_timesteps:
+        raise IdcError(
+            f"the model's {type(pipeline.scheduler).__name__} is that of a flow, and a pipeline follows lists of whole "
+            "timesteps only; sample it by idc translate and the other commands"
         )
     eta = {"eta": 1.0} if plan.sampler == "ancestral" else {}
     # diffusers' private notes say which entries to replace by another class's defaults, positional ones among them.

@@ -24,7 +24,7 @@ from ..sources.model import Model
 from ..tasks._task import Conditioning, Task
 from ..types import Batch, Example, Teacher
 from . import references
-from .translate import PipelineAt, sampling, translate, uniform_plan
+from .translate import PipelineAt, encode, sampling, translate, uniform_plan
 
 
 @dataclass
@@ -205,7 +205,7 @@ class Bench:
         if key not in self._conditioning:
             examples = [self.examples[position] for position in batch]
             with torch.inference_mode(), part("encode"):
-                self._conditioning[key] = self.task.encode(self.model.pipeline, examples, self.seed)
+                self._conditioning[key] = encode(self.task, self.model.pipeline, examples, self.seed)
         return self._conditioning[key]
 
     def _at_depth(self, pipeline: Any) -> PipelineAt:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from .. import registry
+from ..adapters.pipeline import native_latents
 from ..core.cut import Cut
 from ..core.guidance import num_branches
 from ..core.plan import Plan, Step
@@ -38,7 +39,7 @@ def costs(bench: Bench, pipeline: Any, plan: Plan, original: Plan, *, latency: b
     full = bench.model.pipeline
     networks = [bench.task.networks(p) for p in (full, pipeline)]
     rows: dict[str, Any] = {}
-    size, tokens = full.unet.config.sample_size, bench.task.encoder_tokens(full)
+    size, tokens = native_latents(full.unet.config), bench.task.encoder_tokens(full)
     for cost in (Parameters(), Macs(sample_size=size, encoder_tokens=tokens)):
         ours, theirs = (cost.measure(modules) for modules in networks)
         for key in ours:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from .. import registry
+from ..adapters.pipeline import check_finite, not_finite
 from ..core.ddim import PathNoise
 from ..core.plan import Plan, Step
 from ..core.process import Level, Prediction, Process, check_for_process
 from ..core.sample import Denoise, Noise, Sampler, sample
 from ..core.timestep_search import uniform_timesteps
-from ..errors import IdcError
+from ..errors import IdcError, NotFiniteError
 from ..runs.timing import part
 from ..tasks._task import Conditioning, Task, step_generator
 from ..types import Example
@@ -49,12 +50,25 @@ def translate(
         IdcError: the plan asks for what this pipeline cannot compute.
     """
     with part("encode"):
-        conditioning = task.encode(pipeline, examples, seed) if conditioning is None else conditioning
+        conditioning = encode(task, pipeline, examples, seed) if conditioning is None else conditioning
     arguments = sampling(task, pipeline, examples, plan, seed=seed, conditioning=conditioning, at_depth=at_depth)
     with part("denoise"):
         latents = sample(plan=plan, **arguments)
     with part("decode"):
         return task.decode(pipeline, latents, conditioning)
+
+
+def encode(task: Task, pipeline: Any, examples: Sequence[Example], seed: int) -> Conditioning:
+    """What conditions the networks for a batch.
+
+    Raises:
+        NotFiniteError: it holds NaN or infinity.
+    """
+    conditioning = task.encode(pipeline, examples, seed)
+    for name, values in conditioning.items():
+        if values.is_floating_point():
+            check_finite(values, f"what the networks are told ({name})", pipeline.unet)
+    return conditioning
 
 
 def sampling(
@@ -146,6 +160,11 @@ def _by_depth(
         if step.depth not in made:
             which = pipeline if step.depth is None or at_depth is None else at_depth(step.depth)
             made[step.depth] = task.denoise(which, conditioning, plan.guidance)
-        return made[step.depth](sample, step, cache)
+        output, cache = made[step.depth](sample, step, cache)
+        if not bool(output.detach().isfinite().all()):
+            networks = " and ".join(task.networks_of_a_step)
+            what = f"the output of {networks} in the step at timestep {step.timestep}"
+            raise NotFiniteError(not_finite(what, pipeline.unet.dtype))
+        return output, cache
 
     return denoise

@@ -58,6 +58,32 @@ def write_bytes(path: Path, data: bytes) -> Path:
     return path
 
 
+def write_new(path: Path, data: bytes) -> Path:
+    """As `write_bytes`, where no file has the name yet.
+
+    Raises:
+        FileExistsError: one has it, even if it appeared a moment ago; it stays as it is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".idc.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a disk without links
+            with path.open("xb") as file:
+                file.write(data)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path
+
+
 def link(source: Path, path: Path) -> Path:
     """The same file under another name, without its bytes a second time where the disk allows; never written again."""
     handle, temporary = _make_temporary(path)
@@ -71,13 +97,23 @@ def link(source: Path, path: Path) -> Path:
     return path
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder that this program has made, with all that is in it."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def write_text(path: Path, text: str) -> Path:
     """Write UTF-8; what a file name has that is not UTF-8 becomes \\udcff, which JSON reads back as it was."""
     return write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> Path:
-    return write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """A value as the JSON that this program's files hold."""
+    return (json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

@@ -19,6 +19,18 @@ OUTPUTS = Path("outputs")
 CHAIN = {"depth_search": 1, "finetune": 2, "tsopt": 3, "compress": 3}
 AFTER_THE_CHAIN = 4
 BOOKKEEPING = (".lock", "run.json", "config.yaml", "environment.json", "log.txt")
+# What else a run may write into its folder, and the folders that some stages make there. In a folder that the user
+# chose, nobody else's file may have such a name.
+RESULTS = (
+    *("recipe.json", "trace.jsonl", "written.jsonl", "metrics.json", "per_image.csv", "evaluated_recipe.json"),
+    *("timing.json", "profile.json", "levels.png", "recovery.png", "report.html", "report.md"),
+    *("study.json", "study.csv", "study.png", "study.svg"),
+)
+RESULT_FOLDERS = {
+    "evaluate": ("images", "depth_skipped"),
+    "finetune": ("checkpoints", "previews", "logs"),
+    "compress": (*CHAIN, "evaluate", "profile", "report", "translate", "export", "study"),
+}
 FROM_THE_FULL_MODEL = ("depth_search", "compress")
 
 
@@ -47,7 +59,7 @@ class RunDir:
     def child(self, stage: str, digest: str) -> RunDir:
         """The folder of a stage inside this run; finished children are kept as they are."""
         path = self.path / stage
-        info = _info(path)
+        info = read_info(path)
         if info is not None and info["digest"] != digest:
             raise IdcError(f"{path} belongs to another configuration; remove {self.path} to start again")
         fresh = {**self.info, "stage": stage, "digest": digest, "finished": False}
@@ -124,7 +136,7 @@ def open_run(stage: str, task: str, model: str, digest: str, explicit: Path | No
         parent = OUTPUTS / task / model / stage
         parent.mkdir(parents=True, exist_ok=True)
         for path in sorted(parent.iterdir(), reverse=True):
-            found = _info(path)
+            found = read_info(path)
             if found is not None and found["digest"] == digest and not found["finished"]:
                 lock = _try_lock(path)
                 if lock is not None:
@@ -159,8 +171,9 @@ def _begin(path: Path, info: dict[str, Any], *, explicit: bool = False) -> RunDi
 
 def _open_explicit(path: Path, info: dict[str, Any]) -> RunDir:
     path.mkdir(parents=True, exist_ok=True)
-    found = _info(path)
+    found = read_info(path)
     if found is None:
+        _refuse_strangers(path, str(info["stage"]))
         return _begin(path, info, explicit=True)
     lock = _try_lock(path)
     if lock is None:
@@ -176,6 +189,18 @@ def _open_explicit(path: Path, info: dict[str, Any]) -> RunDir:
     return _begin(path, info, explicit=True)
 
 
+def _refuse_strangers(path: Path, stage: str) -> None:
+    """Raise IdcError if a folder that no run has made holds something that a run would write over."""
+    wanted = (*BOOKKEEPING, *RESULTS, *RESULT_FOLDERS.get(stage, ()))
+    for entry in sorted(path.iterdir()):
+        name = entry.name
+        empty_lock = name == ".lock" and entry.is_file() and not entry.stat().st_size
+        if (name in wanted and not empty_lock) or name.endswith(".safetensors") or name.startswith("steps_"):
+            raise IdcError(
+                f"{path} holds {name}, which no run has made and a run would write over; choose another hydra.run.dir"
+            )
+
+
 def _try_lock(path: Path) -> IO[bytes] | None:
     """Hold the folder until the process ends, however it ends; None if another process holds it."""
     file = (path / ".lock").open("wb")
@@ -187,7 +212,8 @@ def _try_lock(path: Path) -> IO[bytes] | None:
     return file
 
 
-def _info(path: Path) -> dict[str, Any] | None:
+def read_info(path: Path) -> dict[str, Any] | None:
+    """What a run folder says of its run; None for any other folder."""
     file = path / "run.json"
     if not file.is_file():
         return None
@@ -202,7 +228,7 @@ def recipes_of(run: Path) -> list[Path]:
 
 
 def _place(run: Path, recipe: Path) -> int:
-    order = (_info(run) or {}).get("recipes", [])
+    order = (read_info(run) or {}).get("recipes", [])
     name = recipe.parent.name
     return order.index(name) if name in order else len(order)
 
@@ -218,7 +244,7 @@ def latest_recipes(stage: str, task: str, model: str) -> list[Path]:
         if earlier_place >= place or not folder.is_dir():
             continue
         for path in folder.iterdir():
-            info = _info(path)
+            info = read_info(path)
             if info is not None and info["finished"] and recipes_of(path):
                 runs.append((float(info.get("finished_seconds", 0.0)), path))
     return recipes_of(max(runs)[1]) if runs else []

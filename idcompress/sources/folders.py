@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,14 @@ from ..runs.recipe import Recipe
 
 # Components without weights, by what their classes are called.
 _NO_MODELS = ("Scheduler", "Tokenizer", "Processor", "FeatureExtractor")
-# Components of diffusers' pipelines that are not loaded.
-LEFT_OUT = ("safety_checker", "feature_extractor")
+# Components of diffusers' pipelines that are not loaded, so that their folders need not be there.
+LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
+# A file of weights: model.safetensors or diffusion_pytorch_model.safetensors, of a variant or one shard of several.
+_WEIGHTS = re.compile(
+    r"(?P<base>model|diffusion_pytorch_model)(\.(?P<variant>[\w-]+?))?(?P<shard>-\d{5}-of-\d{5})?"
+    r"(\.(?P<old_variant>\w+))?\.safetensors"
+)
+_VARIANTS = ("", "fp16", "bf16", "ema", "non_ema")  # the first that is there is loaded
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
@@ -32,18 +39,37 @@ def check_folder(folder: Path) -> dict[str, Any]:
     if not (folder / "model_index.json").is_file():
         raise IdcError(f"{folder} has no model_index.json; want a diffusers pipeline folder, made by save_pretrained")
     index = files.read_json(folder / "model_index.json", "model")
-    for name, entry in index.items():
-        if name.startswith("_") or not isinstance(entry, list) or entry[0] is None:
-            continue
+    for name, (_, class_name) in components_of(index, folder).items():
         component = folder / name
         if not component.is_dir():
             raise IdcError(f"{folder} is incomplete: the folder {name}/ that model_index.json names is missing")
-        if name not in LEFT_OUT and not any(word in entry[1] for word in _NO_MODELS):
-            _check_component(component)
+        if has_weights(class_name):
+            variant_of(component)
     exported = Recipe.of_folder(folder)
     if exported is not None:
         _check_digests(folder, exported.provenance[-1]["files"])
     return index
+
+
+def components_of(index: dict[str, Any], folder: Path) -> dict[str, tuple[str, str]]:
+    """The components that are loaded of a pipeline folder: name -> (library, class).
+
+    Raises:
+        IdcError: model_index.json does not name a component as diffusers does.
+    """
+    found = {}
+    for name, entry in index.items():
+        if name.startswith("_") or name in LEFT_OUT or not isinstance(entry, list) or entry[:1] == [None]:
+            continue
+        if len(entry) != 2 or not all(isinstance(word, str) for word in entry):
+            raise IdcError(f"{folder / 'model_index.json'}: {name} must be [library, class], got {entry!r}")
+        found[name] = (entry[0], entry[1])
+    return found
+
+
+def has_weights(class_name: str) -> bool:
+    """Whether components of a class are networks."""
+    return not any(word in class_name for word in _NO_MODELS)
 
 
 def file_digests(folder: Path) -> dict[str, str]:
@@ -66,16 +92,49 @@ def _check_digests(folder: Path, wanted: dict[str, str]) -> None:
             )
 
 
-def _check_component(component: Path) -> None:
+def variant_of(component: Path) -> str | None:
+    """The variant whose files are loaded of a network's folder: None for the plain ones, else "fp16", for example.
+
+    The plain files go before the variants, whatever the wanted dtype: a half of them is as good as one on disk.
+
+    Raises:
+        IdcError: there are no weights, or a file is missing, cut short or no safetensors file.
+    """
     if not (component / "config.json").is_file():
         raise IdcError(f"{component.parent} is incomplete: {component.name}/config.json is missing")
     files.read_json(component / "config.json", "model")
-    weights = sorted(component.glob("*.safetensors"))
-    if not weights:
+    variants: dict[str, list[tuple[str, Path]]] = {}
+    for path in sorted(component.glob("*.safetensors")):
+        name = _WEIGHTS.fullmatch(path.name)
+        if name is not None:
+            variant = name["variant"] or name["old_variant"] or ""
+            variants.setdefault(variant, []).append(("sharded" if name["shard"] else "whole", path))
+    known = [variant for variant in _VARIANTS if variant in variants] or sorted(variants)
+    if not known:
         found = ", ".join(sorted(p.name for p in component.iterdir())) or "nothing"
-        raise IdcError(f"{component} holds no .safetensors weights (found {found}); pickled weights are not loaded")
-    for path in weights:
+        raise IdcError(
+            f"{component} holds no .safetensors weights (found {found}); want diffusers' names, model.safetensors or "
+            "diffusion_pytorch_model.safetensors, and pickled weights are not loaded"
+        )
+    chosen = known[0]
+    if all(form == "sharded" for form, _ in variants[chosen]):
+        _check_shards(component, chosen)
+    for _, path in variants[chosen]:
         check_safetensors(path)
+    return chosen or None
+
+
+def _check_shards(component: Path, variant: str) -> None:
+    """Raise IdcError unless the index of a network's shards is there, and every shard that it names."""
+    ending = f".safetensors.index{f'.{variant}' if variant else ''}.json"
+    indices = [path for path in component.iterdir() if path.name.endswith(ending)]
+    if not indices:
+        raise IdcError(f"{component} holds shards of weights without their index, *{ending}; copy or fetch it again")
+    listed = files.read_json(indices[0], "model").get("weight_map")
+    shards = {str(name) for name in listed.values()} if isinstance(listed, dict) else set()
+    for name in sorted(shards):
+        if not (component / name).is_file():
+            raise IdcError(f"{component} is incomplete: {name}, which {indices[0].name} names, is missing")
 
 
 def check_safetensors(path: Path) -> None:

@@ -21,6 +21,7 @@ from ..errors import IdcError
 from ..runs import files
 from ..runs.recipe import Recipe
 from . import folders, hub
+from .components import check_fits, left_out, load_component, load_components
 from .model import Model
 
 _loaded: dict[str, Model] = {}
@@ -111,25 +112,25 @@ def _load_folders(task: Any, places: dict[str, Path], dtype: torch.dtype) -> Any
     """
     folder, pipeline_class = places["pipeline"], task.pipeline_class
     index = folders.check_folder(folder)
+    diffusers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     components: dict[str, Any] = {}
     for name, component_folder in places.items():
         if name != "pipeline":
             if name not in task.separate_components:
                 known = ", ".join(["pipeline", *task.separate_components])
                 raise IdcError(f"model.repositories: task={task.name} takes {known} from there, got {name}")
-            component_class = getattr(diffusers, task.separate_components[name])
-            components[name] = component_class.from_pretrained(component_folder, dtype=dtype, use_safetensors=True)
+            components[name] = load_component(component_folder, "diffusers", task.separate_components[name], dtype)
     if not components and index.get("_class_name") != pipeline_class:
         raise IdcError(f"{folder} is a {index.get('_class_name')}; this task wants a {pipeline_class}")
-    if "safety_checker" in index:
-        components |= {**dict.fromkeys(folders.LEFT_OUT), "requires_safety_checker": False}
-    diffusers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    components |= load_components(task, index, folder, dtype, given=components)
+    check_fits(task, components, folder)
     try:
         entry = getattr(importlib.import_module(task.pipeline_library), pipeline_class)
-        pipeline = entry.from_pretrained(folder, dtype=dtype, use_safetensors=True, **components)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        pipeline = entry.from_pretrained(folder, dtype=dtype, use_safetensors=True, **components, **left_out(task))
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise IdcError(f"{folder} does not load as a {pipeline_class}: {error}") from None
     pipeline.set_progress_bar_config(disable=True)
     for component in pipeline.components.values():

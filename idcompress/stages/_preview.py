@@ -12,7 +12,7 @@ from torch import Tensor
 from ..bench.bench import Bench
 from ..console import say
 from ..core.plan import Plan
-from ..errors import IdcError
+from ..errors import IdcError, NotFiniteError
 from ..images.pictures import to_pil
 from ..metrics._metric import in_words, perfect_ones
 from ..report.figures import recovery_curve
@@ -69,9 +69,11 @@ class Preview:
             if not self.keep_full:
                 for name in self.trained:
                     getattr(bench.model.pipeline, name).to("cpu")
-        outputs = bench.images(self.student, self.plan, f"step {step}")
-        if not outputs.isfinite().all():
-            raise IdcError(f"the validation images of step {step} hold NaN or infinity; lower finetune.optimizer.lr")
+        try:
+            outputs = bench.images(self.student, self.plan, f"step {step}")
+        except NotFiniteError as error:
+            advice = "" if step == 0 else "; lower finetune.optimizer.lr"
+            raise IdcError(f"the validation images of step {step} hold NaN or infinity: {error}{advice}") from None
         values = bench.measure(self.metrics, outputs, self.references)
         nothing = {name: value.note for name, value in values.items() if value.value is None and not value.perfect}
         if self.keep_best and self.metrics[0] in nothing:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from ..config import Config
 from ..console import say
 from ..errors import IdcError
+from ..runs.outputs import whole_folder
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
 from ._run import show
@@ -28,13 +28,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     folder = Path(config.output.path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise IdcError(f"output.path={folder} exists and is not an empty folder; choose another, or remove it")
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # an interrupted conversion's
-    try:
+    with whole_folder(folder, "output.path") as partial:
         make_task(config, config.task.name).convert(main_ckpt, cfw_ckpt, partial, arguments)
-        partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     say(f"converted: {show(folder)}; use it by task={config.task.name} model=official model.path={folder}")
     return []
 

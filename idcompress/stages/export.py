@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from ..export.numpy_sampler import numpy_code
 from ..export.onnx import check_packages, export_onnx
 from ..export.stock_form import host_depth, save_pipeline, stock_obstacle, stock_pipeline
 from ..runs import files
+from ..runs.outputs import whole_folder
 from ..runs.recipe import Recipe
 from ..runs.run_dir import OUTPUTS, RunDir
 from ..schedulers import process_of
@@ -73,9 +73,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     present = task.networks_of_a_step
     before, uncompressed = ({name: size(getattr(p, name)) for name in present} for p in (cut, model.pipeline))
 
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # an interrupted export's
-    try:
+    with whole_folder(folder, "export.path") as partial:
         # 1. the networks
         written = (write_onnx if onnx else write_diffusers)(config, recipe, task, plan, cut, partial)
 
@@ -97,11 +95,6 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             **written.card,
         )
         (partial / "README.md").write_text(card.text(), encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
     # 3. what the user should know
     for name in present:
@@ -170,7 +163,6 @@ def write_diffusers(config: Config, recipe: Recipe, task: Task, plan: Plan, cut:
 def write_onnx(config: Config, recipe: Recipe, task: Task, plan: Plan, cut: Any, folder: Path) -> Written:
     """ONNX graphs, compared with torch; folded, in place, if the user wants it."""
     exported = own_pipeline(cut, None if recipe.free_steps else dataclasses.replace(plan, sampler="ddim"))
-    folder.mkdir(parents=True)
     graphs, timesteps = task.graphs(exported), [int(timestep) for timestep in plan.timesteps]
     errors, saved = export_onnx(exported, graphs, folder, timesteps, fold=config.export.fold)
     process = process_of(cut.scheduler)

@@ -10,6 +10,7 @@ from ..errors import IdcError
 from ..report import page
 from ..report.collect import collect, find_evaluation
 from ..runs import files
+from ..runs.outputs import OutputFolder
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
 from ._run import show
@@ -29,11 +30,13 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     else:
         evaluation = find_evaluation(config.report.path, config.task.name, run_dir.info["model"])
     say(f"reporting on {show(evaluation)}")
+    place = Path(config.output.path) if config.output.path else run_dir.path
+    folder = OutputFolder(place, run_dir, overwrite=config.output.overwrite)
+    (stem,) = folder.choose(["report"], [".html", ".md"])
     blocks = page.compose(collect(evaluation, config.report.num_images))
-    folder = Path(config.output.path) if config.output.path else run_dir.path
-    files.write_text(folder / "report.md", page.to_markdown(blocks))
-    written = files.write_text(folder / "report.html", page.to_html(blocks))
-    say(f"report: {show(written)} (and report.md beside it)")
+    beside = folder.write(stem, ".md", page.to_markdown(blocks).encode("utf-8"))
+    written = folder.write(stem, ".html", page.to_html(blocks).encode("utf-8"))
+    say(f"report: {show(written)} (and {beside.name} beside it)")
     return []
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import itertools
 import math
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,9 @@ from ..console import progress, say
 from ..core.plan import Plan
 from ..errors import IdcError
 from ..images.photo_sets import Photograph
-from ..images.pictures import list_images, load_image, save_png, to_pil
+from ..images.pictures import list_images, load_image, to_pil
 from ..runs import files
+from ..runs.outputs import OutputFolder, folded, numbered
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
 from ..sources.load import load_source
@@ -26,17 +30,24 @@ from ..sources.model import Model
 from ._run import show, with_depth
 from ._values import load_model, make_task, plan_of, uniform_plan
 
+COMPARISON = "_compare.png"  # what the name of a comparison ends in
+
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     """Write a PNG per input image and translate.json; the first of several recipes is used.
 
     With translate.compare also <name>_compare.png: the original's result and the compressed model's, with both times.
+    A name that a file has which this command did not make is left to it, and the result gets a free one.
     """
     recipe = with_depth(recipes[0], config)
     if len(recipes) > 1:
         say(f"of {len(recipes)} recipes the one with {recipe.num_inference_steps} steps is used; others by recipe=FILE")
     paths = input_images(config.image)
     pictures = [load_image(path) for path in paths]  # every file is looked at before anything is computed
+    place = Path(config.output.path) if config.output.path else run_dir.path
+    folder = OutputFolder(place, run_dir, overwrite=config.output.overwrite, keep=paths)
+    stems = folder.choose(output_stems(paths), [".png", COMPARISON] if config.translate.compare else [".png"])
+    (listing,) = folder.choose(["translate"], [".json"])
     task = make_task(config, recipe.task)
     model = load_model(config, recipe)
     pipeline, plan = model.for_recipe(recipe), plan_of(config, recipe, model.process)
@@ -58,26 +69,21 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         )
         return prompt, output, time.perf_counter() - began
 
-    folder = Path(config.output.path) if config.output.path else run_dir.path
     rows: list[dict[str, Any]] = []
     if original is not None:  # the first call of a network takes longer than the rest
         warm_up = dataclasses.replace(plan, steps=plan.steps[-1:], coefficients=None)
         timed(pipeline, warm_up, 0), timed(original, warm_up, 0)
     for index, path in enumerate(progress(paths, "translate", len(paths))):
         prompt, output, took = timed(pipeline, plan, index)
-        target = folder / output_name(path, paths)
-        if target.resolve() == path.resolve():
-            raise IdcError(f"{target} would overwrite its input; choose another output.path")
-        save_png(output, target)
+        target = folder.write(stems[index], ".png", png_bytes(to_pil(output)))
         row: dict[str, Any] = {"image": str(path), "output": target.name, "prompt": prompt, "seconds": round(took, 3)}
         if original is not None:
             _, reference, original_took = timed(original, many, index)
             titles = [f"original, {len(many)} steps", f"{describe_depth(recipe)}, {len(plan)} steps"]
             panels = zip(titles, (reference, output), (original_took, took), strict=True)
             picture = side_by_side([(f"{title}: {seconds:.2f} s", to_pil(image)) for title, image, seconds in panels])
-            row["compare"] = f"{target.stem}_compare.png"
+            row["compare"] = folder.write(stems[index], COMPARISON, png_bytes(picture)).name
             row["original_seconds"] = round(original_took, 3)
-            picture.save(folder / row["compare"])
         rows.append(row)
     settings = {
         "version": 1,
@@ -92,8 +98,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         "sampler": config.sampler,
         "images": rows,
     }
-    files.write_json(folder / "translate.json", settings)
-    say(f"{len(rows)} image{'s' if len(rows) > 1 else ''} in {show(folder)}")
+    folder.write(listing, ".json", files.json_bytes(settings))
+    say(f"{len(rows)} image{'s' if len(rows) > 1 else ''} in {show(place)}")
     return []
 
 
@@ -155,6 +161,39 @@ def input_images(value: Any) -> list[Path]:
 
 
 def output_name(path: Path, paths: list[Path]) -> str:
-    """<stem>.png, with the position where two inputs share a stem."""
-    twins = [other for other in paths if other.stem == path.stem]
-    return f"{path.stem}.png" if len(twins) == 1 else f"{path.stem}_{paths.index(path)}.png"
+    """The name of one input's result among those of all inputs: <stem>.png, see `output_stems`."""
+    return f"{output_stems(paths)[paths.index(path)]}.png"
+
+
+def output_stems(paths: list[Path]) -> list[str]:
+    """What the files of every input's result are called, without their endings.
+
+    That is the input's stem, with its position behind it where two inputs have the same, on a disk that knows no case,
+    or where another input's comparison would have the name. No two results share a name, comparisons included.
+    """
+    number = Counter(folded(path.stem) for path in paths)
+    taken: set[str] = set()
+    stems: dict[int, str] = {}
+
+    def take(position: int, stem: str) -> bool:
+        names = {folded(f"{stem}{ending}") for ending in (".png", COMPARISON)}
+        if names & taken:
+            return False
+        taken.update(names)
+        stems[position] = stem
+        return True
+
+    for position, path in enumerate(paths):  # first those that nobody shares
+        if number[folded(path.stem)] == 1:
+            take(position, path.stem)
+    for position, path in enumerate(paths):
+        tries = itertools.chain([f"{position}"], (f"{position}_{further}" for further in itertools.count(2)))
+        while position not in stems:
+            take(position, numbered(path.stem, next(tries), (".png", COMPARISON)))
+    return [stems[position] for position in range(len(paths))]
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    data = io.BytesIO()
+    picture.save(data, format="PNG")
+    return data.getvalue()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..adapters.pipeline import native_latents
 from ..bench.bench import Bench
 from ..bench.comparison import affordable_steps, paired
 from ..bench.costs import called_steps
@@ -133,7 +134,7 @@ class Arm:
     def costs(self) -> tuple[float, float]:
         """GMACs of a step for one image without guidance, and parameters by the paper's rule, of all its networks."""
         task = self.lab.benches["evaluate"].task
-        networks, size = task.networks(self.pipeline), self.pipeline.unet.config.sample_size
+        networks, size = task.networks(self.pipeline), native_latents(self.pipeline.unet.config)
         macs = Macs(sample_size=size, encoder_tokens=task.encoder_tokens(self.pipeline))
         parameters = Parameters()
         return macs.measure(networks)["gmacs"], parameters.measure(networks)["params_paper"]

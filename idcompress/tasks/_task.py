@@ -72,6 +72,7 @@ class Task(ABC):
         separate_components: pipeline components that may lie in a repository of their own -> their diffusers class.
         getting_weights: what to do where no hub repository has the published weights.
         networks_of_a_step: the pipeline components that are called at every step, the U-Net first.
+        unet_inputs: how many latents, side by side, the U-Net takes: 1 for the noisy ones alone.
         encodes_image: whether the input image goes through the autoencoder's encoder.
         trained: the pipeline components that fine-tuning trains; the others are frozen.
         conditioning_dropout: share of training images without a condition; a task says which conditions.
@@ -90,6 +91,7 @@ class Task(ABC):
     separate_components: ClassVar[Mapping[str, str]] = {}
     getting_weights: ClassVar[str] = "give model.path=FOLDER"
     networks_of_a_step: ClassVar[tuple[str, ...]] = ("unet",)
+    unet_inputs: ClassVar[int] = 1
     encodes_image: ClassVar[bool] = True
     trained: ClassVar[tuple[str, ...]] = ("unet",)
     conditioning_dropout: ClassVar[float] = 0.0

@@ -16,6 +16,7 @@ from ...core.plan import Plan
 from ...core.process import check_timesteps
 from ...core.random import randn_like
 from ...core.sample import Noise, trajectory
+from ...errors import NotFiniteError
 from ...schedulers import process_of
 from .autoencoder import StableSRAutoencoderKL
 from .color_fix import adain_color_fix, wavelet_color_fix
@@ -189,6 +190,8 @@ class StableSRPipeline(DiffusionPipeline):
             with self.progress_bar(total=len(timesteps)) as progress_bar:
                 for visit in trajectory(denoise, noisy, Plan.over(timesteps), process, sampler, noise=noise):
                     restored = visit.moment.prediction.pred_original_sample
+                    what = "the output of unet and structure_encoder in the step at timestep"
+                    _check_finite(restored, f"{what} {timesteps[visit.position]}", self.unet.dtype)
                     if callback_on_step_end is not None:
                         callback_on_step_end(self, visit.position, timesteps[visit.position], {"latents": restored})
                     progress_bar.update()
@@ -211,7 +214,8 @@ class StableSRPipeline(DiffusionPipeline):
     ) -> tuple[list[int], list[int], list[int]]:
         """[height, width] in pixels of the result, of the image that is worked on, and of its padded canvas."""
         target = [max(round(side * upscale), 1) for side in (height, width)]
-        least = (self.unet.config.sample_size or 0) * self.vae_scale_factor
+        size = self.unet.config.sample_size or 0
+        least = (min(size) if isinstance(size, (list, tuple)) else size) * self.vae_scale_factor
         enlarge = max(least / min(target), 1.0)
         working = [round(side * enlarge) for side in target]
         multiple = 2 ** (len(self.unet.config.block_out_channels) - 1)
@@ -319,7 +323,14 @@ class StableSRPipeline(DiffusionPipeline):
         """
         latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
         decoded = self.vae.decode(latents, features=features, fidelity_weight=fidelity_weight).sample
+        _check_finite(decoded, "the picture that the autoencoder (vae) decodes", self.vae.dtype)
         return COLOR_FIXES[color_fix](decoded.float(), image)
+
+
+def _check_finite(values: Tensor, what: str, dtype: torch.dtype) -> None:
+    if not bool(values.isfinite().all()):
+        advice = "try another model" if dtype == torch.float32 else "try float32"
+        raise NotFiniteError(f"{what} holds NaN or infinity, computed in {str(dtype).removeprefix('torch.')}; {advice}")
 
 
 def _latent_slice(pixels: slice, factor: int) -> slice:
