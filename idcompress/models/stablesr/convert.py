@@ -382,7 +382,7 @@ def _read_config(config: Mapping[str, Any] | str | Path | None) -> Mapping[str, 
     value: Any = config
     if isinstance(config, str | Path):
         try:
-            value = json.loads(Path(config).read_text())
+            value = json.loads(Path(config).read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"config {config} is not JSON: {error}") from None
     for section in ("unet", "structcond", "vae"):
