@@ -16,14 +16,13 @@ from idcompress.images.edits import EDITS
 from idcompress.models.stablesr import StableSRPipeline
 from idcompress.models.tiny import tiny_folder
 from idcompress.models.tiny.build import (
-    LATENT_CHANNELS,
     build_text_encoder,
     build_tokenizer,
     build_unet,
     build_vae,
     silent_attentions,
 )
-from scripts import train_tiny_stablesr
+from scripts import train_tiny, train_tiny_stablesr
 from scripts.tiny_common import vocabulary
 from scripts.train_tiny import balance_channels, edited
 
@@ -111,17 +110,13 @@ def test_training_pairs_take_the_edit_they_name() -> None:
         torch.testing.assert_close(result, list(EDITS.values())[edit].apply(image[None])[0])
 
 
-def test_restoration_trains_from_the_other_two_models(tmp_path: Path) -> None:
-    """One update: the prior's U-Net fits, its tokenizer's empty prompt too; the caller of train_tiny.py keeps up."""
-    latents = np.random.default_rng(0).standard_normal((260, LATENT_CHANNELS, 32, 32), np.float32)
-    np.savez(tmp_path / "pairs_00.npz", latents=latents, image_latents=latents)
-    keys = ["diffusion", "--work", str(tmp_path), "--minutes", "0.001", "--batch", "2"]
-    for task, key in (("controlnet", "--init"), ("ip2p", "--init-vae")):
-        pipeline(task)
-        keys += [key, str(tiny_folder(task))]
-    args = train_tiny_stablesr.parse(keys)
-    args.run(args)
-    assert json.loads((tmp_path / "diffusion.json").read_text(encoding="utf-8"))["samples"] == 2
+@pytest.mark.parametrize("stage", ["vae", "ip2p", "base", "branch", "diffusion", "wrapping"])
+def test_every_stage_of_training_says_what_it_wants(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole chain is rehearsed by scripts/gpu_checks.sh at toy size."""
+    script = train_tiny_stablesr if stage in ("diffusion", "wrapping") else train_tiny
+    with pytest.raises(SystemExit):
+        script.parse([stage, "--help"])
+    assert "--seconds" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -146,7 +141,6 @@ def test_embedded_weights_fit_their_budget() -> None:
 
 
 def tiny_weights() -> list:
-    from pathlib import Path
 
     import idcompress.models.tiny
 
