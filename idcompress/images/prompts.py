@@ -32,11 +32,10 @@ def prompt_in(row: Mapping[Any, Any], place: str, keys: Sequence[str] = PROMPT_K
         value = named.get(key)
         if isinstance(value, list):
             value = value[0] if value else None
-        if value is None or value == "":
-            continue
-        if not isinstance(value, str):
+        if value is not None and not isinstance(value, str):
             raise IdcError(f"{place}: {key} must be a text, got {type(value).__name__}")
-        return value.strip()
+        if value and value.strip():
+            return value
     return ""
 
 

@@ -19,7 +19,7 @@ from idcompress.images.pictures import to_tensor
 from idcompress.models.stablesr import num_structure_levels
 from idcompress.sources.load import load_source
 from idcompress.tasks import _task
-from idcompress.tasks.stablesr import Task
+from idcompress.tasks.stablesr import Task, _tiles
 from idcompress.types import Example
 
 SMOKE = ("experiment=smoke", "task=stablesr")
@@ -268,6 +268,43 @@ def test_a_translated_picture_is_the_one_that_an_evaluation_sees(model, sampler)
     evaluated = translate(Task(), model.pipeline, [example], plan, seed=1)[0]
     _, translated = Task().translate_picture(model.pipeline, 3, photo, picture, None, plan, seed=1, translate=None)
     assert torch.allclose(evaluated, translated, atol=1e-5)
+
+
+def test_the_work_on_tiles_is_told_before_it_begins(idc, random_model):
+    Image.effect_noise((40, 20), 80).convert("RGB").save("wide.png")
+    common = (*SMOKE, f"model.path={random_model('stablesr')}", "num_inference_steps=2")
+    result = idc("translate", *common, "image=wide.png", "output.path=out")
+    assert result.code == 0, result.err
+    assert "wide.png: worked on at 160 x 96 px, 8 tiles in each of 2 steps: the U-Net takes about " in result.out
+    Image.effect_noise((16, 16), 80).convert("RGB").save("one.png")
+    result = idc("translate", *common, "image=one.png", "output.path=out2")
+    assert result.code == 0 and "tiles" not in result.out
+
+
+@pytest.mark.parametrize("size", [(640, 1), (1, 640), (20_000, 2)])
+def test_a_strip_that_is_mostly_waste_is_refused(idc, random_model, size):
+    Image.new("RGB", size).save("strip.png")
+    result = idc("translate", *SMOKE, f"model.path={random_model('stablesr')}", "image=strip.png", "output.path=out")
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert f"strip.png, {size[0]} x {size[1]} px, would be worked on at " in result.err
+    assert "the limit for a strip of less than 2 px across is 64 tiles" in result.err or size[0] == 20_000
+
+
+def test_a_picture_that_is_too_large_is_refused(idc, random_model):
+    Image.new("L", (5000, 3500)).save("large.png")
+    result = idc("translate", *SMOKE, f"model.path={random_model('stablesr')}", "image=large.png", "output.path=out")
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "20,000 x 14,016 px, 280 megapixels; the limit is 268, so crop the picture or scale it down" in result.err
+
+
+def test_tiles_are_counted_as_they_are_computed(model):
+    tiles = _tiles(model.pipeline)
+    picture, calls = Image.effect_noise((60, 11), 80).convert("RGB"), []
+    model.pipeline.unet.register_forward_hook(lambda *_: calls.append(1))
+    patches = {"patch_size": 128, "patch_overlap": 32}
+    model.pipeline(picture, timesteps=[999], output_type="pt", **tiles, **patches)
+    *_, canvas = model.pipeline.working_sizes(11, 60, 4, tiles["tile_size"])
+    assert model.pipeline.count_tiles(canvas, **tiles, **patches) == len(calls) > 4
 
 
 # the conversion

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from conftest import colour, jpeg, put, write_tar
+from PIL import Image
 
 from idcompress import registry
 from idcompress.errors import IdcError
@@ -198,6 +199,84 @@ def test_prompts_without_captions_and_damaged_ones(pairs):
     (pairs / "seeds.json").write_text('{"a": 1}')
     with pytest.raises(IdcError, match=r"seeds\.json is damaged"):
         load("instruct_pix2pix", str(pairs), "all")
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """The lines that were said of listings."""
+    from idcompress.images import pictures
+
+    lines = []
+    monkeypatch.setattr(pictures, "warn", lines.append)
+    return lines
+
+
+def test_pairs_of_a_partial_download(pairs, told):
+    """Half of the folders, one without its prompt, one with one pair of two, one with half a pair."""
+    for number in range(20, 40):
+        shutil.rmtree(pairs / f"{number:07d}")
+    (pairs / "0000003" / "prompt.json").unlink()
+    (pairs / "0000004" / "204_1.jpg").unlink()
+    (pairs / "0000005" / "105_0.jpg").unlink()
+    found = splits("instruct_pix2pix", pairs)
+    assert [len(found[split]) for split in SPLITS] == [24, 2, 1, 27]  # of 18 instructions
+    for photos in found.values():
+        for photo in photos:
+            photo.open(), photo.target.open()
+    assert are_apart(found)
+    assert told == [
+        f"{pairs / 'seeds.json'}: 33 of 60 pairs are not there and are left out: "
+        "0000003/103, 0000004/204, 0000005/105 and 30 more"
+    ]
+    for folder in pairs.glob("0*"):
+        shutil.rmtree(folder)
+    with pytest.raises(IdcError, match=r"lists 60 pairs, and none is there whole; want .*0000000.*found seeds\.json"):
+        load("instruct_pix2pix", str(pairs), "evaluate")
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpeg"])
+def test_pairs_in_other_formats(pairs, told, suffix):
+    for path in pairs.rglob("*.jpg"):
+        with Image.open(path) as image:
+            image.save(path.with_suffix(f".{suffix}"), **({"lossless": True} if suffix == "webp" else {}))
+        path.unlink()
+    found = load("instruct_pix2pix", str(pairs), "all")
+    assert len(found) == 60 and told == []
+    assert found[5].open().size == found[5].target.open().size
+    assert abs(colour(found[5].target.open()) - colour(found[5].open()) - 20) <= 2
+
+
+def test_linked_folders_of_pairs_tables_and_shards(pairs, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (pairs / "0000000").rename(tmp_path / "disk" / "0000000")
+    (pairs / "0000000").symlink_to(tmp_path / "disk" / "0000000")
+    assert len(load("instruct_pix2pix", str(pairs), "all")) == 60
+
+
+def test_linked_folders_of_shards(shards, tmp_path):
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "disk").symlink_to(shards)
+    assert len(load("shards", str(tmp_path / "links"), "all")) == 20
+
+
+def test_captions_in_shards_by_any_key(tmp_path, told, monkeypatch):
+    from idcompress.datasets import shards as module
+
+    monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
+    members = {f"{i}.jpg": jpeg(10 * i) for i in range(4)}
+    for i, row in enumerate(({"edit_prompt": "one"}, {"text": ["two", "x"]}, {"caption": None, "text": "thr\u2028ee"})):
+        members[f"{i}.json"] = json.dumps(row).encode()
+    found = load("shards", str(write_tar(tmp_path / "a.tar", members)), "all")
+    assert [photo.prompt for photo in found] == ["one", "two", "thr\u2028ee", ""]
+    assert told == [f"data.path={tmp_path / 'a.tar'}: 1 of 4 images have no caption"]
+
+
+def test_captions_of_coco_that_fit_no_image_are_told(coco, tmp_path, told):
+    text = '000000000146.jpg,"one\u2028two,\nthree"\n000000000999.jpg,x\n'
+    (tmp_path / "own.csv").write_text(f"file_name,caption\n{text}")
+    found = load("coco", str(coco), "all", captions_file=str(tmp_path / "own.csv"))
+    assert [photo.prompt for photo in found] == ["one\u2028two,\nthree"]
+    assert len(told) == 2 and told[0].startswith("5 images of") and told[1].startswith("1 captions of")
 
 
 def test_the_real_pairs(shared):
@@ -396,6 +475,72 @@ def test_div2k_with_its_small_copies(tmp_path):
     assert [len(alone[split]) for split in SPLITS] == [2, 2, 2, 4]
     with pytest.raises(IdcError, match="evaluate only"):
         load("super_resolution", str(root / "DIV2K_valid_HR"), "train")
+
+
+@pytest.mark.parametrize(
+    ("high", "low"),
+    [
+        ("train_hr", "train_lr"),
+        ("train_HR", "train_LR_bicubic/X4"),
+        ("DIV2K_train_HR_sub", "DIV2K_train_LR_bicubic_sub"),
+        ("trainHR", "trainLR"),
+        ("train/HR", "train/LR"),
+        ("train/hr", "train/lr_x4"),
+        ("HR_train", "LR_train"),
+        ("hr", "lr"),
+        ("GTmod12", "LRbicx4"),
+        ("gt", "lq"),
+        ("high_res", "low_res"),
+        ("high", "low"),
+        ("High-Resolution", "Low-Resolution"),
+        ("HQ", "LQ"),
+        ("pictures", "pictures_LR"),  # no folder says that it is at full resolution
+        (".", "LR"),
+    ],
+)
+def test_small_copies_of_any_name_play_no_part(tmp_path, high, low):
+    root = tmp_path / "set"
+    for i in range(4):
+        put(root / high / f"{i}.jpg", 10 * i)
+        put(root / low / f"{i}.jpg", 200 + i)
+    found = {split: load("super_resolution", str(root), split) for split in SPLITS}
+    assert [colour(photo.open()) for photo in found["all"]] == [0, 10, 20, 30]
+    assert [len(found[split]) for split in SPLITS] == [2, 2, 2, 4]
+    assert are_apart(found)
+
+
+@pytest.mark.parametrize(
+    "held_out", ["valid_hr", "val/HR", "test_HR", "HR_validation", "testHR", "eval-gt", "test/high_res"]
+)
+def test_folders_to_evaluate_by_any_name(tmp_path, held_out):
+    root = tmp_path / "set"
+    for i in range(4):
+        put(root / "train_hr" / f"{i}.jpg", 10 * i)
+        put(root / held_out / f"{i}.jpg", 100 + 10 * i)
+        put(root / held_out.lower().replace("hr", "lr") / "lr" / f"{i}.jpg", 1)
+    found = {split: load("super_resolution", str(root), split) for split in SPLITS}
+    values = {split: [colour(photo.open()) for photo in photos] for split, photos in found.items()}
+    assert values["train"] == [0, 10, 20, 30]
+    assert (values["search"], values["evaluate"]) == ([100, 120], [110, 130])
+    assert len(found["all"]) == 8 and found["evaluate"].own_splits
+
+
+def test_words_that_only_contain_lr_or_hr(tmp_path):
+    for i, name in enumerate(("christmas", "always", "pictures_lrx", "valrhona", "gallery")):
+        put(tmp_path / "set" / name / "a.jpg", 10 * i)
+    found = load("super_resolution", str(tmp_path / "set"), "all")
+    assert len(found) == 5
+
+
+def test_a_linked_folder_of_pictures_counts_once(tmp_path):
+    root = tmp_path / "set"
+    for i in range(2):
+        put(tmp_path / "disk" / f"{i}.jpg", 10 * i)
+    root.mkdir()
+    (root / "train_hr").symlink_to(tmp_path / "disk")
+    (root / "also_hr").symlink_to(tmp_path / "disk")
+    (root / "up").symlink_to(root)
+    assert len(load("super_resolution", str(root), "all")) == 2
 
 
 # shards

@@ -33,6 +33,30 @@ def test_not_a_number_becomes_null(tmp_path):
     }
 
 
+def test_names_that_are_not_utf_8(tmp_path):
+    value = {"name": "b\udcff.png", "\udc80": 1}
+    path = files.write_json(tmp_path / "v.json", value)
+    assert files.read_json(path, "thing") == value
+    assert len(files.digest(value)) == 64 != files.digest({"name": "b\udcfe.png", "\udc80": 1})
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "ä" * 127, "字" * 85, "." * 200])
+def test_a_name_that_fits_can_be_written_and_linked(tmp_path, name):
+    path = files.write_text(tmp_path / name, "text")
+    assert path.name == name and files.fitted(path) == path
+    assert files.link(path, tmp_path / "linked" / name).read_text() == "text"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_longer_names_are_cut_and_stay_apart():
+    paths = [files.fitted(Path("/a") / ("字" * 90) / f"{'n' * 300}{i}.png") for i in range(2)]
+    assert len(set(paths)) == 2
+    for path in paths:
+        assert path.parts[:2] == ("/", "a") and path.suffix == ".png"
+        assert all(len(os.fsencode(part)) <= 255 for part in path.parts)
+        assert files.fitted(path) == path
+
+
 class Stop(BaseException):
     """Not an Exception, like KeyboardInterrupt."""
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 import tarfile
 
 import numpy as np
@@ -93,6 +94,20 @@ def test_a_bad_photograph_is_named_and_the_next_one_taken(folder, tmp_path):
         path.write_bytes(b"no picture")
     with pytest.raises(IdcError, match=r"no photograph can be read; the first: .*\.png"):
         samples_of(folder)(0)
+
+
+@pytest.mark.parametrize("error", [struct.error, SyntaxError, OSError, ValueError, KeyError, RuntimeError, MemoryError])
+def test_whatever_is_raised_for_a_photograph_it_is_skipped(folder, monkeypatch, error):
+    original = Photograph.open
+
+    def fail(photo):
+        if photo.name == "1":
+            raise error("bad")
+        return original(photo)
+
+    monkeypatch.setattr(Photograph, "open", fail)
+    skipped = [bad for _, bad in map(samples_of(folder), range(4)) if bad]
+    assert skipped == [{"1": f"{error.__name__}: {error('bad')}"}]
 
 
 def test_some_photographs_are_held_out(folder):
