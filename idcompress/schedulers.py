@@ -38,7 +38,7 @@ class FixedTimestepsScheduler(DDIMScheduler):
 
     The list in the configuration wins over `num_inference_steps`, so a pipeline that knows nothing of lists follows
     it; a list given to `set_timesteps` wins over both. Without any list the steps are those of DDIMScheduler,
-    moved down by steps_offset where they would leave the schedule.
+    moved down where steps_offset would take them out of the schedule.
 
     Args:
         timesteps: training-timestep indices, never increasing, within [0, num_train_timesteps - 1]; None for uniform.
@@ -92,7 +92,9 @@ class FixedTimestepsScheduler(DDIMScheduler):
             raise ValueError("set_timesteps wants num_inference_steps or timesteps; this scheduler holds no list")
         else:
             super().set_timesteps(num_inference_steps, device)
-            # As many steps as the schedule is long, moved up by steps_offset, would leave it.
+            # "trailing" gives one timestep too many for some numbers of steps, -1; and as many steps as the schedule is
+            # long, moved up by steps_offset, would leave it.
+            self.timesteps = self.timesteps[:num_inference_steps]
             beyond = int(self.timesteps.max()) - (self.config.num_train_timesteps - 1)
             self.timesteps = self.timesteps - max(beyond, 0)
         process = process_of(self)

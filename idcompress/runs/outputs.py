@@ -63,7 +63,7 @@ class OutputFolder:
         for position, stem in enumerate(stems):  # first all that can have their own name
             if self._is_free(stem, endings):
                 chosen[position] = self._claim(stem, endings)
-        return [stem if found is None else self._next(stem, endings) for stem, found in zip(stems, chosen, strict=True)]
+        return [found or self._next(stem, endings) for stem, found in zip(stems, chosen, strict=True)]
 
     def write(self, stem: str, ending: str, data: bytes) -> Path:
         """Write a file of a chosen stem; under the next free name if somebody has taken this one in the meantime.

@@ -72,13 +72,11 @@ def load_component(folder: Path, library: str, class_name: str, dtype: torch.dty
         if issubclass(entry, diffusers.SchedulerMixin):
             _check_scheduler(folder)
         return _loaded(folder, class_name, lambda: entry.from_pretrained(folder))
-    variant = folders.variant_of(folder)
+    arguments = {"dtype": dtype, "use_safetensors": True, "variant": folders.variant_of(folder)}
+    if library == "transformers":  # whose own error about other shapes does not name the weights
+        arguments["ignore_mismatched_sizes"] = True
     component, info = _loaded(
-        folder,
-        class_name,
-        lambda: entry.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, variant=variant, output_loading_info=True
-        ),
+        folder, class_name, lambda: entry.from_pretrained(folder, output_loading_info=True, **arguments)
     )
     _check_weights(folder, class_name, component, info)
     return component
@@ -88,7 +86,7 @@ def _loaded(folder: Path, class_name: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:  # the libraries raise any kind of exception for files that they cannot use
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = " ".join(str(error).split()).partition(" If you want to instead")[0] or type(error).__name__
         raise IdcError(f"{folder} does not load as a {class_name}: {text[:400]}") from None
 
 
@@ -249,7 +247,10 @@ def _check_tokenizer(tokenizer: Any, encoder: Any, folder: Path) -> None:
     One that does not know its length gets the encoder's.
     """
     place, words = folder / "tokenizer", ("a photograph", "make it blue")
-    ids = [tokenizer(text).input_ids for text in words]
+    try:
+        ids = [tokenizer(text).input_ids for text in words]
+    except Exception as error:  # the library's tokenizers raise bare exceptions
+        raise IdcError(f"{place} cannot take {words[0]!r} apart ({error}); copy or fetch the folder again") from None
     plain = [[i for i in found if i not in tokenizer.all_special_ids] for found in ids]
     if not all(plain) or plain[0] == plain[1]:
         raise IdcError(f"{place} has no vocabulary: {words[0]!r} and {words[1]!r} are the same to it; fetch it again")

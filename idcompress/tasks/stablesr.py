@@ -186,6 +186,11 @@ decoded = (decoded - ours) / spread * std + mean  # the input's colours""",
         _check_prompt(pipeline)
         if plan.sampler not in self.reported_samplers:
             raise IdcError(f"task=stablesr translates by sampler=ddim or ancestral, got {plan.sampler}")
+        if self.process(pipeline).real_timesteps:
+            raise IdcError(
+                f"task=stablesr translates over whole timesteps, and the model's {type(pipeline.scheduler).__name__} is "
+                "that of a flow; give its folder the scheduler that it was trained with, like DDIMScheduler"
+            )
         ancestral = plan.sampler == "ancestral"
         path = PathNoise(self.process(pipeline), [_task.step_generator(seed, index)])
 

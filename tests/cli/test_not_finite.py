@@ -1,0 +1,88 @@
+"""NaN and infinity: an error in every command, with the network and the number format; never a black picture."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+SMOKE = "experiment=smoke"
+PARTS = {
+    "decoder": ("vae", "decoder.conv_out.bias", r"the autoencoder \(vae\) decodes"),
+    "encoder": ("vae", "encoder.conv_out.bias", r"what the networks are told \(image"),
+    "unet": ("unet", "conv_out.bias", "the output of unet"),
+    "text": ("text_encoder", "final_layer_norm.bias", r"what the networks are told \(text\)"),
+}
+
+
+def broken(source, folder, part, name, value):
+    shutil.copytree(source, folder)
+    (file,) = (folder / part).glob("*.safetensors")
+    weights = load_file(file)
+    weights[name] = torch.full_like(weights[name], value)
+    save_file(weights, file, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("which", PARTS)
+def test_translate_says_which_network(idc, random_model, tmp_path, which, value):
+    part, name, words = PARTS[which]
+    folder = broken(random_model("ip2p"), tmp_path / "m", part, name, value)
+    Image.new("RGB", (24, 24)).save("a.png")
+    arguments = ("image=a.png", "prompt=make it blue", "recipe=none", "num_inference_steps=1", "output.path=out")
+    result = idc("translate", f"model.path={folder}", *arguments)
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert re.search(words, result.err), result.err
+    assert "NaN or infinity, computed in float32" in result.err and not Path("out").exists()
+
+
+@pytest.mark.parametrize("which", ["decoder", "unet"])
+def test_stablesr_says_so_too(idc, random_model, tmp_path, which):
+    part, name, _ = PARTS[which]
+    folder = broken(random_model("stablesr"), tmp_path / "m", part, name, float("nan"))
+    Image.new("RGB", (12, 12)).save("a.png")
+    result = idc(
+        "translate", "task=stablesr", f"model.path={folder}", "image=a.png", "recipe=none", "num_inference_steps=1"
+    )
+    assert result.code == 2 and "NaN or infinity" in result.err and result.err.count("\n") == 1
+
+
+COMMANDS = {
+    "depth-search": (),
+    "tsopt": ("timesteps=uniform",),
+    "evaluate": ("evaluate.metrics=[psnr]", "evaluate.latency=false"),
+    "finetune": ("depth=11", "trainer.accelerator=cpu"),
+    "study": ("study=step_counts",),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_that_makes_pictures_refuses_them(idc, random_model, tmp_path, command):
+    folder = broken(random_model("ip2p"), tmp_path / "m", "vae", "decoder.conv_out.bias", float("nan"))
+    result = idc(command, SMOKE, f"model.path={folder}", "recipe=none", *COMMANDS[command])
+    assert result.code == 2 and "NaN or infinity" in result.err and result.err.count("\n") == 1, result.err
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("key", ["guidance_scale", "image_guidance_scale", "finetune.ema_decay", "timesteps.bias"])
+def test_a_number_that_is_none_is_refused(idc, key, value):
+    result = idc("depth-search", f"{key}={value}")
+    assert result.code == 2 and f"{key} must be a finite number, got {value}" in result.err
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_recipes_guidance_too(idc, value):
+    step = {"timestep": 500, "depth": None, "passes": "all", "refresh": True}
+    plan = {"steps": [step], "sampler": "ddim", "fill": "zero", "guidance": {"guidance_scale": value}}
+    recipe = {"version": 2, "task": "ip2p", "model": {"name": "tiny"}, "cut": None, "weights": {}, "plan": plan}
+    recipe |= {"free_steps": False, "parent": None, "provenance": []}
+    Path("recipe.json").write_text(json.dumps(recipe))
+    Image.new("RGB", (24, 24)).save("a.png")
+    result = idc("translate", "recipe=recipe.json", "image=a.png")
+    assert result.code == 2 and "guidance" in result.err and result.err.count("\n") == 1
