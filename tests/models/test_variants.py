@@ -146,7 +146,10 @@ def test_a_change_of_half_precision_files_changes_the_digest(copy):
 
 @pytest.mark.parametrize(
     ("gone", "words"),
-    [("*-00002-of-*.safetensors", "is incomplete: .*-00002-of-"), ("*.index.*", "shards of weights without their index")],
+    [
+        ("*-00002-of-*.safetensors", "is incomplete: .*-00002-of-"),
+        ("*.index.*", "shards of weights without their index"),
+    ],
 )
 def test_a_lost_shard_is_named(copy, gone, words):
     folder = as_fp16(copy(), ("unet",), max_shard_size="100KB")
@@ -171,7 +174,9 @@ def test_what_is_never_used_need_not_be_there(copy):
     assert pipeline.safety_checker is pipeline.feature_extractor is pipeline.image_encoder is None
 
 
-@pytest.mark.parametrize("entry", [..., [None, None], "UNet", ["diffusers"], ["os", "system"], ["diffusers", "Unknown"]])
+@pytest.mark.parametrize(
+    "entry", [..., [None, None], "UNet", ["diffusers"], ["os", "system"], ["diffusers", "Unknown"]]
+)
 @pytest.mark.parametrize("name", ["unet", "scheduler"])
 def test_what_is_needed_must_be_named_as_diffusers_does(copy, name, entry):
     folder = copy()
@@ -268,7 +273,7 @@ def test_as_many_steps_as_the_schedule_is_long_stay_in_it(length, offset, spacin
     for steps in range(1, length + 1) if length < 1000 else (1, 2, 499, 999, 1000):
         made.set_timesteps(steps)
         assert len(made.timesteps) == steps
-        assert 0 <= int(made.timesteps.min()) and int(made.timesteps.max()) < length
+        assert int(made.timesteps.min()) >= 0 and int(made.timesteps.max()) < length
         assert (made.timesteps.diff() <= 0).all()
 
 
