@@ -188,8 +188,8 @@ decoded = (decoded - ours) / spread * std + mean  # the input's colours""",
             raise IdcError(f"task=stablesr translates by sampler=ddim or ancestral, got {plan.sampler}")
         if self.process(pipeline).real_timesteps:
             raise IdcError(
-                f"task=stablesr translates over whole timesteps, and {type(pipeline.scheduler).__name__}, the model's "
-                "scheduler, is that of a flow; give its folder the one that it was trained with, like DDIMScheduler"
+                f"task=stablesr wants whole timesteps; {type(pipeline.scheduler).__name__} is that of a flow; give "
+                "the model's folder the scheduler that it was trained with, like DDIMScheduler"
             )
         ancestral = plan.sampler == "ancestral"
         path = PathNoise(self.process(pipeline), [_task.step_generator(seed, index)])
