@@ -113,7 +113,8 @@ def write_json(path: Path, value: Any) -> Path:
 
 def json_bytes(value: Any) -> bytes:
     """A value as the JSON that this program's files hold."""
-    return (json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+    text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")  # names of files need not be UTF-8
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
