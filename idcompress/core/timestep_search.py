@@ -1,6 +1,5 @@
 """Biased timestep sequences with one parameter, gamma, and the greedy search for it (Alg. 2)."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -98,7 +97,7 @@ def gamma_search(score: Callable[[float], float], *, search: Search = "direction
         score: gamma -> value, higher is better; called at most once per gamma.
         search: "direction_first" (the paper): the best starts at the uniform sequence's score, 1.2 and 1/1.2 are both
             probed and the better side is walked. "released_up" / "released_down" (the released StableSR /
-            InstructPix2Pix scripts): that side only; its first probe is always taken, so uniform is never returned.
+            InstructPix2Pix scripts): that side only, the best starts at 0, so uniform is never returned.
 
     Returns:
         The best gamma, its value, and every probe of the walk in order. A probe that the walk repeats comes from a
@@ -126,7 +125,7 @@ def gamma_search(score: Callable[[float], float], *, search: Search = "direction
         direction = 1 if value_of(up) >= value_of(down) else -1
         probes.extend(GammaProbe(g, value_of(g), STEP_SIZES[0], False) for g in (up, down))
     else:
-        best, direction = -math.inf, 1 if search == "released_up" else -1
+        best, direction = 0.0, 1 if search == "released_up" else -1
     for step in STEP_SIZES:
         while True:
             probe = move_gamma(gamma, step, direction)

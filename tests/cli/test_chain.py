@@ -21,7 +21,7 @@ def only(pattern: str) -> Path:
 
 def decisions(path: Path) -> dict:
     recipe = json.loads(path.read_text())
-    return {k: recipe[k] for k in ("task", "model", "depth", "timesteps", "num_inference_steps", "guidance")}
+    return {k: recipe[k] for k in ("task", "model", "cut", "plan", "free_steps")}
 
 
 @pytest.mark.parametrize("task", ["ip2p", "controlnet"])

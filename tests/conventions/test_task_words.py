@@ -38,6 +38,7 @@ EXCEPTIONS = {
     ("adapters/cut_models.py", "stablesr"): "exported folders name the class of the cut U-Net in this module",
     ("adapters/graphs.py", "controlnet"): "controlnet_cond is an argument of diffusers' own ControlNetModel",
     ("costs/network.py", "controlnet"): "controlnet_cond is an argument of diffusers' own ControlNetModel",
+    ("sources/components.py", "controlnet"): "compares diffusers' own ControlNetModel with its U-Net",
     ("export/stock_form.py", "controlnet"): "pads diffusers' own ControlNetModel to its stock form",
 }
 
