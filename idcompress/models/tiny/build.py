@@ -11,8 +11,8 @@ widths from 16 cost about half as much again as the former (8, 16, 16) and width
 The two upper levels attend to the text alone, with eight channels to a head: content then changes place only at 8x8
 latents and below, which is what makes depth matter, and attention among 1024 positions costs nothing.
 
-The packed folders are still of the former sizes, 64 pixels and widths from 24, which their own configurations say: three
-minutes on one GPU made no better instruction editor of this architecture (docs/decisions.md).
+The packed folders are still of the former sizes, 64 pixels and widths from 24, which their own configurations say:
+three minutes on one GPU made no better instruction editor of this architecture (docs/decisions.md).
 """
 
 from __future__ import annotations
