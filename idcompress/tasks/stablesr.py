@@ -31,7 +31,7 @@ UPSCALE = 4
 MAX_CANVAS = 2**28  # pixels that a picture is worked on at
 _BYTES_PER_PIXEL = 72  # of the canvas: six copies of three channels in float32, at the most
 # A strip's shorter side may be enlarged so many times beyond the result, if it takes more than so many tiles.
-MAX_ENLARGED = 8
+MAX_ENLARGED = 4
 MAX_STRIP_TILES = 64
 CITATION = """@article{wang2024stablesr,
   title   = {Exploiting Diffusion Prior for Real-World Image Super-Resolution},

@@ -287,7 +287,7 @@ def test_a_strip_that_is_mostly_waste_is_refused(idc, random_model, size):
     result = idc("translate", *SMOKE, f"model.path={random_model('stablesr')}", "image=strip.png", "output.path=out")
     assert result.code == 2 and result.err.count("\n") == 1
     assert f"strip.png, {size[0]} x {size[1]} px, would be worked on at " in result.err
-    assert "the limit for a strip of less than 2 px across is 64 tiles" in result.err or size[0] == 20_000
+    assert "the limit for a strip of less than 4 px across is 64 tiles" in result.err
 
 
 def test_a_picture_that_is_too_large_is_refused(idc, random_model):
