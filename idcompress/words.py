@@ -75,7 +75,7 @@ def read(word: str, text_of: Callable[[str], Text | None], *, sweep: bool) -> Wo
         sweep: whether commas separate the values of a sweep.
 
     Raises:
-        IdcError: a sweep or a list has an empty entry.
+        IdcError: a sweep or a list has an empty entry, or what is no path is not UTF-8.
     """
     left, equals, written = word.partition("=")
     if not equals:
@@ -96,6 +96,8 @@ def read(word: str, text_of: Callable[[str], Text | None], *, sweep: bool) -> Wo
         values = [_one(_entry(part), text, left) for part in parts]
     if text.path:
         values = [home(value) for value in values]
+    elif not (text.prompt and is_file_of_prompts(written)):
+        values = [_as_utf8(value, left) for value in values]
     return Word(match[2], tuple(values), f"{left}={','.join(_for_hydra(value, text) for value in values)}")
 
 
@@ -114,6 +116,27 @@ def home(value: Any) -> Any:
     if isinstance(value, list):
         return [home(entry) for entry in value]
     return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111  a path keeps its letters
+
+
+def _as_utf8(value: Value, key: str) -> Value:
+    """A text whose bytes Python did not take for letters, as under an ASCII locale, as the UTF-8 that they are.
+
+    Raises:
+        IdcError: they are not UTF-8.
+    """
+    if isinstance(value, list):
+        return [str(_as_utf8(entry, key)) for entry in value]
+    if value is None or is_unicode(value):
+        return value
+    try:
+        return os.fsencode(value).decode("utf-8")
+    except UnicodeError:
+        raise IdcError(f"{key}={value} is not UTF-8 text; type it in a terminal that is set to UTF-8") from None
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text is made of letters alone: bytes of another encoding, and halves of letters, are none."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def prompts(value: str) -> list[str]:

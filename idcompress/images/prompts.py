@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import IdcError
+from ..words import is_unicode
 from .pictures import some, warn_once
 
 PROMPT_KEYS = ("prompt", "edit_prompt", "edit", "instruction", "text", "caption")
@@ -36,6 +37,8 @@ def prompt_in(row: Mapping[Any, Any], place: str, keys: Sequence[str] = PROMPT_K
             value = next((entry for entry in value if entry not in ("", None)), None)
         if value is not None and not isinstance(value, str):
             raise IdcError(f"{place}: {key} must be a text, got {type(value).__name__}")
+        if value and not is_unicode(value):
+            raise IdcError(f"{place}: {key} is no text of Unicode, but holds half a letter")
         if value and value.strip():
             return value
     return ""
@@ -74,7 +77,8 @@ def prompts_of(root: Path, listed: Collection[str]) -> dict[str, str]:
         listed: the folder's files, those of subfolders included.
 
     Raises:
-        IdcError: a row is wrong, rows name files that are not there and no prompt is left, or a table's texts have other names than `PROMPT_KEYS`.
+        IdcError: a row is wrong, rows name files that are not there and no prompt is left, or a table's texts have
+            other names than `PROMPT_KEYS`.
     """
     found: dict[str, str] = {}
     plain = {unicodedata.normalize("NFC", name): name for name in listed}

@@ -53,8 +53,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     """Write the folder export.path, whole or not at all; the first of several recipes is used. No recipe is made.
 
     Raises:
-        IdcError: the model does not load or holds NaN, there is something in export.path, the format does not go with the other
-            keys, or a graph differs from its network.
+        IdcError: the model does not load or holds NaN, there is something in export.path, the format does not go with
+            the other keys, or a graph differs from its network.
     """
     recipe = with_depth(recipes[0], config)
     if len(recipes) > 1:

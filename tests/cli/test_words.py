@@ -249,6 +249,18 @@ def test_the_run_folder_is_taken_as_text(received, monkeypatch, tmp_path):
     assert Path("seed_0").is_dir(), "in Hydra's own keys ${...} is Hydra's"
 
 
+def test_bytes_that_python_takes_for_no_letters(received, idc):
+    """As a shell hands them on under an ASCII locale, or from files that another system has named."""
+    raw = os.fsdecode(b"caf\xe9.png")
+    config, argv = received(
+        f"image=[{raw},b]", f"output.path={raw}", "prompt=日本".encode().decode("ascii", "surrogateescape")
+    )
+    assert (config.image, config.output.path, config.prompt) == ([raw, "b"], raw, "日本")
+    assert received(*[word for word in argv[2:] if not word.startswith("recipe=")])[0].image == [raw, "b"]
+    result = idc("translate", f"prompt={raw}")
+    assert result.code == 2 and "is not UTF-8 text" in result.err and result.err.count("\n") == 1
+
+
 def test_a_sweep_over_prompts(received):
     jobs = received("-m", 'prompt=don\'t ${x},"red, please",1e3', "output.path=o")
     assert [config.prompt for config, _ in jobs] == ["don't ${x}", "red, please", "1e3"]

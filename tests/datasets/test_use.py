@@ -135,7 +135,11 @@ def test_what_cannot_be_read_is_left_out_and_counted(pairs, monkeypatch):
     monkeypatch.setattr("idcompress.images.pictures.warn", lines.append)
     whole = registry.load("data", "instruct_pix2pix").load(str(pairs), "all")
     wanted = ip2p().examples(whole, 8, 8)
-    for name, data in {"0000000/100_0.jpg": b"\xff\xd8", "0000001/prompt.json": b"{", "0000002/102_1.jpg": b"x"}.items():
+    for name, data in {
+        "0000000/100_0.jpg": b"\xff\xd8",
+        "0000001/prompt.json": b"{",
+        "0000002/102_1.jpg": b"x",
+    }.items():
         (pairs / name).write_bytes(data)
     found = registry.load("data", "instruct_pix2pix").load(str(pairs), "all")
     made = ip2p().examples(found, 8, 8)
@@ -144,7 +148,7 @@ def test_what_cannot_be_read_is_left_out_and_counted(pairs, monkeypatch):
     assert len(lines) == 1 and lines[0].startswith("3 photographs cannot be read and are left out, 0000000/100, ")
     assert digests_of(found, range(3)).keys() == {"0000000/100", "0000000/200"}
     assert len(without(found, [found[1].digest])) == len(found) - 1
-    with pytest.raises(IdcError, match="no photograph can be read; the first: .*100_0.jpg"):
+    with pytest.raises(IdcError, match=r"no photograph can be read; the first: .*100_0\.jpg"):
         ip2p().examples(found, 1, 8)
 
 

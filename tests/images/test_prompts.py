@@ -159,6 +159,7 @@ def test_other_marks_between_cells(folder, mark):
         ("metadata.jsonl", '{"file_name": "../a.png", "text": "x"}', "names ../a.png"),
         ("metadata.jsonl", '{"file_name": "a.png", "text": {"de": "x"}}', "text must be a text, got dict"),
         ("metadata.jsonl", '{"file_name": "a.png", "text": "x"} {', "line 1 is not JSON"),
+        ("metadata.jsonl", r'{"file_name": "a.png", "text": "\ud83d"}', "line 1: text is no text of Unicode"),
     ],
 )
 def test_mistakes_in_tables_are_one_line(folder, table, text, words):
