@@ -40,6 +40,7 @@ class Bench:
         seed: of the noise.
         batch_size: images per call of the networks on a GPU.
         metrics: parameters of metrics that have some, by name.
+        cache_gb: what the references of all benches may take on the disk.
     """
 
     task: Task
@@ -50,6 +51,7 @@ class Bench:
     seed: int = 0
     batch_size: int = 8
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    cache_gb: float = 10.0
     _conditioning: dict[tuple[int, ...], Conditioning] = field(default_factory=dict)
     _metrics: dict[str, ImageMetric] = field(default_factory=dict)
     _cut: dict[tuple[int, int], Any] = field(default_factory=dict)
@@ -142,13 +144,15 @@ class Bench:
             recipe: gives the cut and the weights; None for the whole model. Its own plan is not used.
         """
         keys = [references.key(self, recipe, plan, example) for example in self.examples]
-        missing = [position for position, key in enumerate(keys) if not references.holds(key)]
+        images = {position: references.read(key) for position, key in enumerate(keys)}
+        missing = [position for position, image in images.items() if image is None]
         if missing:
             pipeline = self.model.pipeline if recipe is None else self.model.for_recipe(recipe)
-            images = self.images(pipeline, plan, description, missing)
-            for position, image in zip(missing, images, strict=True):
+            for position, image in zip(missing, self.images(pipeline, plan, description, missing), strict=True):
                 references.keep(keys[position], image)
-        return torch.stack([references.read(key) for key in keys])
+                images[position] = image
+            references.trim(self.cache_gb)
+        return torch.stack([image for image in images.values() if image is not None])
 
     @part("measure")
     def measure(self, names: Sequence[str], outputs: Tensor, references: Tensor | None) -> dict[str, MetricValue]:
@@ -181,9 +185,15 @@ class Bench:
             entry = registry.load("metric", name, "metric").Metric
             parameters = dict(registry.bind(entry, dict(self.metrics.get(name, {})), f"metrics.{name}"))
             if "device" in inspect.signature(entry).parameters:
-                parameters.setdefault("device", str(self.model.pipeline.unet.device))
+                parameters.setdefault("device", str(self.device))
             self._metrics[name] = entry(**parameters)
         return self._metrics[name]
+
+    @property
+    def device(self) -> torch.device:
+        """Where pictures are made. Not the U-Net's: a fine-tuning lets go of the full one's weights."""
+        device: torch.device = self.model.pipeline.vae.device
+        return device
 
     def uniform(self, num_inference_steps: int) -> list[float]:
         """Evenly spaced timesteps of the model's process."""
@@ -195,7 +205,7 @@ class Bench:
         On the CPU images go one by one: batches would take a quarter less time, but kernels round differently in them,
         which moved PSNR above 65 dB by up to 0.004 dB.
         """
-        size = 1 if self.model.pipeline.unet.device.type == "cpu" else self.batch_size
+        size = 1 if self.device.type == "cpu" else self.batch_size
         wanted = range(len(self.examples)) if positions is None else positions
         return [tuple(wanted[start : start + size]) for start in range(0, len(wanted), size)]
 

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
+from ..console import warn
 from ..core.plan import Plan
 from ..errors import IdcError
-from ..runs import files
+from ..runs import cache, files
 from ..runs.recipe import Recipe
-from ..runs.run_dir import OUTPUTS
 from ..types import Example
 
 if TYPE_CHECKING:
     from .bench import Bench
 
-CACHE = OUTPUTS / "cache" / "references"
+CACHE = cache.CACHE / "references"
 
 
 def key(bench: Bench, recipe: Recipe | None, plan: Plan, example: Example) -> str:
@@ -75,15 +79,44 @@ def content(value: Any, where: str = "example") -> Any:
     )
 
 
-def holds(key: str) -> bool:
-    return (CACHE / f"{key}.safetensors").is_file()
-
-
-def read(key: str) -> Tensor:
-    """An image (3, H, W), float32 in [0, 1]."""
-    return load_file(CACHE / f"{key}.safetensors")["image"]
+def read(key: str) -> Tensor | None:
+    """An image (3, H, W), float32 in [0, 1]; None where it is not kept, or no longer as it was written."""
+    path = _path(key)
+    try:
+        with safe_open(path, "pt") as file:
+            wanted: str | None = (file.metadata() or {}).get("sha256")
+            image: Tensor | None = file.get_tensor("image")
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, OSError):
+        wanted, image = "", None
+    if image is not None and wanted is None:  # of a version that noted no digest
+        return None
+    if image is None or _digest(image) != wanted:
+        warn(f"the kept reference {path} is damaged; it is computed again")
+        return None
+    with suppress(OSError):
+        os.utime(path)  # the last use, by which the cache is trimmed
+    return image
 
 
 def keep(key: str, image: Tensor) -> None:
-    """Write an image (3, H, W), whole or not at all."""
-    files.write_bytes(CACHE / f"{key}.safetensors", save({"image": image.contiguous()}))
+    """Write an image (3, H, W), whole or not at all.
+
+    It does not wait for the disk: what a loss of power leaves does not fit its digest, and is computed again.
+    """
+    image = image.contiguous()
+    files.write_bytes(_path(key), save({"image": image}, {"sha256": _digest(image)}), durable=False)
+
+
+def trim(limit_gb: float) -> None:
+    """Let the images go that were used longest ago, until the others fit."""
+    cache.trim(CACHE, limit_gb)
+
+
+def _path(key: str) -> Path:
+    return CACHE / f"{key}.safetensors"
+
+
+def _digest(image: Tensor) -> str:
+    return hashlib.sha256(image.numpy().tobytes()).hexdigest()

@@ -12,6 +12,7 @@ from time import perf_counter as clock
 from . import files
 
 OTHER = "other"  # time outside of every part
+_PART = "idcompress_part"  # attribute of an error
 _names: list[str] = []  # of the parts that are running, outermost first
 _records: list[tuple[int, dict[str, float]]] = []  # parts that ran already when a record began, and its seconds
 _changed = 0.0
@@ -24,9 +25,18 @@ def part(name: str) -> Iterator[None]:
     _names.append(name)
     try:
         yield
+    except Exception as error:
+        if not hasattr(error, _PART):
+            setattr(error, _PART, name)
+        raise
     finally:
         _charge()
         _names.pop()
+
+
+def part_of(error: BaseException) -> str:
+    """The innermost part that an error came from; "" where it came from none."""
+    return str(getattr(error, _PART, ""))
 
 
 @contextmanager

@@ -96,6 +96,7 @@ def bench_for(
         seed=config.seed,
         batch_size=config.batch_size,
         metrics=config.metrics,
+        cache_gb=config.cache_gb,
     )
 
 

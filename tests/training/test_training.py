@@ -8,7 +8,7 @@ import torch
 
 from idcompress import registry
 from idcompress.adapters import training, training_batch
-from idcompress.adapters.pipeline import with_components
+from idcompress.adapters.pipeline import with_copies
 from idcompress.errors import IdcError
 from idcompress.sources.model import Model
 from idcompress.types import Example
@@ -59,9 +59,7 @@ def batch_of(name, size=4):
 
 def module_of(name, model: Model, depth=5, weights=TASK, *, lr=2e-3, dropout=NO_DROPOUT, preview=lambda step: {}):
     task = task_of(name)
-    pipeline = model.at(None if depth is None else model.chosen(depth))
-    shared = {n: copy.deepcopy(getattr(pipeline, n)) for n in task.trained if depth == model.full_depth}
-    student = with_components(pipeline, shared)
+    student = with_copies(model.at(None if depth is None else model.chosen(depth)), task.trained)
     return training.Finetuning(
         task,
         student,

@@ -1,0 +1,170 @@
+"""What each command takes on weights of the published size: seconds, memory and network calls, as a stored result.
+
+    python -m scripts.full_size ip2p FOLDER --image-px 128
+    python -m scripts.rehearsal ip2p FOLDER --out docs/results/full_size.json
+
+Runs README's commands one after the other, at few steps and on few of the packaged photographs: the numbers say what a
+machine must have and what is in the way, not how good a picture is. Each command has a process of its own, branched off
+from one that has loaded the libraries, which is 0.6 GiB of its memory and none of its seconds. A command that fails ends
+the rehearsal, with what went before stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import skimage.data
+import torch
+
+from idcompress import cli, launch, registry  # noqa: F401  launch: loaded before a process branches off
+from idcompress.runs import files
+from idcompress.runs.run_dir import environment
+from idcompress.stages._run import code_state
+
+FEW = [
+    "num_inference_steps=3",
+    "depth_search.num_samples=1",
+    "depth_search.min_depth=11",
+    "depth_search.thresholds=[{metric: psnr, bound: 5}]",
+    "tsopt.num_inference_steps=2",
+    "tsopt.num_samples=1",
+    "tsopt.reference_steps=3",
+    "evaluate.num_samples=1",
+    "evaluate.metrics=[psnr,ssim]",
+    "evaluate.alternatives=false",
+    "evaluate.latency=false",
+]
+PROMPT = {"ip2p": "prompt=make it blue", "controlnet": "prompt=a blue picture", "stablesr": "prompt="}
+
+
+def commands(task: str, photo: Path) -> list[list[str]]:
+    """In README's order; each goes on with what the one before it made."""
+    return [
+        ["profile", "recipe=none", "depth=9", "profile.latency=false"],
+        ["translate", "recipe=none", f"image={photo}", PROMPT[task], *FEW[:1]],
+        ["depth-search", *FEW],
+        ["tsopt", *FEW],
+        ["evaluate", *FEW],
+        ["report"],
+        ["export", "export.path=small", "export.host=true", "dtype=float16"],
+    ]
+
+
+def measure(arguments: list[str], out: Path) -> int:
+    """Run one command in a process that ends with it, and write what it took.
+
+    Returns:
+        Its exit code.
+    """
+    process = os.fork()
+    if process:
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    code = 1
+    try:
+        code = _measured(arguments, out)
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def _measured(arguments: list[str], out: Path) -> int:
+    calls = 0
+
+    def count(module: torch.nn.Module, _inputs: Any) -> None:
+        nonlocal calls
+        if type(module).__name__.endswith("UNet2DConditionModel"):
+            calls += next(module.parameters()).device.type != "meta"
+
+    torch.nn.modules.module.register_module_forward_pre_hook(count)
+    before, began, code = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter(), 0
+    try:
+        cli.main(arguments)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    row = {
+        "seconds": round(time.perf_counter() - began, 1),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime, 1),
+        "peak_gib": round(used.ru_maxrss * 1024 / 2**30, 2),
+        "unet_calls": calls,
+    }
+    files.write_json(out, row)
+    return code
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("task", choices=sorted(PROMPT))
+    parser.add_argument("folder", type=Path, help="a pipeline folder")
+    parser.add_argument("--out", type=Path, required=True, help="JSON that the rows go to; other tasks' rows stay")
+    parser.add_argument("--work", type=Path, help="folder to run in [a temporary one]")
+    options = parser.parse_args(argv)
+    out, here = options.out.resolve(), Path.cwd()
+    with tempfile.TemporaryDirectory() as temporary:
+        work = (options.work or Path(temporary)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        rows = _run_all(options.task, options.folder.resolve(), work)
+        os.chdir(here)
+    stored = files.read_json(out, "results") if out.is_file() else {"version": 1, "tasks": {}}
+    stored["tasks"][options.task] = {
+        "command": f"python -m scripts.rehearsal {options.task} FOLDER",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": code_state(),
+        "seed": 0,
+        "machine": {**environment(), "threads": os.environ.get("OMP_NUM_THREADS", ""), "system": platform.system()},
+        "image_px": _side(options.folder),
+        "rows": rows,
+    }
+    files.write_json(out, stored)
+    print(table(stored))
+    if any(row["exit_code"] for row in rows):
+        sys.exit(1)
+
+
+def _run_all(task: str, folder: Path, work: Path) -> list[dict[str, Any]]:
+    for name in registry.names("command"):
+        registry.load("command", name)
+    photo = Path(skimage.data.__file__).parent / "astronaut.png"
+    row_file, rows = work / "row.json", []
+    os.chdir(work)
+    for command in commands(task, photo):
+        row_file.unlink(missing_ok=True)
+        code = measure([*command, f"task={task}", "model=official", f"model.path={folder}"], row_file)
+        measured = json.loads(row_file.read_text()) if row_file.is_file() else {}
+        shown = [word.replace(str(photo), "PHOTO") for word in command]
+        rows.append({"arguments": shown, "exit_code": code, **measured})
+        print(f"rehearsal: {rows[-1]}", flush=True)
+        if code:
+            break
+    return rows
+
+
+def _side(folder: Path) -> int:
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    return 8 * int(config["sample_size"])
+
+
+def table(stored: dict[str, Any]) -> str:
+    """The rows as the table of docs/benchmarks.md."""
+    lines = ["| task, px | command | seconds | CPU seconds | peak GiB | U-Net calls |", "|---|---|---|---|---|---|"]
+    for task, result in stored["tasks"].items():
+        lines += [
+            f"| `{task}`, {result['image_px']} | `{row['arguments'][0]}` | {row['seconds']:.0f} "
+            f"| {row['cpu_seconds']:.0f} | {row['peak_gib']:.1f} | {row['unet_calls']} |"
+            for row in result["rows"]
+            if "seconds" in row
+        ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
