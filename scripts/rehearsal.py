@@ -5,8 +5,8 @@
 
 Runs README's commands one after the other, at few steps and on few of the packaged photographs: the numbers say what a
 machine must have and what is in the way, not how good a picture is. Each command has a process of its own, branched off
-from one that has loaded the libraries: they are part of its memory and not of its seconds. A command that fails ends the
-rehearsal, with what went before stored.
+from one that has loaded the libraries: they are part of its memory and not of its seconds. A command that fails ends
+the rehearsal, with what went before stored.
 """
 
 from __future__ import annotations
