@@ -43,11 +43,24 @@ FEW = [
     "evaluate.alternatives=false",
     "evaluate.latency=false",
 ]
+# One image at a time; a checkpoint after each of two updates, so that two lie on the disk.
+TUNE = [
+    "loss=task",
+    "finetune.batch_size=2",
+    "trainer.accumulate_grad_batches=2",
+    "finetune.gradient_checkpointing=true",
+    "finetune.num_samples=1",
+    "finetune.num_inference_steps=1",
+    "finetune.checkpoint_every_n_steps=1",
+    "trainer.max_steps=2",
+    "trainer.val_check_interval=2",
+    "trainer.log_every_n_steps=1",
+]
 PROMPT = {"ip2p": "prompt=make it blue", "controlnet": "prompt=a blue picture", "stablesr": "prompt="}
 
 
-def commands(task: str, photo: Path) -> list[list[str]]:
-    """In README's order; each goes on with what the one before it made."""
+def commands(task: str, photo: Path, depth: int) -> list[list[str]]:
+    """In README's order; each goes on with what the one before it made, but fine-tuning, which cuts to a depth."""
     return [
         ["profile", "recipe=none", "depth=9", "profile.latency=false"],
         ["translate", "recipe=none", f"image={photo}", PROMPT[task], *FEW[:1]],
@@ -56,6 +69,7 @@ def commands(task: str, photo: Path) -> list[list[str]]:
         ["evaluate", *FEW],
         ["report"],
         ["export", "export.path=small", "export.host=true", "dtype=float16"],
+        ["finetune", "recipe=none", f"depth={depth}", *TUNE],
     ]
 
 
@@ -107,18 +121,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="a pipeline folder")
     parser.add_argument("--out", type=Path, required=True, help="JSON that the rows go to; other tasks' rows stay")
     parser.add_argument("--work", type=Path, help="folder to run in [a temporary one]")
+    parser.add_argument("--depth", type=int, default=9, help="of the fine-tuning [9]")
+    parser.add_argument("--only", help="run this command alone; the stored rows of the others stay")
     options = parser.parse_args(argv)
     out, here = options.out.resolve(), Path.cwd()
     with tempfile.TemporaryDirectory() as temporary:
         work = (options.work or Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)
-        rows = _run_all(options.task, options.folder.resolve(), work)
+        rows = _run_all(options, work)
         os.chdir(here)
     stored = files.read_json(out, "results") if out.is_file() else {"version": 1, "tasks": {}}
+    kept = stored["tasks"].get(options.task, {}).get("rows", []) if options.only else []
+    rows = [row for row in kept if row["arguments"][0] != options.only] + rows
     stored["tasks"][options.task] = {
         "command": f"python -m scripts.rehearsal {options.task} FOLDER",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "commit": code_state(),
         "seed": 0,
         "machine": {**environment(), "threads": os.environ.get("OMP_NUM_THREADS", ""), "system": platform.system()},
         "image_px": _side(options.folder),
@@ -130,18 +147,21 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _run_all(task: str, folder: Path, work: Path) -> list[dict[str, Any]]:
+def _run_all(options: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
+    task, folder = options.task, options.folder.resolve()
     for name in registry.names("command"):
         registry.load("command", name)
     photo = Path(skimage.data.__file__).parent / "astronaut.png"
-    row_file, rows = work / "row.json", []
+    row_file, rows, commit = work / "row.json", [], code_state()
     os.chdir(work)
-    for command in commands(task, photo):
+    for command in commands(task, photo, options.depth):
+        if options.only not in (None, command[0]):
+            continue
         row_file.unlink(missing_ok=True)
         code = measure([*command, f"task={task}", "model=official", f"model.path={folder}"], row_file)
         measured = json.loads(row_file.read_text()) if row_file.is_file() else {}
         shown = [word.replace(str(photo), "PHOTO") for word in command]
-        rows.append({"arguments": shown, "exit_code": code, **measured})
+        rows.append({"arguments": shown, "exit_code": code, "commit": commit, **measured})
         print(f"rehearsal: {rows[-1]}", flush=True)
         if code:
             break

@@ -131,6 +131,7 @@ def prune_structure_encoder(encoder: StableSRStructureEncoder, num_feature_level
         raise ValueError(f"the encoder has {present} feature levels, got num_feature_levels={num_feature_levels}")
     with torch.device("meta"):
         pruned = StableSRStructureEncoder.from_config(encoder.config, num_feature_levels=num_feature_levels)
+    pruned.requires_grad_(next(encoder.parameters()).requires_grad)  # which assigning would turn on for both
     weights = encoder.state_dict(keep_vars=True)
     pruned.load_state_dict({name: weights[name] for name in pruned.state_dict()}, assign=True)
     return pruned.train(encoder.training)
