@@ -166,9 +166,7 @@ def _say_needs(config: Config, session: Session, number: int) -> None:
     frozen = sum(n for name, n in held.items() if _distils(config) or name not in session.trained)
     moments = 2 if "adam" in str(settings.optimizer.get("_target_", "")).lower() else 1
     average = settings.ema_decay is not None
-    memory = 4 * (
-        frozen + number * (2 + moments + average)
-    )  # float32 weights and gradients, and what stands beside them
+    memory = 4 * (frozen + number * (2 + moments + average))  # all in float32; 2: weights and gradients
     disk = 2 * 4 * number * (1 + moments + average)  # the newest checkpoint, and the one before it
     if memory < SAID_FROM:
         return
@@ -335,9 +333,8 @@ def _hand_on(
         say("no validation beats the start, whose weights are kept")
     else:
         state = load_file(preview.best) if settings.keep == "best" else last
-        weights = {
-            name: _save(state, name, session.bench.model.stored_dtype(name), run_dir) for name in session.trained
-        }
+        model = session.bench.model
+        weights = {name: _save(state, name, model.stored_dtype(name), run_dir) for name in session.trained}
 
     # 2. a cut that is deeper than the recipe's must hold the thresholds again
     judged: dict[str, Any] = {}
