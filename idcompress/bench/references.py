@@ -87,3 +87,16 @@ def read(key: str) -> Tensor:
 def keep(key: str, image: Tensor) -> None:
     """Write an image (3, H, W), whole or not at all."""
     files.write_bytes(CACHE / f"{key}.safetensors", save({"image": image.contiguous()}))
+
+
+def read_run(key: str) -> dict[str, Tensor] | None:
+    """The run that an image was decoded from: samples and originals (steps, C, h, w), final (C, h, w); None if it was
+    not kept.
+    """
+    path = CACHE / f"{key}.run.safetensors"
+    return load_file(path) if path.is_file() else None
+
+
+def keep_run(key: str, run: Mapping[str, Tensor]) -> None:
+    """Write such a run, whole or not at all."""
+    files.write_bytes(CACHE / f"{key}.run.safetensors", save({name: part.contiguous() for name, part in run.items()}))
