@@ -109,6 +109,14 @@ class TsoptConfig:
 
 
 @dataclass
+class FitConfig:
+    order: int = 2
+    ridge: float = 1e-3
+    per_channel: bool = False
+    folds: int = 2
+
+
+@dataclass
 class EvaluateConfig:
     num_samples: int = 32
     metrics: Any = None
@@ -228,6 +236,7 @@ class Config:
     output: OutputConfig = field(default_factory=OutputConfig)
     depth_search: DepthSearchConfig = field(default_factory=DepthSearchConfig)
     tsopt: TsoptConfig = field(default_factory=TsoptConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     trainer: Dict[str, Any] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from .. import registry
 from ..adapters.pipeline import native_size
 from ..console import progress, say
 from ..core.plan import Plan
-from ..core.sample import trajectory, walk
+from ..core.sample import Beginnings, Moment, trajectory, walk
 from ..errors import IdcError
 from ..images import photo_sets
 from ..metrics._metric import ImageMetric, MetricValue
@@ -56,11 +56,19 @@ class Bench:
     _metrics: dict[str, ImageMetric] = field(default_factory=dict)
     _cut: dict[tuple[int, int], Any] = field(default_factory=dict)
 
-    def images(self, pipeline: Any, plan: Plan, description: str, positions: Sequence[int] | None = None) -> Tensor:
+    def images(
+        self,
+        pipeline: Any,
+        plan: Plan,
+        description: str,
+        positions: Sequence[int] | None = None,
+        beginnings: Mapping[tuple[int, ...], Beginnings] | None = None,
+    ) -> Tensor:
         """Translate examples: (N, 3, H, W), float32 in [0, 1], CPU.
 
         Args:
             positions: which of `examples`; None for all of them.
+            beginnings: of earlier plans, by batch, to go on from; they are of one pipeline, sampler and guidance.
         """
         made = []
         batches = self.batches(positions)
@@ -75,6 +83,7 @@ class Bench:
                     seed=self.seed,
                     conditioning=self.conditioning(batch),
                     at_depth=self._at_depth(pipeline),
+                    beginnings=None if beginnings is None else beginnings[batch],
                 )
             )
         return torch.cat(made)
@@ -113,10 +122,50 @@ class Bench:
                 yield plan, images, calls
                 calls = 0
 
-    def teacher(self, pipeline: Any, plan: Plan) -> Teacher:
-        """The states and predictions of a plan over all examples."""
+    def history(
+        self, pipeline: Any, plan: Plan, batch: tuple[int, ...], beginnings: Beginnings | None = None
+    ) -> tuple[Moment, ...]:
+        """The last moments of a plan over a batch, as many as its sampler looks at."""
+        examples = [self.examples[position] for position in batch]
+        arguments = sampling(
+            self.task,
+            pipeline,
+            examples,
+            plan,
+            seed=self.seed,
+            conditioning=self.conditioning(batch),
+            at_depth=self._at_depth(pipeline),
+        )
+        with torch.inference_mode(), part("denoise"):
+            *_, last = trajectory(plan=plan, beginnings=beginnings, **arguments)
+        return last.history
+
+    def reference_run(self, recipe: Recipe | None, plan: Plan, description: str) -> Teacher:
+        """The run that the images of `references` are decoded from. It is sampled once, and kept on disk with them."""
+        keys = [references.key(self, recipe, plan, example) for example in self.examples]
+        runs = [references.read_run(key) for key in keys]
+        missing = [position for position, run in enumerate(runs) if run is None]
+        pipeline = self.model.pipeline if recipe is None else self.model.for_recipe(recipe)
+        batches = self.batches(missing)
+        for batch in progress(batches, description, len(batches)):
+            made = self.teacher(pipeline, plan, batch)
+            with torch.inference_mode(), part("decode"):
+                images = self.task.decode(pipeline, made.final.to(pipeline.unet.device), self.conditioning(batch))
+            for i, position in enumerate(batch):
+                run = {"samples": made.samples[:, i], "originals": made.originals[:, i], "final": made.final[i]}
+                references.keep_run(keys[position], run)
+                references.keep(keys[position], images[i])
+                runs[position] = run
+        if missing:
+            references.trim(self.cache_gb)
+        known = [run for run in runs if run is not None]
+        samples, originals = (torch.stack([run[name] for run in known], dim=1) for name in ("samples", "originals"))
+        return Teacher(plan.timesteps, samples, originals, torch.stack([run["final"] for run in known]))
+
+    def teacher(self, pipeline: Any, plan: Plan, positions: Sequence[int] | None = None) -> Teacher:
+        """The states and predictions of a plan over all examples, or some of them."""
         samples, originals, finals = [], [], []
-        for batch in self.batches():
+        for batch in self.batches(positions):
             examples = [self.examples[position] for position in batch]
             arguments = sampling(
                 self.task, pipeline, examples, plan, seed=self.seed, conditioning=self.conditioning(batch)

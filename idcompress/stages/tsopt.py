@@ -6,11 +6,12 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from torch import Tensor
 
-from ..bench.bench import Bench
+from ..bench.fitting import Lists, joined
 from ..config import Config
 from ..console import say
 from ..core.plan import Plan, Step
@@ -22,7 +23,7 @@ from ..runs.run_dir import RunDir
 from ..runs.trace import Trace
 from ..types import Schedule
 from ._run import provenance, with_depth
-from ._values import bench_for, configured_search, uniform_plan
+from ._values import bench_for, configured_search, fit_settings, uniform_plan, wants_run
 
 Score = Callable[..., float]
 
@@ -39,33 +40,43 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     process, pipeline, metric = bench.model.process, bench.model.for_recipe(recipe), config.tsopt.metric
     sign = 1 if bench.metric(metric).higher_is_better else -1
 
-    # 1. the many-step result to come close to: this model's own, or the full model's
+    # 1. the many-step result to come close to: this model's own, or the full model's; where its states are wanted, too,
+    # its images come from the same run
     like = None if config.tsopt.reference == "full" else recipe
     many = uniform_plan(config, process, config.tsopt.reference_steps)
-    references = bench.references(like, many, f"{config.tsopt.reference_steps}-step reference")
-    taught = bench.model.pipeline if like is None else pipeline
+    what = f"{config.tsopt.reference_steps}-step reference"
+    reference_run = cache(lambda: bench.reference_run(like, many, what))
+    if wants_run(config):
+        reference_run()
+    references = bench.references(like, many, what)
+    lists = Lists(bench, pipeline, fit_settings(config), reference_run)
     trace, made, summaries = run_dir.trace(), [], []
     for num_inference_steps in config.step_counts():
         # 2. uniform first: what there is to beat
-        plan = uniform_plan(config, process, num_inference_steps)
-        score = _score(bench, pipeline, plan, references, trace, metric)
-        uniform = score(list(plan.timesteps), gamma=1.0)
+        plan = dataclasses.replace(uniform_plan(config, process, num_inference_steps), sampler=config.sampler)
+        score = _score(lists, plan, references, trace, metric)
+        uniform_timesteps = list(plan.timesteps)
+        uniform = score(uniform_timesteps, gamma=1.0)
         # 3. the strategy's search; it sees what it asks for, and nothing else
         schedule = search(
             process,
             num_inference_steps,
             score=score,
-            teacher=lambda: bench.teacher(taught, many),
-            denoiser=lambda plan=plan: bench.denoisers(pipeline, plan, bench.teacher(taught, many).final),
+            teacher=reference_run,
+            denoiser=lambda plan=plan: bench.denoisers(pipeline, plan, reference_run().final),
         )
         found = score(schedule.timesteps)
+        plan = lists.finished(_over(plan, schedule.timesteps))
         # 4. the recipe
         say(_line(bench.metric(metric), sign, num_inference_steps, schedule, uniform, found))
-        summaries.append(_summary(metric, sign, plan, schedule, uniform, found))
+        summaries.append(_summary(metric, sign, uniform_timesteps, schedule, uniform, found))
         details = {"strategy": config.timesteps["name"], "reference": config.tsopt.reference}
         details |= {k: v for k, v in schedule.details.items() if k != "walk"}
+        if plan.coefficients is not None:
+            key = recipe.fit_key(plan, process.to_json())
+            details["fit"] = {"key": key, **dataclasses.asdict(lists.settings), "num_images": len(bench.examples)}
         entry = provenance("tsopt", config, run_dir, bench.photographs, **details)
-        made.append(recipe.derive(entry, plan=_over(plan, schedule.timesteps), free_steps=False))
+        made.append(recipe.derive(entry, plan=plan, free_steps=False))
     files.write_json(
         run_dir / "metrics.json",
         {
@@ -88,12 +99,13 @@ def _over(plan: Plan, timesteps: list[float]) -> Plan:
     return dataclasses.replace(plan, steps=tuple(map(Step, timesteps)))
 
 
-def _score(bench: Bench, pipeline: Any, plan: Plan, references: Tensor, trace: Trace, metric: str) -> Score:
+def _score(lists: Lists, plan: Plan, references: Tensor, trace: Trace, metric: str) -> Score:
     """The mean of a metric as a function of the list, higher is better; every list is sampled once and then read back.
 
     Images that all equal their references are the best that there can be; where nothing was compared there is no score.
     A list of the trace that has no number, and of which the trace does not say why, is sampled again.
     """
+    bench = lists.bench
     sign = 1 if bench.metric(metric).higher_is_better else -1
 
     def score(timesteps: list[float], **known: float) -> float:
@@ -101,7 +113,11 @@ def _score(bench: Bench, pipeline: Any, plan: Plan, references: Tensor, trace: T
         row = trace.find(num_inference_steps=len(tried), timesteps=list(tried.timesteps))
         if row is None or (row[metric] is None and metric not in row.get("perfect", ())):
             began = time.perf_counter()
-            value = bench.measure([metric], bench.images(pipeline, tried, f"{len(tried)} steps"), references)[metric]
+            parts = [
+                (some, bench.images(lists.pipeline, fitted, f"{len(tried)} steps", some, lists.beginnings))
+                for some, fitted in lists.plans(tried)
+            ]
+            value = bench.measure([metric], joined(parts), references)[metric]
             if value.value is None and not value.perfect:
                 raise IdcError(f"tsopt.metric={metric} cannot judge a list: {value.note}; choose another")
             row = trace.append(
@@ -124,12 +140,14 @@ def _named(known: dict[str, float]) -> str:
     return "".join(f"{name} {value:.4f}  " for name, value in known.items())
 
 
-def _summary(metric: str, sign: int, plan: Plan, schedule: Schedule, uniform: float, found: float) -> dict[str, Any]:
-    """A search's row of metrics.json; `plan` is the uniform one, which every search begins with."""
+def _summary(
+    metric: str, sign: int, uniform_timesteps: list[float], schedule: Schedule, uniform: float, found: float
+) -> dict[str, Any]:
+    """A search's row of metrics.json; the uniform list is what every search begins with."""
     return {
-        "num_inference_steps": len(plan),
+        "num_inference_steps": len(uniform_timesteps),
         "timesteps": schedule.timesteps,
-        "uniform_timesteps": list(plan.timesteps),
+        "uniform_timesteps": uniform_timesteps,
         metric: sign * found,
         f"{metric}_uniform": sign * uniform,
         **schedule.details,
