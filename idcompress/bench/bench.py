@@ -24,7 +24,7 @@ from ..sources.model import Model
 from ..tasks._task import Conditioning, Task
 from ..types import Batch, Example, Teacher
 from . import references
-from .translate import PipelineAt, encode, sampling, translate, uniform_plan
+from .translate import Beginnings, PipelineAt, encode, sampling, translate, uniform_plan
 
 
 @dataclass
@@ -54,11 +54,19 @@ class Bench:
     _metrics: dict[str, ImageMetric] = field(default_factory=dict)
     _cut: dict[tuple[int, int], Any] = field(default_factory=dict)
 
-    def images(self, pipeline: Any, plan: Plan, description: str, positions: Sequence[int] | None = None) -> Tensor:
+    def images(
+        self,
+        pipeline: Any,
+        plan: Plan,
+        description: str,
+        positions: Sequence[int] | None = None,
+        beginnings: Beginnings | None = None,
+    ) -> Tensor:
         """Translate examples: (N, 3, H, W), float32 in [0, 1], CPU.
 
         Args:
             positions: which of `examples`; None for all of them.
+            beginnings: see `translate`.
         """
         made = []
         batches = self.batches(positions)
@@ -73,6 +81,7 @@ class Bench:
                     seed=self.seed,
                     conditioning=self.conditioning(batch),
                     at_depth=self._at_depth(pipeline),
+                    beginnings=beginnings,
                 )
             )
         return torch.cat(made)
@@ -135,28 +144,44 @@ class Bench:
             )
             yield arguments["denoise"], arguments["start"], finals[list(batch)].to(arguments["start"])
 
-    def references(self, recipe: Recipe | None, plan: Plan, description: str) -> Tensor:
+    def references(
+        self, recipe: Recipe | None, plan: Plan, description: str, positions: Sequence[int] | None = None
+    ) -> Tensor:
         """Images of a plan, (N, 3, H, W), that are computed once and kept on disk, lossless.
 
         Args:
             recipe: gives the cut and the weights; None for the whole model. Its own plan is not used.
+            positions: which of `examples`; None for all of them.
         """
-        keys = [references.key(self, recipe, plan, example) for example in self.examples]
-        missing = [position for position, key in enumerate(keys) if not references.holds(key)]
+        wanted = range(len(self.examples)) if positions is None else positions
+        keys = {position: references.key(self, recipe, plan, self.examples[position]) for position in wanted}
+        missing = [position for position, key in keys.items() if not references.holds(key)]
         if missing:
             pipeline = self.model.pipeline if recipe is None else self.model.for_recipe(recipe)
             images = self.images(pipeline, plan, description, missing)
             for position, image in zip(missing, images, strict=True):
                 references.keep(keys[position], image)
-        return torch.stack([references.read(key) for key in keys])
+        return torch.stack([references.read(key) for key in keys.values()])
+
+    def keep(self, recipe: Recipe | None, plan: Plan, images: Mapping[int, Tensor]) -> None:
+        """Let `references` find images, by position, that were sampled for another purpose."""
+        for position, image in images.items():
+            references.keep(references.key(self, recipe, plan, self.examples[position]), image)
 
     @part("measure")
-    def measure(self, names: Sequence[str], outputs: Tensor, references: Tensor | None) -> dict[str, MetricValue]:
-        """Image metrics of outputs (N, 3, H, W) over all examples."""
+    def measure(
+        self,
+        names: Sequence[str],
+        outputs: Tensor,
+        references: Tensor | None,
+        positions: Sequence[int] | None = None,
+    ) -> dict[str, MetricValue]:
+        """Image metrics of outputs (N, 3, H, W) over all examples, or over those at some positions."""
+        examples = self.examples if positions is None else [self.examples[position] for position in positions]
         values = {}
         for name in names:
-            metric = self.metric(name)
-            metric.update(Batch(self.examples, outputs, references))
+            metric = self.metric(name).fresh()
+            metric.update(Batch(examples, outputs, references))
             values[name] = metric.compute()
         return values
 

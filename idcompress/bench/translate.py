@@ -16,12 +16,14 @@ from ..core.process import Level, Prediction, Process, check_for_process
 from ..core.sample import Denoise, Noise, Sampler, sample
 from ..core.timestep_search import uniform_timesteps
 from ..errors import IdcError, NotFiniteError
-from ..runs.timing import part
+from ..runs.timing import count, part
 from ..tasks._task import Conditioning, Task, step_generator
 from ..types import Example
 
 # A pipeline for a depth of the U-Net, for plans whose steps do not all compute the same.
 PipelineAt = Callable[[int], Any]
+# Images, by their indices -> the first step that they ever began with, and what the networks said there.
+Beginnings = dict[tuple[int, ...], tuple[Step, tuple[Tensor, Any]]]
 
 
 @torch.inference_mode()
@@ -34,6 +36,7 @@ def translate(
     seed: int = 0,
     conditioning: Conditioning | None = None,
     at_depth: PipelineAt | None = None,
+    beginnings: Beginnings | None = None,
 ) -> Tensor:
     """Translate a batch of examples of one size: encode, sample the plan, decode.
 
@@ -42,6 +45,8 @@ def translate(
             of any length.
         conditioning: of `task.encode`, to use it for more than one run.
         at_depth: see `sampling`.
+        beginnings: of one pipeline, guidance and seed, for plans that begin alike: the first call of the networks is
+            read from there, or kept there.
 
     Returns:
         Images (B, 3, H, W), float32 in [0, 1], CPU.
@@ -52,6 +57,9 @@ def translate(
     with part("encode"):
         conditioning = encode(task, pipeline, examples, seed) if conditioning is None else conditioning
     arguments = sampling(task, pipeline, examples, plan, seed=seed, conditioning=conditioning, at_depth=at_depth)
+    if beginnings is not None:
+        images = tuple(example.index for example in examples)
+        arguments["denoise"] = _begun(arguments["denoise"], arguments["start"], beginnings, images)
     with part("denoise"):
         latents = sample(plan=plan, **arguments)
     with part("decode"):
@@ -137,6 +145,20 @@ def noise_of(process: Process, examples: Sequence[Example], seed: int) -> Noise:
     return PathNoise(process, [step_generator(seed, example.index) for example in examples])
 
 
+def _begun(denoise: Denoise, start: Tensor, beginnings: Beginnings, images: tuple[int, ...]) -> Denoise:
+    """The denoiser, but that the first step that these images ever began with is computed once."""
+
+    def begun(sample: Tensor, step: Step, cache: Any) -> tuple[Tensor, Any]:
+        if sample is start and images in beginnings and beginnings[images][0] == step:
+            return beginnings[images][1]
+        found = denoise(sample, step, cache)
+        if sample is start:
+            beginnings.setdefault(images, (step, found))
+        return found
+
+    return begun
+
+
 def _by_depth(
     task: Task,
     pipeline: Any,
@@ -160,6 +182,7 @@ def _by_depth(
         if step.depth not in made:
             which = pipeline if step.depth is None or at_depth is None else at_depth(step.depth)
             made[step.depth] = task.denoise(which, conditioning, plan.guidance)
+        count(len(sample))
         output, cache = made[step.depth](sample, step, cache)
         if not bool(output.detach().isfinite().all()):
             networks = " and ".join(task.networks_of_a_step)

@@ -155,7 +155,7 @@ def configured_search(config: Config) -> Search:
     needs = _check_needs(strategy, f"timesteps={name}", config.task.name)
 
     def search(process: Process, num_inference_steps: int, **sources: Any) -> Schedule:
-        """The strategy's answer for so many steps; of score, teacher and denoiser it gets those that it asks for."""
+        """The strategy's answer for so many steps; of the sources it gets those that it asks for."""
         asked = {need: sources[need] for need in needs if need in sources}
         request = ScheduleRequest(num_inference_steps, process, seed=config.seed, **asked)
         schedule: Schedule = strategy.timesteps(request, **parameters)
