@@ -150,7 +150,7 @@ class Lists:
     def _look(self, timesteps: list[float], look: Positions, known: dict[str, float]) -> MetricValue:
         """What is known of a list, from these images at least."""
         tried = _over(self.plan, timesteps)
-        row = {"num_inference_steps": len(tried), **known, "timesteps": list(tried.timesteps)}
+        row: dict[str, Any] = {"num_inference_steps": len(tried), **known, "timesteps": list(tried.timesteps)}
         seen = self.trace.last(num_inference_steps=len(tried), timesteps=row["timesteps"])
         earlier, looked = MetricValue(None, {}), 0
         if seen is not None and (seen[self.metric] is not None or self.metric in seen.get("perfect", ())):
