@@ -186,14 +186,18 @@ class Bench:
             )
             yield arguments["denoise"], arguments["start"], finals[list(batch)].to(arguments["start"])
 
-    def references(self, recipe: Recipe | None, plan: Plan, description: str) -> Tensor:
+    def references(
+        self, recipe: Recipe | None, plan: Plan, description: str, positions: Sequence[int] | None = None
+    ) -> Tensor:
         """Images of a plan, (N, 3, H, W), that are computed once and kept on disk, lossless.
 
         Args:
             recipe: gives the cut and the weights; None for the whole model. Its own plan is not used.
+            positions: which of `examples`; None for all of them.
         """
-        keys = [references.key(self, recipe, plan, example) for example in self.examples]
-        images = {position: references.read(key) for position, key in enumerate(keys)}
+        wanted = range(len(self.examples)) if positions is None else positions
+        keys = {position: references.key(self, recipe, plan, self.examples[position]) for position in wanted}
+        images = {position: references.read(key) for position, key in keys.items()}
         missing = [position for position, image in images.items() if image is None]
         if missing:
             pipeline = self.model.pipeline if recipe is None else self.model.for_recipe(recipe)
@@ -203,13 +207,26 @@ class Bench:
             references.trim(self.cache_gb)
         return torch.stack([image for image in images.values() if image is not None])
 
+    def keep(self, recipe: Recipe | None, plan: Plan, images: Mapping[int, Tensor]) -> None:
+        """Let `references` find images, by position, that were sampled for another purpose."""
+        for position, image in images.items():
+            references.keep(references.key(self, recipe, plan, self.examples[position]), image)
+        references.trim(self.cache_gb)
+
     @part("measure")
-    def measure(self, names: Sequence[str], outputs: Tensor, references: Tensor | None) -> dict[str, MetricValue]:
-        """Image metrics of outputs (N, 3, H, W) over all examples."""
+    def measure(
+        self,
+        names: Sequence[str],
+        outputs: Tensor,
+        references: Tensor | None,
+        positions: Sequence[int] | None = None,
+    ) -> dict[str, MetricValue]:
+        """Image metrics of outputs (N, 3, H, W) over all examples, or over those at some positions."""
+        examples = self.examples if positions is None else [self.examples[position] for position in positions]
         values = {}
         for name in names:
-            metric = self.metric(name)
-            metric.update(Batch(self.examples, outputs, references))
+            metric = self.metric(name).fresh()
+            metric.update(Batch(examples, outputs, references))
             values[name] = metric.compute()
         return values
 

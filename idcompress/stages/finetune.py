@@ -16,7 +16,7 @@ from torch import Tensor
 from ..adapters import checkpoints, training
 from ..adapters.pipeline import native_size, vae_scale_factor, with_copies
 from ..bench.bench import Bench
-from ..bench.comparison import judge
+from ..bench.early_stop import judge
 from ..bench.selection import choose_photographs
 from ..bench.thresholds import parse_thresholds
 from ..bench.training_samples import LISTED, TrainingSamples, held_out
@@ -377,15 +377,19 @@ def _judge(config: Config, tuned: Recipe) -> dict[str, Any]:
     original, plan = (
         uniform_plan(config, bench.model.process, n) for n in (config.num_inference_steps, settings.num_inference_steps)
     )
-    references = bench.references(None, original, "full model")
-    outputs = bench.images(bench.model.for_recipe(tuned), plan, "fine-tuned")
-    values, failing = judge(bench, outputs, references, thresholds)
+    judged = judge(
+        bench,
+        lambda positions: bench.references(tuned, plan, "fine-tuned", positions),  # a timestep search wants them again
+        lambda positions: bench.references(None, original, "full model", positions),
+        thresholds,
+        config.early_stop,
+    )
     return {
-        "num_images": len(bench.examples),
+        **judged.counts(bench),
         "thresholds": [vars(threshold) for threshold in thresholds],
-        "metrics": {name: value.value for name, value in values.items()},
-        **perfect_ones(values),
-        "missed": failing,
+        "metrics": {name: value.value for name, value in judged.values.items()},
+        **perfect_ones(judged.values),
+        "missed": judged.missed,
     }
 
 
