@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import sys
 import tempfile
@@ -107,9 +106,9 @@ def _measured(arguments: list[str], out: Path) -> int:
     used = resource.getrusage(resource.RUSAGE_SELF)
     row = {
         "seconds": round(time.perf_counter() - began, 1),
-        "cpu_seconds": round(used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime, 1),
-        "peak_gib": round(used.ru_maxrss * 1024 / 2**30, 2),
-        "unet_calls": calls,
+        "of the CPU": round(used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime, 1),
+        "peak memory, GiB": round(used.ru_maxrss * 1024 / 2**30, 2),
+        "U-Net calls": calls,
     }
     files.write_json(out, row)
     return code
@@ -125,65 +124,43 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", help="run this command alone; the stored rows of the others stay")
     options = parser.parse_args(argv)
     out, here = options.out.resolve(), Path.cwd()
+    side = 8 * int(json.loads((options.folder / "unet" / "config.json").read_text())["sample_size"])
     with tempfile.TemporaryDirectory() as temporary:
         work = (options.work or Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)
-        rows = _run_all(options, work)
+        rows, failed = _run_all(options, work)
         os.chdir(here)
-    stored = files.read_json(out, "results") if out.is_file() else {"version": 1, "tasks": {}}
-    kept = stored["tasks"].get(options.task, {}).get("rows", []) if options.only else []
-    rows = [row for row in kept if row["arguments"][0] != options.only] + rows
-    stored["tasks"][options.task] = {
+    stored = files.read_json(out, "results") if out.is_file() else {"version": 1, "values": {}}
+    kept = stored["values"].get(options.task, []) if options.only else []
+    stored["values"][options.task] = [row for row in kept if row["command"].split()[1] != options.only] + rows
+    stored |= {
         "command": f"python -m scripts.rehearsal {options.task} FOLDER",
+        "commit": code_state().rpartition("+")[2],
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": f"{os.environ.get('OMP_NUM_THREADS', 'all')} thread(s) of {environment()['cpu']}",
         "seed": 0,
-        "machine": {**environment(), "threads": os.environ.get("OMP_NUM_THREADS", ""), "system": platform.system()},
-        "image_px": _side(options.folder),
-        "rows": rows,
+        "note": f"Random weights at {side} px, float32; the libraries are part of the memory and not of the seconds.",
     }
     files.write_json(out, stored)
-    print(table(stored))
-    if any(row["exit_code"] for row in rows):
-        sys.exit(1)
+    print(json.dumps(rows, indent=1))
+    sys.exit(failed)
 
 
-def _run_all(options: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
+def _run_all(options: argparse.Namespace, work: Path) -> tuple[list[dict[str, Any]], int]:
+    """A row for each command, by the titles of its table, and the exit code of the last one."""
     task, folder = options.task, options.folder.resolve()
     for name in registry.names("command"):
         registry.load("command", name)
     photo = Path(skimage.data.__file__).parent / "astronaut.png"
-    row_file, rows, commit = work / "row.json", [], code_state()
+    row_file, rows, code = work / "row.json", [], 0
     os.chdir(work)
     for command in commands(task, photo, options.depth):
-        if options.only not in (None, command[0]):
-            continue
-        row_file.unlink(missing_ok=True)
-        code = measure([*command, f"task={task}", "model=official", f"model.path={folder}"], row_file)
-        measured = json.loads(row_file.read_text()) if row_file.is_file() else {}
-        shown = [word.replace(str(photo), "PHOTO") for word in command]
-        rows.append({"arguments": shown, "exit_code": code, "commit": commit, **measured})
-        print(f"rehearsal: {rows[-1]}", flush=True)
-        if code:
-            break
-    return rows
-
-
-def _side(folder: Path) -> int:
-    config = json.loads((folder / "unet" / "config.json").read_text())
-    return 8 * int(config["sample_size"])
-
-
-def table(stored: dict[str, Any]) -> str:
-    """The rows as the table of docs/benchmarks.md."""
-    lines = ["| task, px | command | seconds | CPU seconds | peak GiB | U-Net calls |", "|---|---|---|---|---|---|"]
-    for task, result in stored["tasks"].items():
-        lines += [
-            f"| `{task}`, {result['image_px']} | `{row['arguments'][0]}` | {row['seconds']:.0f} "
-            f"| {row['cpu_seconds']:.0f} | {row['peak_gib']:.1f} | {row['unet_calls']} |"
-            for row in result["rows"]
-            if "seconds" in row
-        ]
-    return "\n".join(lines)
+        if options.only in (None, command[0]) and not code:
+            code = measure([*command, f"task={task}", "model=official", f"model.path={folder}"], row_file)
+            if not code:
+                shown = " ".join(["idc", command[0], *(word for word in command[1:] if word not in FEW + TUNE)])
+                rows.append({"command": shown.replace(str(photo), "PHOTO"), **files.read_json(row_file, "row")})
+    return rows, code
 
 
 if __name__ == "__main__":
