@@ -317,5 +317,7 @@ def open_bench(
         settings: further attributes of `Bench`.
     """
     examples = task.examples(photos, num_samples, native_size(model.pipeline), prompts, first=first)
-    names = {photo.name: photo.digest for photo in photos[first:num_samples]}
+    used = {example.photo for example in examples}
+    looked_at = photo_sets.digests_of(photos, range(first, min(num_samples, len(photos))))
+    names = {name: digest for name, digest in looked_at.items() if digest in used}
     return Bench(task, model, examples, names, **settings)

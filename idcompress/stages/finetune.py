@@ -23,7 +23,7 @@ from ..bench.training_samples import LISTED, TrainingSamples, held_out
 from ..config import Config, instantiate
 from ..console import progress_bar, say, warn
 from ..errors import IdcError
-from ..images.photo_sets import PhotographSet
+from ..images.photo_sets import PhotographSet, digests_of
 from ..metrics._metric import in_words, perfect_ones
 from ..runs import files
 from ..runs.recipe import Recipe
@@ -347,7 +347,7 @@ def _hand_on(
 
     # 3. what was done
     _write_metrics(config, session, run_dir, steps, kept, judged)
-    listed = {photo.name: photo.digest for photo in session.photos} if len(session.photos) <= LISTED else {}
+    listed = digests_of(session.photos, range(len(session.photos))) if len(session.photos) <= LISTED else {}
     entry = provenance(
         "finetune",
         config,
