@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -30,6 +31,11 @@ def with_components(pipeline: Any, replaced: dict[str, Any]) -> Any:
     for name, component in replaced.items():
         setattr(new, name, component)
     return new
+
+
+def with_copies(pipeline: Any, names: Iterable[str]) -> Any:
+    """A pipeline like this one with copies of some networks, to be trained: cuts share parameters with the model."""
+    return with_components(pipeline, {name: copy.deepcopy(getattr(pipeline, name)) for name in names})
 
 
 def choose_device(name: str) -> str:

@@ -29,7 +29,7 @@ from ..sources import folders, hub
 from ..sources.load import model_folders
 from ..tasks._task import Task
 from ._run import model_label, provenance, show, with_depth
-from ._values import load_model, make_task, plan_of
+from ._values import load_model, make_task, sampled_plan
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     where = dataclasses.replace(config, device="cpu", dtype="float32") if onnx else config
     model = load_model(where, recipe)
     recipe = recipe.derive_model(model.source)
-    plan = plan_of(config, recipe, model.process)
+    plan = sampled_plan(config, recipe, model.process)
     if recipe.plan is not None:  # a folder is the recipe's own model, whatever else is asked for on the command line
         plan = dataclasses.replace(plan, guidance=recipe.guidance)
     cut = model.for_recipe(recipe)
