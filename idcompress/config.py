@@ -87,6 +87,7 @@ class DataConfig:
     name: str = "photographs"
     path: Files = None
     split: str = "auto"
+    search_split: str = "auto"
     options: DictOfDataOptions = field(default_factory=dict)
 
 
@@ -95,6 +96,7 @@ class DepthSearchConfig:
     num_samples: int = 16
     num_inference_steps: int = 50
     thresholds: Any = None
+    fallbacks: Any = None
     min_depth: int = 1
     whole_curve: bool = False
 
@@ -263,6 +265,7 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "dtype": ("auto", "float32", "float16", "bfloat16"),
     "data.split": ("auto", "train", "search", "evaluate", "all"),
+    "data.search_split": ("auto", "train"),
     "tsopt.reference": ("self", "full"),
     "export.format": ("diffusers", "onnx"),
     "finetune.timesteps": ("all", "inference"),

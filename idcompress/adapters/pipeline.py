@@ -43,6 +43,11 @@ def choose_device(name: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def device_of(name: str) -> str:
+    """The device that tensors come to lie on by a configured name, with its number: "cuda:0", "cpu"."""
+    return str(torch.empty(0, device=choose_device(name)).device)
+
+
 def choose_dtype(name: str, device: str) -> torch.dtype:
     """A configured dtype; "auto" is float16 on CUDA and float32 elsewhere."""
     if name == "auto":

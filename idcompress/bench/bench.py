@@ -161,10 +161,17 @@ class Bench:
         return values
 
     def available(self, names: Sequence[str]) -> list[str]:
-        """The metrics to use: one written as NAME? is left out, with a message, if its weights are not here."""
+        """The metrics to use: one written as NAME? is left out, with a message, if its weights are not here.
+
+        So is one that wants captions where no example has any.
+        """
         found = []
         for entry in names:
             name = entry.removesuffix("?")
+            wants_captions = "captions" in registry.load("metric", name, "metric").Metric.needs
+            if name != entry and wants_captions and not any(example.captions for example in self.examples):
+                say(f"left out: {name} wants captions, and no example has any")
+                continue
             try:
                 self.metric(name)
             except IdcError as error:
@@ -178,11 +185,8 @@ class Bench:
     def metric(self, name: str) -> ImageMetric:
         """A metric, made once per bench. Its weights are loaded, or found missing, at the first call."""
         if name not in self._metrics:
-            entry = registry.load("metric", name, "metric").Metric
-            parameters = dict(registry.bind(entry, dict(self.metrics.get(name, {})), f"metrics.{name}"))
-            if "device" in inspect.signature(entry).parameters:
-                parameters.setdefault("device", str(self.model.pipeline.unet.device))
-            self._metrics[name] = entry(**parameters)
+            device = str(self.model.pipeline.unet.device)
+            self._metrics[name] = make_metric(name, self.metrics.get(name, {}), device)
         return self._metrics[name]
 
     def uniform(self, num_inference_steps: int) -> list[float]:
@@ -221,6 +225,20 @@ class Bench:
             return self._cut[key][1]
 
         return at
+
+
+def make_metric(name: str, parameters: Mapping[str, Any], device: str) -> ImageMetric:
+    """A metric with its configured parameters; one with a network runs it on a device.
+
+    Raises:
+        IdcError: an unknown parameter; its weights are missing, or not what they should be.
+    """
+    entry = registry.load("metric", name, "metric").Metric
+    given = dict(registry.bind(entry, dict(parameters), f"metrics.{name}"))
+    if "device" in inspect.signature(entry).parameters:
+        given.setdefault("device", device)
+    made: ImageMetric = entry(**given)
+    return made
 
 
 def open_bench(

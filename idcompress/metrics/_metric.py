@@ -64,6 +64,7 @@ class ImageMetric(ABC):
         needs: fields of the examples (`image`, `target`, `condition`, `prompt`) or `references` that it compares with.
         compares: in words, for `idc ls` and the report.
         weights: where its weights come from; "" if it has none.
+        least_images: on fewer images a bound on it means nothing.
         weight_digests: SHA-256 of the weight files in use, by file name.
         nothing: the note where no image has anything to compare with.
     """
@@ -73,6 +74,7 @@ class ImageMetric(ABC):
     needs: tuple[str, ...] = ()
     compares: str
     weights: ClassVar[str] = ""
+    least_images: ClassVar[int] = 1
     nothing: ClassVar[str] = "no image of this set has anything to compare with"
 
     def __init__(self) -> None:

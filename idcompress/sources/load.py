@@ -54,7 +54,7 @@ def load_source(
     pipeline = _load_folders(entry, places, choose_dtype(dtype, where))
     digest = folders.folder_digest(list(places.values()))
     model = Model(pipeline.to(where), {**source, "digest": digest}, prune, parameters or {})
-    check_digest(source, model)
+    check_digest(task, source, model)
     return model
 
 
@@ -69,17 +69,39 @@ def shared_model(task: str, source: dict[str, Any], **settings: Any) -> Model:
         say(f"loading {source.get('path') or source['name']} for {task}")
         _loaded.clear()
         _loaded[key] = load_source(task, source, **settings)
-    check_digest(source, _loaded[key])
+    check_digest(task, source, _loaded[key])
     return _loaded[key]
 
 
-def check_digest(source: dict[str, Any], model: Model) -> None:
+def check_digest(task: str, source: dict[str, Any], model: Model) -> None:
     """Raise IdcError unless a loaded model is the one that a recipe's `model` field names."""
-    if source.get("digest") not in (None, model.digest):
+    if source.get("digest") in (None, model.digest):
+        return
+    if source["digest"] != folders.former_folder_digest(list(model_folders(task, source).values())):
         raise IdcError(
             f"the weights of model {source['name']} are not those that the recipe was made for; "
             "an exported folder is used by model.path=FOLDER, not by the recipe in it"
         )
+
+
+def check_source(task: str, source: dict[str, Any]) -> None:
+    """Look for what `load_source` would load; nothing is loaded, and nothing fetched.
+
+    Raises:
+        IdcError: nothing there, an incomplete folder, a pipeline of another kind, an unreachable hub.
+    """
+    entry = registry.load("task", task, "task").Task
+    if source.get("path") is None and source.get("repositories"):
+        for repository in source["repositories"].values():
+            hub.check(repository, source.get("revision") or "main")
+        return
+    for folder in model_folders(task, source).values():
+        _check_kind(folders.check_folder(folder), folder, entry.pipeline_class)
+
+
+def _check_kind(index: dict[str, Any], folder: Path, pipeline_class: str) -> None:
+    if index.get("_class_name") != pipeline_class:
+        raise IdcError(f"{folder} is a {index.get('_class_name')}; this task wants a {pipeline_class}")
 
 
 def model_folders(task: str, source: dict[str, Any]) -> dict[str, Path]:
@@ -123,8 +145,8 @@ def _load_folders(task: Any, places: dict[str, Path], dtype: torch.dtype) -> Any
                 known = ", ".join(["pipeline", *task.separate_components])
                 raise IdcError(f"model.repositories: task={task.name} takes {known} from there, got {name}")
             components[name] = load_component(component_folder, "diffusers", task.separate_components[name], dtype)
-    if not components and index.get("_class_name") != pipeline_class:
-        raise IdcError(f"{folder} is a {index.get('_class_name')}; this task wants a {pipeline_class}")
+    if not components:
+        _check_kind(index, folder, pipeline_class)
     components |= load_components(task, index, folder, dtype, given=components)
     check_fits(task, components, folder)
     try:

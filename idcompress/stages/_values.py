@@ -42,7 +42,8 @@ def make_task(config: Config, name: str) -> Task:
 
 def data_of(config: Config) -> DataSource:
     """The configured data set."""
-    return DataSource(config.data.name, config.data.path, config.data.split, config.data.options)
+    data = config.data
+    return DataSource(data.name, data.path, data.split, data.options, data.search_split)
 
 
 def loading_settings(config: Config, recipe: Recipe) -> dict[str, Any]:

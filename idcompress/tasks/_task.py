@@ -163,6 +163,10 @@ class Task(ABC):
     def predict(self, pipeline: Any, sample: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """One call of the networks without guidance, for training: sample (B, 4, h, w), timesteps (B,), int64."""
 
+    def training_fault(self, photo: Photograph, prompt: str | None) -> str | None:
+        """Why a photograph cannot be trained on, None if it can; `prompt` None lets the task choose one."""
+        return None
+
     def draw_prompt(self, generator: torch.Generator) -> str | None:
         """A prompt for a training photograph that has none; None leaves the choice to `example`."""
         return None

@@ -19,7 +19,7 @@ PROTOCOLS = {
         "coco",
         20,
         15,
-        4900,
+        5000,
         ["fid", "clip_score", "clip_aesthetic"],
         {"fid": 22},
         {"guidance_scale": 9.0},
@@ -47,6 +47,9 @@ def test_a_protocol_fixes_what_the_paper_says(task):
     assert made.evaluate.metrics == metrics
     assert {row["metric"]: row["bound"] for row in made.depth_search.thresholds} == thresholds
     assert made.guidance() == guidance
+    assert (made.depth, made.depth_search.fallbacks, made.data.search_split) == (None, [], "train")
+    images = 5000 if task == "controlnet" else 100  # as many as the FIDs of the paper's table are of
+    assert made.depth_search.num_samples == images
     assert (made.depth_search.num_samples, made.tsopt.num_samples, made.tsopt.reference_steps)[1:] == (100, 50)
     for name in metrics:  # their parameters fit, whether or not the weights are here
         registry.bind(registry.load("metric", name).Metric, made.metrics.get(name, {}), f"metrics.{name}")
@@ -57,13 +60,14 @@ def test_a_protocol_fixes_what_the_paper_says(task):
 def div2k(tmp_path):
     for number in range(801, 805):
         put(tmp_path / "DIV2K" / "DIV2K_valid_HR" / f"{number:04d}.png", number % 250)
+        put(tmp_path / "DIV2K" / "DIV2K_train_HR" / f"{number - 800:04d}.png", number % 150)
         put(tmp_path / "DIV2K" / "DIV2K_valid_LR_bicubic" / "X4" / f"{number:04d}x4.png", 1)
     return tmp_path / "DIV2K"
 
 
 @pytest.fixture
 def captioned(coco):
-    names = sorted(path.name for path in (coco / "val2017").iterdir())
+    names = sorted(path.name for part in ("train2017", "val2017") for path in (coco / part).iterdir())
     (coco / "blip.json").write_text(json.dumps({name: f"a square, {name}" for name in names}))
     return coco
 
@@ -100,6 +104,8 @@ def test_a_protocol_runs_on_the_documented_layout(task, layout, request, idc, ra
     metrics = json.loads(Path("run/evaluate/metrics.json").read_text())
     assert (metrics["num_images"], metrics["recipe"]["depth"], len(metrics["recipe"]["timesteps"])) == (3, 9, 1)
     recipe = Recipe.load(Path("run/tsopt/recipe.json"))
+    training = registry.load("data", PROTOCOLS[task][0]).load(str(folder), "train")
+    assert recipe.searched_photographs() <= {photo.digest for photo in training}
     assert len(recipe.searched_photographs()) == 2
     rows = Path("run/evaluate/per_image.csv").read_text().splitlines()[1:]
     seen = {name for entry in recipe.provenance for name in entry["photographs"]}
