@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from .. import registry
@@ -107,7 +108,7 @@ class _Needs:
         if self.judges:
             self.faults += self._cannot_judge(config.depth_search.thresholds, explicit=True)
         for name in self._metrics():
-            self._try(lambda name=name: self._make(name))
+            self._try(partial(self._make, name))
         faults = list(dict.fromkeys(self.faults))
         if len(faults) == 1:
             raise IdcError(faults[0])

@@ -137,8 +137,8 @@ def test_a_later_stage_is_looked_at_before_the_first(idc, random_model, photos):
 
 
 def test_an_evaluation_that_will_have_no_photograph_left_is_told_first(idc, random_model, photos):
-    keys = ("experiment=smoke", f"model.path={random_model('ip2p')}", f"data.path={photos}", "data.split=search")
-    result = idc("compress", *keys, "compress.stages=[tsopt,evaluate]", "evaluate.num_samples=1")
+    keys = ("experiment=smoke", f"model.path={random_model('ip2p')}", f"data.path={photos}", "data.split=all")
+    result = idc("compress", *keys, "compress.stages=[tsopt,evaluate]", "tsopt.num_samples=4")
     assert result.code == 2 and "no photograph" in result.err and nothing_left()
 
 

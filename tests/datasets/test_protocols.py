@@ -104,7 +104,8 @@ def test_a_protocol_runs_on_the_documented_layout(task, layout, request, idc, ra
     metrics = json.loads(Path("run/evaluate/metrics.json").read_text())
     assert (metrics["num_images"], metrics["recipe"]["depth"], len(metrics["recipe"]["timesteps"])) == (3, 9, 1)
     recipe = Recipe.load(Path("run/tsopt/recipe.json"))
-    training = registry.load("data", PROTOCOLS[task][0]).load(str(folder), "train")
+    options = {"captions_file": f"{folder}/blip.json"} if task == "controlnet" else {}
+    training = registry.load("data", PROTOCOLS[task][0]).load(str(folder), "train", **options)
     assert recipe.searched_photographs() <= {photo.digest for photo in training}
     assert len(recipe.searched_photographs()) == 2
     rows = Path("run/evaluate/per_image.csv").read_text().splitlines()[1:]
