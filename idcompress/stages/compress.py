@@ -27,6 +27,9 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         if name not in known:
             raise IdcError(f"compress.stages: no stage is called {name!r}; there are: {', '.join(known)}")
     for name in config.compress.stages:
+        if name == "finetune" and recipes[0].cut is None:
+            say("== finetune: left out, because nothing is cut and there is nothing to recover")
+            continue
         stage_run = run_dir.child(name, files.digest([run_dir.info["digest"], name]))
         if not stage_run.finished:
             say(f"== {name.replace('_', '-')}")
