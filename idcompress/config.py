@@ -224,6 +224,7 @@ class Config:
     guidance_scale: Optional[float] = 7.5
     image_guidance_scale: Optional[float] = None
     num_inference_steps: int = 50
+    resolution_px: Optional[int] = None
     data: DataConfig = field(default_factory=DataConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     depth_search: DepthSearchConfig = field(default_factory=DepthSearchConfig)
@@ -370,6 +371,8 @@ def to_config(composed: DictConfig) -> Config:
             raise IdcError(
                 f"{key} must be a number for task={config.task.name}, got null; 1 switches that guidance off"
             )
+    if config.resolution_px is not None and config.resolution_px < 1:
+        raise IdcError(f"resolution_px must be at least 1, got {config.resolution_px}")
     if config.depth is not None and config.depth < 1:
         raise IdcError(f"depth must be at least 1, got {config.depth}")
     return config

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..adapters.pipeline import native_size
+from ..adapters.pipeline import check_finite, working_size
 from ..console import progress, say
 from ..core.plan import Plan
 from ..core.sample import trajectory, walk
@@ -24,7 +24,7 @@ from ..sources.model import Model
 from ..tasks._task import Conditioning, Task
 from ..types import Batch, Example, Teacher
 from . import references
-from .translate import PipelineAt, encode, sampling, translate, uniform_plan
+from .translate import PipelineAt, check_sample, encode, sampling, translate, uniform_plan
 
 
 @dataclass
@@ -40,6 +40,7 @@ class Bench:
         seed: of the noise.
         batch_size: images per call of the networks on a GPU.
         metrics: parameters of metrics that have some, by name.
+        resolution_px: side of the examples; None for the model's own.
     """
 
     task: Task
@@ -50,6 +51,7 @@ class Bench:
     seed: int = 0
     batch_size: int = 8
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    resolution_px: int | None = None
     _conditioning: dict[tuple[int, ...], Conditioning] = field(default_factory=dict)
     _metrics: dict[str, ImageMetric] = field(default_factory=dict)
     _cut: dict[tuple[int, int], Any] = field(default_factory=dict)
@@ -106,6 +108,7 @@ class Bench:
                 return
             calls += 1
             for plan, latents in visit.finished:
+                check_sample(latents, plan, pipeline)
                 with torch.inference_mode(), part("decode"):
                     images = self.task.decode(pipeline, latents, conditioning)
                 yield plan, images, calls
@@ -148,7 +151,11 @@ class Bench:
             images = self.images(pipeline, plan, description, missing)
             for position, image in zip(missing, images, strict=True):
                 references.keep(keys[position], image)
-        return torch.stack([references.read(key) for key in keys])
+        images = torch.stack([references.read(key) for key in keys])
+        for example, image, key in zip(self.examples, images, keys, strict=True):
+            what = f"the reference of {example.name} after {len(plan)} steps ({references.CACHE / key}.safetensors)"
+            check_finite(image, what, self.model.pipeline.unet)
+        return images
 
     @part("measure")
     def measure(self, names: Sequence[str], outputs: Tensor, references: Tensor | None) -> dict[str, MetricValue]:
@@ -249,6 +256,7 @@ def open_bench(
     num_samples: int,
     first: int = 0,
     prompts: Sequence[str] = (),
+    resolution_px: int | None = None,
     **settings: Any,
 ) -> Bench:
     """Make the examples of a bench from photographs.
@@ -256,8 +264,10 @@ def open_bench(
     Args:
         num_samples, first: make the examples first .. num_samples - 1, going round the photographs.
         prompts: to use in turn; empty for the photographs' own, else the task's.
+        resolution_px: side of the examples; None for the model's own.
         settings: further attributes of `Bench`.
     """
-    examples = task.examples(photos, num_samples, native_size(model.pipeline), prompts, first=first)
+    size = working_size(model.pipeline, resolution_px)
+    examples = task.examples(photos, num_samples, size, prompts, first=first)
     names = {photo.name: photo.digest for photo in photos[first:num_samples]}
-    return Bench(task, model, examples, names, **settings)
+    return Bench(task, model, examples, names, resolution_px=resolution_px, **settings)

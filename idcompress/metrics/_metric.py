@@ -162,10 +162,11 @@ def other_image(batch: Batch, position: int, name: str) -> Tensor | None:
 
 
 def check_outputs(batch: Batch) -> None:
-    """Refuse outputs that hold NaN or infinity."""
-    for example, output in zip(batch.examples, batch.outputs, strict=True):
-        if not bool(output.isfinite().all()):
-            raise IdcError(f"the output for {example.name!r} holds NaN or infinity; try dtype=float32")
+    """Refuse outputs and references that hold NaN or infinity: no metric may take them for equal."""
+    for what, images in (("output", batch.outputs), ("reference", batch.references)):
+        for example, image in zip(batch.examples, images if images is not None else (), strict=images is not None):
+            if not bool(image.isfinite().all()):
+                raise IdcError(f"the {what} for {example.name!r} holds NaN or infinity; try dtype=float32")
 
 
 def check_same_size(example: Example, output: Tensor, other: Tensor, name: str) -> None:

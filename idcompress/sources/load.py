@@ -14,7 +14,7 @@ from torch import nn
 
 from .. import registry
 from ..adapters.fold import fold_pipeline
-from ..adapters.pipeline import choose_device, choose_dtype, own_pipeline
+from ..adapters.pipeline import check_resolution, choose_device, choose_dtype, own_pipeline
 from ..console import say
 from ..core.plan import Plan
 from ..errors import IdcError
@@ -84,11 +84,15 @@ def check_digest(task: str, source: dict[str, Any], model: Model) -> None:
         )
 
 
-def check_source(task: str, source: dict[str, Any]) -> None:
+def check_source(task: str, source: dict[str, Any], resolution_px: int | None = None) -> None:
     """Look for what `load_source` would load; nothing is loaded, and nothing fetched.
 
+    Args:
+        resolution_px: side of the images that it will work on, if it is known.
+
     Raises:
-        IdcError: nothing there, an incomplete folder, a pipeline of another kind, an unreachable hub.
+        IdcError: nothing there, an incomplete folder, a pipeline of another kind, an unreachable hub, an autoencoder
+            that does not take such images.
     """
     entry = registry.load("task", task, "task").Task
     if source.get("path") is None and source.get("repositories"):
@@ -97,6 +101,9 @@ def check_source(task: str, source: dict[str, Any]) -> None:
         return
     for folder in model_folders(task, source).values():
         _check_kind(folders.check_folder(folder), folder, entry.pipeline_class)
+        levels = files.read_json(folder / "vae" / "config.json", "model").get("block_out_channels")
+        if resolution_px is not None and isinstance(levels, list):
+            check_resolution(resolution_px, 2 ** (len(levels) - 1))
 
 
 def _check_kind(index: dict[str, Any], folder: Path, pipeline_class: str) -> None:

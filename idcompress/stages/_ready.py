@@ -84,7 +84,7 @@ class _Needs:
 
         self.config = config
         self._try(lambda: make_task(config, self.recipe.task))
-        self._try(lambda: check_source(self.recipe.task, self.recipe.model))
+        self._try(lambda: check_source(self.recipe.task, self.recipe.model, config.resolution_px))
         self._try(lambda: loading_settings(config, self.recipe))
         if "tsopt" in self.stages:
             self._try(lambda: configured_search(config))

@@ -243,6 +243,7 @@ def provenance(
         "sampler": config.sampler,
         "code": code_state(),
         "photographs": photographs,
+        **({} if config.resolution_px is None else {"resolution_px": config.resolution_px}),
         **details,
     }
 

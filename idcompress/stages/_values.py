@@ -93,6 +93,7 @@ def bench_for(
         num_samples=num_samples,
         first=first,
         prompts=config.prompts(),
+        resolution_px=config.resolution_px,
         identity={"name": f"{config.task.name}.{config.task.version}", "options": config.task.options},
         seed=config.seed,
         batch_size=config.batch_size,
