@@ -111,6 +111,14 @@ class TsoptConfig:
 
 
 @dataclass
+class FitConfig:
+    order: int = 2
+    ridge: float = 1e-3
+    per_channel: bool = False
+    folds: int = 2
+
+
+@dataclass
 class EvaluateConfig:
     num_samples: int = 32
     metrics: Any = None
@@ -145,6 +153,7 @@ class FinetuneConfig:
     num_workers: int = 0
     checkpoint_every_n_steps: int = 50
     checkpoint: File = None
+    keep_checkpoint: bool = False
     num_samples: int = 4
     num_inference_steps: int = 20
     metrics: List[str] = field(default_factory=lambda: ["psnr"])
@@ -218,6 +227,7 @@ class Config:
     dtype: str = "auto"
     threads: int = 0
     batch_size: int = 8
+    cache_gb: float = 10.0
     sampler: str = "ddim"
     image: Files = None
     prompt: Prompt = None
@@ -225,10 +235,12 @@ class Config:
     image_guidance_scale: Optional[float] = None
     num_inference_steps: int = 50
     resolution_px: Optional[int] = None
+    early_stop: Optional[float] = 0.98
     data: DataConfig = field(default_factory=DataConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     depth_search: DepthSearchConfig = field(default_factory=DepthSearchConfig)
     tsopt: TsoptConfig = field(default_factory=TsoptConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     trainer: Dict[str, Any] = field(default_factory=dict)
@@ -295,7 +307,7 @@ STEPS = (
 # Bounds that always hold, and what belongs to Lightning.
 _MAY_BE_INFINITE = ("depth_search.thresholds", "task.models", "trainer")
 # Keys that change how fast a run is and not its result, so they are not part of its identity.
-NOT_IDENTITY = ("batch_size", "threads")
+NOT_IDENTITY = ("batch_size", "threads", "cache_gb")
 
 
 def conf_dir() -> Path:
@@ -373,6 +385,10 @@ def to_config(composed: DictConfig) -> Config:
             )
     if config.resolution_px is not None and config.resolution_px < 1:
         raise IdcError(f"resolution_px must be at least 1, got {config.resolution_px}")
+    if config.cache_gb < 0:
+        raise IdcError(f"cache_gb must be at least 0, got {config.cache_gb:g}; 0 keeps no references")
+    if config.early_stop is not None and not 0 < config.early_stop < 1:
+        raise IdcError(f"early_stop must lie between 0 and 1, or be null, got {config.early_stop}")
     if config.depth is not None and config.depth < 1:
         raise IdcError(f"depth must be at least 1, got {config.depth}")
     return config

@@ -28,7 +28,9 @@ _TEXT_FILES = (".txt", ".caption")
 
 
 def prompt_in(row: Mapping[Any, Any], place: str, keys: Sequence[str] = PROMPT_KEYS) -> str:
-    """The prompt of a row by the first of the usual keys that it has; of a list the first entry; "" where it has none.
+    """The prompt of a row by the first of the usual keys that it has, "" where it has none.
+
+    Of a list the first that is not empty counts.
 
     Raises:
         IdcError: it is no text.
@@ -37,7 +39,7 @@ def prompt_in(row: Mapping[Any, Any], place: str, keys: Sequence[str] = PROMPT_K
     for key in keys:
         value = named.get(key)
         if isinstance(value, list):
-            value = value[0] if value else None
+            value = next((entry for entry in value if entry not in ("", None)), None)
         if value is not None and not isinstance(value, str):
             raise IdcError(f"{place}: {key} must be a text, got {type(value).__name__}")
         if value and value.strip():
@@ -59,12 +61,15 @@ def read_csv(path: Path, text: str, wanted: str) -> Iterator[tuple[int, dict[str
     a column. Line breaks inside quoted cells belong to them.
 
     Raises:
-        IdcError: a row has more cells than the header, or its quotes do not end.
+        IdcError: a column comes twice, a row has more cells than the header, or its quotes do not end.
     """
     header = text.partition("\n")[0]
     split = next((mark for mark in ",;\t" if wanted in [name.strip(' "\r') for name in header.split(mark)]), ",")
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=split, strict=True, skipinitialspace=True)
     reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+    twice = [name for name, number in Counter(map(str.lower, reader.fieldnames)).items() if name and number > 1]
+    if twice:
+        raise IdcError(f"{path} has the column {twice[0]} twice; rename or remove one")
     try:
         for row in reader:
             if row.pop(None, None):  # type: ignore[call-overload]
@@ -87,7 +92,8 @@ def texts_of(root: Path, listed: Collection[str]) -> tuple[dict[str, str], dict[
         prompts, "" where a table has none for an image; and captions of input and edited image where it has both.
 
     Raises:
-        IdcError: a row is wrong, names no file there, or a table's texts have other names than `PROMPT_KEYS`.
+        IdcError: a row is wrong, rows name files that are not there and no prompt is left, or the texts of a table have
+            other names than `PROMPT_KEYS`.
     """
     found: dict[str, str] = {}
     captions: dict[str, tuple[str, str]] = {}
@@ -112,6 +118,7 @@ def _of_table(
     """A table's prompts; its captions go into `captions`. Of several rows for one image the first counts."""
     path, folder = root / table, table.rpartition("/")[0]
     found: dict[str, str] = {}
+    gone: list[tuple[str, str]] = []
     repeated: list[str] = []
     other: Counter[str] = Counter()
     used: set[str] = set()
@@ -122,7 +129,8 @@ def _of_table(
             raise IdcError(f'{place} has no file_name; want {{"file_name": "photo.png", "prompt": "..."}}')
         image = _listed(given, folder, plain)
         if image is None:
-            raise IdcError(f"{place} names {given}, and there is no such file in {path.parent}")
+            gone.append((place, given))
+            continue
         prompt = prompt_in(named, place)
         pair = captions_in(named)
         if image not in found and pair is not None:
@@ -135,6 +143,10 @@ def _of_table(
         if found.setdefault(image, prompt) != prompt:
             repeated.append(given)
             found[image] = found[image] or prompt
+    if gone and not any(found.values()):
+        raise IdcError(f"{gone[0][0]} names {gone[0][1]}, and there is no such file in {path.parent}")
+    if gone:  # as in a partial download
+        warn_once(f"{path}: {len(gone)} rows name files that are not there: {some([given for _, given in gone])}")
     if other and not any(found.values()):
         raise IdcError(f"{path} has no prompt under a known name, but {', '.join(other)}; want {_WANTED}")
     if len(used) > 1:

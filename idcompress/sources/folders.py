@@ -131,6 +131,19 @@ def variant_of(component: Path) -> str | None:
     return variant or None
 
 
+def stored_dtypes(component: Path) -> set[str]:
+    """The dtypes of the weights that are loaded of a network's folder, as safetensors spells them: {"F16"}."""
+    variant = variant_of(component) or ""
+    names = ((path, _WEIGHTS.fullmatch(path.name)) for path in component.glob("*.safetensors"))
+    found: set[str] = set()
+    for path, name in names:
+        if name is not None and (name["variant"] or name["old_variant"] or "") == variant:
+            with path.open("rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            found |= {entry["dtype"] for key, entry in header.items() if key != "__metadata__"}
+    return found
+
+
 def _weights_of(names: Iterable[str]) -> tuple[str | None, list[str]]:
     """Of the files of a network's folder, the variant that is loaded, and its weights; None where there are none.
 

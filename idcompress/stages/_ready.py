@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from .. import registry
 from ..config import Config
-from ..console import progress, say
+from ..console import say
 from ..errors import IdcError
 from ..runs.recipe import Recipe
 from ..runs.run_dir import is_main_process
@@ -99,8 +99,6 @@ class _Needs:
             if data.split != "auto" or data.path is not None:
                 seen = self._try(self._after_the_searches) or seen
             photos = self._try(lambda: choose_photographs(data, seen, "evaluate", config.evaluate.num_samples))
-            if photos is not None and data.path is not None:
-                self._check_pictures(photos[: config.evaluate.num_samples])
             if photos is not None:
                 self._check_captions(config.evaluate.metrics, "evaluate.metrics", photos, config.evaluate.num_samples)
 
@@ -235,32 +233,20 @@ class _Needs:
         """The recipe as if the searches had seen their photographs already, which an evaluation then leaves out."""
         from ..bench.selection import choose_photographs
         from ..bench.training_samples import LISTED
+        from ..images.photo_sets import digests_of
         from ._values import data_of
 
         rows = []
         for name in self.stages:
-            photos: Sequence[Any] = ()
+            photos, number = self._searched(), 0
             if name == "finetune":
-                trained = choose_photographs(data_of(self.config), self.recipe, "train")
-                photos = trained[:] if len(trained) <= LISTED else ()
+                photos = choose_photographs(data_of(self.config), self.recipe, "train")
+                number = len(photos) if len(photos) <= LISTED else 0
             elif name == "tsopt":
-                photos = self._searched()[: self.config.tsopt.num_samples]
+                number = self.config.tsopt.num_samples
             elif name == "depth_search" and self.config.depth is None:
-                photos = self._searched()[: self.config.depth_search.num_samples]
-            if photos or name == "finetune":
-                rows.append({"stage": name, "photographs": {photo.name: photo.digest for photo in photos}})
+                number = self.config.depth_search.num_samples
+            seen = digests_of(photos, range(min(number, len(photos))))
+            if seen or name == "finetune":
+                rows.append({"stage": name, "photographs": seen})
         return dataclasses.replace(self.recipe, provenance=(*self.recipe.provenance, *rows))
-
-    def _check_pictures(self, photos: Sequence[Any]) -> None:
-        """Open every picture: a damaged one must not end an evaluation after hours."""
-        damaged = []
-        for photo in progress(photos, "checking photographs", len(photos)):
-            try:
-                photo.open()
-                if photo.target is not None:
-                    photo.target.open()
-            except IdcError as error:
-                damaged.append(str(error))
-        self.faults += damaged[:5]
-        if len(damaged) > 5:
-            self.faults.append(f"{len(damaged) - 5} more photographs cannot be read")

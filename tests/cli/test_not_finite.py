@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from idcompress.bench import references
+
 SMOKE = "experiment=smoke"
 PARTS = {
     "decoder": ("vae", "decoder.conv_out.bias", r"the autoencoder \(vae\) decodes"),
@@ -68,6 +70,14 @@ def test_every_command_that_makes_pictures_refuses_them(idc, random_model, tmp_p
     assert result.code == 2 and "NaN or infinity" in result.err and result.err.count("\n") == 1, result.err
 
 
+@pytest.mark.parametrize("command", ["export", "profile"])
+def test_commands_that_sample_nothing_look_at_the_weights(idc, random_model, tmp_path, command):
+    folder = broken(random_model("ip2p"), tmp_path / "m", "vae", "decoder.conv_out.bias", float("nan"))
+    result = idc(command, SMOKE, f"model.path={folder}", "recipe=none", "export.path=x", "profile.latency=false")
+    assert result.code == 2 and "decoder.conv_out.bias of vae holds NaN or infinity" in result.err
+    assert result.err.count("\n") == 1 and not Path("x").exists()
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 @pytest.mark.parametrize("key", ["guidance_scale", "image_guidance_scale", "finetune.ema_decay", "timesteps.bias"])
 def test_a_number_that_is_none_is_refused(idc, key, value):
@@ -92,9 +102,8 @@ def test_a_reference_that_is_none_is_no_perfect_match(idc, random_model):
     """As an earlier version may have left one in the cache."""
     keys = (SMOKE, f"model.path={random_model('ip2p')}", "recipe=none", "depth=9", "evaluate.num_samples=1")
     assert idc("evaluate", *keys).code == 0
-    kept = list(Path("outputs/cache/references").iterdir())
-    for path in kept:
-        save_file({"image": torch.full_like(load_file(path)["image"], float("nan"))}, path)
+    for path in list(Path("outputs/cache/references").glob("*.safetensors")):
+        references.keep(path.stem, torch.full((3, 32, 32), float("nan")))
     result = idc("evaluate", *keys, "seed=0", "report.num_images=1")
     assert result.code == 2 and result.err.count("\n") == 1
     assert re.search(r"the reference of 0000_\w+ after 4 steps \(.*safetensors\) holds NaN or infinity", result.err)

@@ -128,10 +128,7 @@ def test_a_protocol_names_its_data_its_weights_and_its_model(idc, no_weights):
 
 
 def test_a_later_stage_is_looked_at_before_the_first(idc, random_model, photos):
-    (photos / "1.png").write_bytes(b"no picture")
     keys = ("experiment=smoke", f"model.path={random_model('ip2p')}", f"data.path={photos}")
-    result = idc("compress", *keys, "evaluate.num_samples=4")
-    assert result.code == 2 and "1.png" in result.err and nothing_left()
     result = idc("compress", *keys, "prompt=make it so")
     assert result.code == 2 and "the true result of 'make it so'" in result.err and nothing_left()
 

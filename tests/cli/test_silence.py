@@ -65,7 +65,7 @@ def test_fine_tuning_of_nothing_cut_is_one_line(idc, random_model):
 def test_only_a_checkpoint_is_continued_at(tmp_path, there):
     from types import SimpleNamespace
 
-    from idcompress.adapters.training import CHECKPOINT
+    from idcompress.adapters.checkpoints import CHECKPOINT
     from idcompress.stages.finetune import _continues
 
     if there:
