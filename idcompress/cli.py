@@ -80,8 +80,8 @@ def main(argv: list[str] | None = None) -> None:
         if error.filename is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         fail(f"{error.filename}: {error.strerror}; choose another hydra.run.dir or output.path, or make room there")
-    except KeyboardInterrupt:
-        fail("interrupted; the same command continues where it stopped", code=130)
+    except KeyboardInterrupt as stop:
+        fail(str(stop) or "interrupted; the same command continues where it stopped", code=130)
 
 
 def fail(message: str, code: int = 2) -> NoReturn:

@@ -87,6 +87,7 @@ class DataConfig:
     name: str = "photographs"
     path: Files = None
     split: str = "auto"
+    search_split: str = "auto"
     options: DictOfDataOptions = field(default_factory=dict)
 
 
@@ -95,6 +96,7 @@ class DepthSearchConfig:
     num_samples: int = 16
     num_inference_steps: int = 50
     thresholds: Any = None
+    fallbacks: Any = None
     min_depth: int = 1
     whole_curve: bool = False
 
@@ -232,6 +234,7 @@ class Config:
     guidance_scale: Optional[float] = 7.5
     image_guidance_scale: Optional[float] = None
     num_inference_steps: int = 50
+    resolution_px: Optional[int] = None
     early_stop: Optional[float] = 0.98
     data: DataConfig = field(default_factory=DataConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
@@ -275,6 +278,7 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "dtype": ("auto", "float32", "float16", "bfloat16"),
     "data.split": ("auto", "train", "search", "evaluate", "all"),
+    "data.search_split": ("auto", "train"),
     "tsopt.reference": ("self", "full"),
     "export.format": ("diffusers", "onnx"),
     "finetune.timesteps": ("all", "inference"),
@@ -379,6 +383,8 @@ def to_config(composed: DictConfig) -> Config:
             raise IdcError(
                 f"{key} must be a number for task={config.task.name}, got null; 1 switches that guidance off"
             )
+    if config.resolution_px is not None and config.resolution_px < 1:
+        raise IdcError(f"resolution_px must be at least 1, got {config.resolution_px}")
     if config.cache_gb < 0:
         raise IdcError(f"cache_gb must be at least 0, got {config.cache_gb:g}; 0 keeps no references")
     if config.early_stop is not None and not 0 < config.early_stop < 1:

@@ -7,6 +7,8 @@ import io
 import logging
 import os
 import sys
+import threading
+import time
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +18,9 @@ from typing import TextIO, TypeVar
 
 T = TypeVar("T")
 log = logging.getLogger("idcompress")
+_SILENCE_S = 60.0  # after which a run that draws no bar says where it is
+_last_line = 0.0
+_counted: list[tuple[str, int, int | None]] = []  # work in progress, outermost first: what, units done, units
 
 # What stands for the signs that this program itself writes, on a terminal that does not know them.
 _STAND_INS: dict[int, int | str] = {
@@ -77,16 +82,58 @@ def start_logging(path: Path | None, *, quiet: bool = False) -> None:
 
 
 def say(message: str) -> None:
+    global _last_line
+    _last_line = time.monotonic()
     log.info(message)
 
 
 def warn(message: str) -> None:
+    global _last_line
+    _last_line = time.monotonic()
     log.warning("warning: %s", message)
 
 
 @contextmanager
+def heartbeat(part: Callable[[], str]) -> Iterator[None]:
+    """Where stderr is no terminal, so that no bar is drawn, say where a run is after every minute without a line.
+
+    Args:
+        part: names what runs where no progress is counted.
+    """
+    if sys.stderr.isatty():
+        yield
+        return
+    began, stop = time.monotonic(), threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(_SILENCE_S / 20):
+            now = time.monotonic()
+            if now - max(_last_line, began) >= _SILENCE_S:
+                say(f"  {_whereabouts() or part()}, after {(now - began) / 60:.0f} min")
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _whereabouts() -> str:
+    """The innermost work that is counted."""
+    if not _counted:
+        return ""
+    description, done, total = _counted[-1]
+    return f"{description}: {done} of {total}" if total is not None else f"{description}: {done}"
+
+
+@contextmanager
 def progress_bar(description: str, total: int | None, completed: int = 0) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr, drawn where stderr is a terminal; the context's value advances it by one."""
+    """A progress bar on stderr, drawn where stderr is a terminal; the context's value advances it by one.
+
+    Elsewhere `heartbeat` says how far it is.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -98,8 +145,17 @@ def progress_bar(description: str, total: int | None, completed: int = 0) -> Ite
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(description, total=total, completed=completed)
-        yield lambda: bar.advance(task)
+        task, place = bar.add_task(description, total=total, completed=completed), len(_counted)
+        _counted.append((description, completed, total))
+
+        def advance() -> None:
+            bar.advance(task)
+            _counted[place] = (description, _counted[place][1] + 1, total)
+
+        try:
+            yield advance
+        finally:
+            del _counted[place:]
 
 
 def progress(items: Iterable[T], description: str, total: int) -> Iterator[T]:

@@ -143,7 +143,7 @@ def execute(command: str, run: Run) -> None:
     """Run the stage; a mistake that was found before any work leaves no folder, an interrupted run one to go on in."""
     stage = registry.load("command", command.replace("-", "_"))
     try:
-        with timing.record() as seconds:
+        with timing.record() as seconds, console.heartbeat(timing.running):
             made = stage.run(run.config, run.recipes, run.run_dir)
     except IdcError:
         run.run_dir.discard_if_empty()

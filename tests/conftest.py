@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -13,8 +16,12 @@ from typing import Any
 # One thread for torch: two on a busy machine are many times slower. No hub, ever.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# What the program remembers of files goes to no user's cache.
+os.environ["IDC_CACHE"] = tempfile.mkdtemp(prefix="idc-cache-")
 
 import pytest
+
+atexit.register(shutil.rmtree, os.environ["IDC_CACHE"], ignore_errors=True)
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

@@ -49,6 +49,11 @@ def choose_device(name: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def device_of(name: str) -> str:
+    """The device that tensors come to lie on by a configured name, with its number: "cuda:0", "cpu"."""
+    return str(torch.empty(0, device=choose_device(name)).device)
+
+
 def choose_dtype(name: str, device: str) -> torch.dtype:
     """A configured dtype; "auto" is float16 on CUDA and float32 elsewhere."""
     if name == "auto":
@@ -149,7 +154,7 @@ def decode_latents(pipeline: Any, latents: Tensor) -> Tensor:
     """Images (B, 3, H, W), float32 in [0, 1] on the CPU, from scaled latents."""
     vae = pipeline.vae
     images: Tensor = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
-    check_finite(images, "the picture that the autoencoder (vae) decodes", vae)
+    check_finite(images, "the picture that the autoencoder (vae) decodes after the last step", vae)
     return (images.float() / 2 + 0.5).clamp(0, 1).cpu()
 
 
@@ -171,6 +176,26 @@ def native_latents(config: Any) -> int:
 def native_size(pipeline: Any) -> int:
     """Side of the square images that the U-Net was trained on, in pixels."""
     return native_latents(pipeline.unet.config) * vae_scale_factor(pipeline)
+
+
+def working_size(pipeline: Any, resolution_px: int | None) -> int:
+    """Side of the square images that are worked on, in pixels; None takes that which the U-Net was trained on.
+
+    Raises:
+        IdcError: the autoencoder does not take images of this side.
+    """
+    if resolution_px is None:
+        return native_size(pipeline)
+    check_resolution(resolution_px, vae_scale_factor(pipeline))
+    return resolution_px
+
+
+def check_resolution(resolution_px: int, factor: int) -> None:
+    """Raise IdcError unless an autoencoder that shrinks by a factor takes images of this side."""
+    if resolution_px % factor:
+        raise IdcError(
+            f"resolution_px must be a multiple of {factor}, by which the autoencoder shrinks, got {resolution_px}"
+        )
 
 
 def fixed_scheduler(pipeline: Any, plan: Plan) -> FixedTimestepsScheduler:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..adapters.pipeline import native_size
+from ..adapters.pipeline import check_finite, working_size
 from ..console import progress, say
 from ..core.plan import Plan
 from ..core.sample import Beginnings, Moment, trajectory, walk
@@ -24,7 +24,7 @@ from ..sources.model import Model
 from ..tasks._task import Conditioning, Task
 from ..types import Batch, Example, Teacher
 from . import references
-from .translate import PipelineAt, encode, sampling, translate, uniform_plan
+from .translate import PipelineAt, check_sample, encode, sampling, translate, uniform_plan
 
 
 @dataclass
@@ -40,6 +40,7 @@ class Bench:
         seed: of the noise.
         batch_size: images per call of the networks on a GPU.
         metrics: parameters of metrics that have some, by name.
+        resolution_px: side of the examples; None for the model's own.
         cache_gb: what the references of all benches may take on the disk.
     """
 
@@ -51,6 +52,7 @@ class Bench:
     seed: int = 0
     batch_size: int = 8
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    resolution_px: int | None = None
     cache_gb: float = 10.0
     _conditioning: dict[tuple[int, ...], Conditioning] = field(default_factory=dict)
     _metrics: dict[str, ImageMetric] = field(default_factory=dict)
@@ -117,6 +119,7 @@ class Bench:
                 return
             calls += 1
             for plan, latents in visit.finished:
+                check_sample(latents, plan, pipeline)
                 with torch.inference_mode(), part("decode"):
                     images = self.task.decode(pipeline, latents, conditioning)
                 yield plan, images, calls
@@ -205,6 +208,12 @@ class Bench:
                 references.keep(keys[position], image)
                 images[position] = image
             references.trim(self.cache_gb)
+        for position, image in images.items():
+            what = f"the reference of {self.examples[position].name} after {len(plan)} steps"
+            if image is not None:
+                check_finite(
+                    image, f"{what} ({references.CACHE / keys[position]}.safetensors)", self.model.pipeline.vae
+                )
         return torch.stack([image for image in images.values() if image is not None])
 
     def keep(self, recipe: Recipe | None, plan: Plan, images: Mapping[int, Tensor]) -> None:
@@ -231,10 +240,17 @@ class Bench:
         return values
 
     def available(self, names: Sequence[str]) -> list[str]:
-        """The metrics to use: one written as NAME? is left out, with a message, if its weights are not here."""
+        """The metrics to use: one written as NAME? is left out, with a message, if its weights are not here.
+
+        So is one that wants captions where no example has any.
+        """
         found = []
         for entry in names:
             name = entry.removesuffix("?")
+            wants_captions = "captions" in registry.load("metric", name, "metric").Metric.needs
+            if name != entry and wants_captions and not any(example.captions for example in self.examples):
+                say(f"left out: {name} wants captions, and no example has any")
+                continue
             try:
                 self.metric(name)
             except IdcError as error:
@@ -248,11 +264,7 @@ class Bench:
     def metric(self, name: str) -> ImageMetric:
         """A metric, made once per bench. Its weights are loaded, or found missing, at the first call."""
         if name not in self._metrics:
-            entry = registry.load("metric", name, "metric").Metric
-            parameters = dict(registry.bind(entry, dict(self.metrics.get(name, {})), f"metrics.{name}"))
-            if "device" in inspect.signature(entry).parameters:
-                parameters.setdefault("device", str(self.device))
-            self._metrics[name] = entry(**parameters)
+            self._metrics[name] = make_metric(name, self.metrics.get(name, {}), str(self.device))
         return self._metrics[name]
 
     @property
@@ -299,6 +311,20 @@ class Bench:
         return at
 
 
+def make_metric(name: str, parameters: Mapping[str, Any], device: str) -> ImageMetric:
+    """A metric with its configured parameters; one with a network runs it on a device.
+
+    Raises:
+        IdcError: an unknown parameter; its weights are missing, or not what they should be.
+    """
+    entry = registry.load("metric", name, "metric").Metric
+    given = dict(registry.bind(entry, dict(parameters), f"metrics.{name}"))
+    if "device" in inspect.signature(entry).parameters:
+        given.setdefault("device", device)
+    made: ImageMetric = entry(**given)
+    return made
+
+
 def open_bench(
     task: Task,
     model: Model,
@@ -307,6 +333,7 @@ def open_bench(
     num_samples: int,
     first: int = 0,
     prompts: Sequence[str] = (),
+    resolution_px: int | None = None,
     **settings: Any,
 ) -> Bench:
     """Make the examples of a bench from photographs.
@@ -314,10 +341,12 @@ def open_bench(
     Args:
         num_samples, first: make the examples first .. num_samples - 1, going round the photographs.
         prompts: to use in turn; empty for the photographs' own, else the task's.
+        resolution_px: side of the examples; None for the model's own.
         settings: further attributes of `Bench`.
     """
-    examples = task.examples(photos, num_samples, native_size(model.pipeline), prompts, first=first)
+    size = working_size(model.pipeline, resolution_px)
+    examples = task.examples(photos, num_samples, size, prompts, first=first)
     used = {example.photo for example in examples}
     looked_at = photo_sets.digests_of(photos, range(first, min(num_samples, len(photos))))
     names = {name: digest for name, digest in looked_at.items() if digest in used}
-    return Bench(task, model, examples, names, **settings)
+    return Bench(task, model, examples, names, resolution_px=resolution_px, **settings)

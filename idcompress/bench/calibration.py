@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from ..adapters.pipeline import native_size, with_components
+from ..adapters.pipeline import with_components, working_size
 from ..adapters.training_batch import TrainingBatch, noised_batch
 from ..images.photo_sets import PhotographSet
 from .bench import Bench
@@ -31,7 +31,7 @@ class Calibration:
         self.samples = TrainingSamples(
             bench.task,
             photos,
-            size=native_size(bench.model.pipeline),
+            size=working_size(bench.model.pipeline, bench.resolution_px),
             count=min(len(photos), num_samples),
             seed=bench.seed,
             prompts=prompts,

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from .. import registry
-from ..adapters.pipeline import native_latents
+from ..adapters.pipeline import vae_scale_factor, working_size
 from ..core.cut import Cut
 from ..core.guidance import num_branches
 from ..core.plan import Plan, Step
@@ -39,7 +39,7 @@ def costs(bench: Bench, pipeline: Any, plan: Plan, original: Plan, *, latency: b
     full = bench.model.pipeline
     networks = [bench.task.networks(p) for p in (full, pipeline)]
     rows: dict[str, Any] = {}
-    size, tokens = native_latents(full.unet.config), bench.task.encoder_tokens(full)
+    size, tokens = working_size(full, bench.resolution_px) // vae_scale_factor(full), bench.task.encoder_tokens(full)
     for cost in (Parameters(), Macs(sample_size=size, encoder_tokens=tokens)):
         ours, theirs = (cost.measure(modules) for modules in networks)
         for key in ours:

@@ -22,6 +22,7 @@ class DataSource:
         name: registered name.
         path: its folder, or a list of them; None for photographs in installed packages.
         split: "auto", or one of the data set's splits in place of the purpose's own.
+        search_split: "auto", or the data set's split that searches take, whatever `split` is.
         options: parameters of the data set's own.
     """
 
@@ -29,6 +30,13 @@ class DataSource:
     path: str | list[str] | None = None
     split: str = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
+    search_split: str = "auto"
+
+    def split_for(self, purpose: str) -> str:
+        """The data set's split that serves a purpose, which is "train", "search" or "evaluate"."""
+        if purpose == "search" and self.search_split != "auto":
+            return self.search_split
+        return purpose if self.split == "auto" else self.split
 
     @property
     def label(self) -> str:
@@ -56,7 +64,7 @@ def choose_photographs(
     """The photographs of a split; for evaluation those that no search of the recipe has seen.
 
     Args:
-        split: "train", "search" or "evaluate"; the source's configured split overrules it. If a data set has no splits
+        split: "train", "search" or "evaluate"; the source's configured splits overrule it. If a data set has no splits
             of its own, evaluation takes all of it except what was seen, or only the evaluation half where a training
             saw too many photographs to list them.
         num_samples: how many are wanted, spread over the set; None wants all.
@@ -64,7 +72,7 @@ def choose_photographs(
     Raises:
         IdcError: the data set is not as its loader expects, or no photograph is left.
     """
-    chosen = split if data.split == "auto" else data.split
+    chosen = data.split_for(split)
     found = data.load(chosen)
     listed = all(entry.get("photographs") for entry in recipe.provenance if entry["stage"] == "finetune")
     if chosen == "evaluate" and data.split == "auto" and not found.own_splits and listed:

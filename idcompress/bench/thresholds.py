@@ -22,6 +22,9 @@ class Threshold:
     bound: float
     direction: str
 
+    def __str__(self) -> str:
+        return f"{self.metric} {self.direction} {self.bound:g}"
+
     def holds(self, value: MetricValue) -> bool:
         if value.perfect:
             return True

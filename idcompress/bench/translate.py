@@ -55,9 +55,15 @@ def translate(
         conditioning = encode(task, pipeline, examples, seed) if conditioning is None else conditioning
     arguments = sampling(task, pipeline, examples, plan, seed=seed, conditioning=conditioning, at_depth=at_depth)
     with part("denoise"):
-        latents = sample(plan=plan, beginnings=beginnings, **arguments)
+        latents = check_sample(sample(plan=plan, beginnings=beginnings, **arguments), plan, pipeline)
     with part("decode"):
         return task.decode(pipeline, latents, conditioning)
+
+
+def check_sample(latents: Tensor, plan: Plan, pipeline: Any) -> Tensor:
+    """The same latents; raises NotFiniteError where the sampler, and no network, made NaN or infinity of them."""
+    what = f"the sample after the last of {len(plan)} steps, at timestep {plan.timesteps[-1]},"
+    return check_finite(latents, what, pipeline.unet)
 
 
 def encode(task: Task, pipeline: Any, examples: Sequence[Example], seed: int) -> Conditioning:

@@ -24,7 +24,7 @@ import numpy as np
 from ..errors import IdcError, did_you_mean
 from ..runs import files
 from .pictures import decode_image, is_image, list_files, load_image, some, warn_once
-from .prompts import count_missing, has_text_file, prompts_of, text_file_prompt
+from .prompts import count_missing, has_text_file, text_file_prompt, texts_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -165,6 +165,7 @@ class Files(PhotographSet):
         paths: Sequence[str],
         *,
         prompts: Mapping[str, str] | None = None,
+        captions: Mapping[str, tuple[str, str]] | None = None,
         texts: bool = False,
         own_splits: bool = False,
     ) -> None:
@@ -174,17 +175,22 @@ class Files(PhotographSet):
             names: what the photographs are called.
             paths: their files.
             prompts: by name; those that it leaves out have none.
+            captions: likewise, of the photograph and of what its prompt makes of it.
             texts: whether a text file beside an image, of the same stem, is the prompt of one that has none.
         """
         self._names, self._paths, self._prompts, self._texts = names, paths, prompts or {}, texts
+        self._captions = captions or {}
         self._sizes = [Path(path).stat().st_size for path in paths]
         own_prompts = {name: self._prompts[name] for name in names if name in self._prompts}
-        super().__init__([list(names), self._sizes, own_prompts], [len(names)], own_splits=own_splits)
+        own_captions = [{name: self._captions[name] for name in names if name in self._captions}]
+        listing = [list(names), self._sizes, own_prompts, *filter(None, own_captions)]
+        super().__init__(listing, [len(names)], own_splits=own_splits)
 
     def photograph(self, index: int) -> Photograph:
         name, path = self._names[index], Path(self._paths[index])
         prompt = self._prompts.get(name, "")
-        return Photograph(name, path, text_file_prompt(path) if self._texts and not prompt else prompt)
+        prompt = text_file_prompt(path) if self._texts and not prompt else prompt
+        return Photograph(name, path, prompt, captions=self._captions.get(name))
 
     def half(self, split: str) -> PhotographSet:
         """The search or the evaluation half: even and odd places in order of name, one file of each content.
@@ -255,6 +261,7 @@ def from_folder(path: str | Path | Sequence[str], leave_out: Callable[[str], boo
 
     A `metadata.jsonl` or `metadata.csv` in the folder or in a subfolder (Hugging Face's imagefolder layout: a row per
     image, with `file_name` and one of `prompts.PROMPT_KEYS`) gives prompts, else a text file of an image's stem does.
+    It may also give captions of an input and of its edited image, under one of the pairs of `prompts.CAPTION_KEYS`.
     How many have no prompt is said where others have one.
 
     Args:
@@ -265,6 +272,7 @@ def from_folder(path: str | Path | Sequence[str], leave_out: Callable[[str], boo
     """
     rows: list[tuple[str, str]] = []
     prompts: dict[str, str] = {}
+    captions: dict[str, tuple[str, str]] = {}
     missing: list[str] = []
     roots = folders(path)
     for root in roots:
@@ -274,7 +282,7 @@ def from_folder(path: str | Path | Sequence[str], leave_out: Callable[[str], boo
         stems = Counter(image.rpartition(".")[0] for image in images)
         prefix = f"{root.name}/" if len(roots) > 1 else ""
         everything = set(listed)
-        given = prompts_of(root, everything)
+        given, described = texts_of(root, everything)
         for image in images:
             stem = image.rpartition(".")[0]
             name = prefix + (stem if stems[stem] == 1 else image)
@@ -283,12 +291,14 @@ def from_folder(path: str | Path | Sequence[str], leave_out: Callable[[str], boo
                 prompts[name] = given[image]
             elif not has_text_file(image, everything):
                 missing.append(name)
+            if image in described:
+                captions[name] = described[image]
     rows.sort()
     names = [name for name, _ in rows]
     if len(set(names)) < len(names):
         raise IdcError(f"data.path: {', '.join(map(str, roots))} hold files of the same names; rename a folder")
     count_missing(f"data.path={', '.join(map(str, roots))}", sorted(missing), len(names))
-    return Files(names, [file for _, file in rows], prompts=prompts, texts=True)
+    return Files(names, [file for _, file in rows], prompts=prompts, captions=captions, texts=True)
 
 
 def _without_empty(root: Path, images: list[str]) -> list[str]:

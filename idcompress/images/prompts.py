@@ -16,6 +16,12 @@ from ..words import is_unicode
 from .pictures import some, warn_once
 
 PROMPT_KEYS = ("prompt", "edit_prompt", "edit", "instruction", "text", "caption")
+# What an input and its edited image show, by the names of the sets that tell it; both or none.
+CAPTION_KEYS = (
+    ("input_caption", "output_caption"),
+    ("original_prompt", "edited_prompt"),
+    ("original_caption", "edited_caption"),
+)
 _TABLES = ("metadata.jsonl", "metadata.csv")
 _UNREAD = "metadata.parquet"
 _WANTED = f'"file_name" and one of {", ".join(PROMPT_KEYS)}'
@@ -44,6 +50,15 @@ def prompt_in(row: Mapping[Any, Any], place: str, keys: Sequence[str] = PROMPT_K
     return ""
 
 
+def captions_in(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Captions of the input and of the edited image, under the first pair of the usual names that a row has whole."""
+    for names in CAPTION_KEYS:
+        before, after = (row.get(name) for name in names)
+        if isinstance(before, str) and isinstance(after, str) and before.strip() and after.strip():
+            return before, after
+    return None
+
+
 def read_csv(path: Path, text: str, wanted: str) -> Iterator[tuple[int, dict[str, str]]]:
     """Rows of a table with their line numbers; cells are split by commas, or semicolons or tabs where `wanted` is then
     a column. Line breaks inside quoted cells belong to them.
@@ -70,17 +85,21 @@ def read_csv(path: Path, text: str, wanted: str) -> Iterator[tuple[int, dict[str
         raise IdcError(f"{path}, line {reader.line_num} is no CSV ({error}); a double quote in a text is two") from None
 
 
-def prompts_of(root: Path, listed: Collection[str]) -> dict[str, str]:
-    """Prompts by an image's file name, relative to the folder, "" where a table has none for it.
+def texts_of(root: Path, listed: Collection[str]) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
+    """Prompts and captions by an image's file name, relative to the folder.
 
     Args:
         listed: the folder's files, those of subfolders included.
 
+    Returns:
+        prompts, "" where a table has none for an image; and captions of input and edited image where it has both.
+
     Raises:
         IdcError: a row is wrong, rows name files that are not there and no prompt is left, or a table's texts have
-            other names than `PROMPT_KEYS`.
+            names that are not in `PROMPT_KEYS`.
     """
     found: dict[str, str] = {}
+    captions: dict[str, tuple[str, str]] = {}
     plain = {unicodedata.normalize("NFC", name): name for name in listed}
     # The table nearest to an image counts, so the deepest ones come last.
     for name in sorted(listed, key=lambda name: (name.count("/"), name)):
@@ -88,11 +107,18 @@ def prompts_of(root: Path, listed: Collection[str]) -> dict[str, str]:
         if base == _UNREAD and not any(f"{folder}/{table}".lstrip("/") in plain for table in _TABLES):
             warn_once(f"{root / name} is not read; its prompts count as {' or '.join(_TABLES)}")
         if base in _TABLES:
-            found |= _of_table(root, name, plain, found)
-    return found
+            found |= _of_table(root, name, plain, found, captions)
+    return found, captions
 
 
-def _of_table(root: Path, table: str, plain: Mapping[str, str], before: Mapping[str, str]) -> dict[str, str]:
+def _of_table(
+    root: Path,
+    table: str,
+    plain: Mapping[str, str],
+    before: Mapping[str, str],
+    captions: dict[str, tuple[str, str]],
+) -> dict[str, str]:
+    """A table's prompts; its captions go into `captions`. Of several rows for one image the first counts."""
     path, folder = root / table, table.rpartition("/")[0]
     found: dict[str, str] = {}
     gone: list[tuple[str, str]] = []
@@ -109,6 +135,11 @@ def _of_table(root: Path, table: str, plain: Mapping[str, str], before: Mapping[
             gone.append((place, given))
             continue
         prompt = prompt_in(named, place)
+        pair = captions_in(named)
+        if image not in found and pair is not None:
+            captions[image] = pair
+        elif image not in found and prompt:
+            captions.pop(image, None)  # another table's were those of another prompt
         used |= {key for key in PROMPT_KEYS if named.get(key)}
         if not prompt:
             other.update(key for key, value in named.items() if key not in ("file_name", *PROMPT_KEYS) and _text(value))

@@ -7,7 +7,6 @@ its own works as well. One image or text at a time in float32, so that no batch 
 import hashlib
 import json
 import pickle
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +95,9 @@ class Clip:
         return batch.clamp(0, 1)[..., top : top + self._size[0], left : left + self._size[1]]
 
 
-@lru_cache(maxsize=2)
+_loaded: dict[tuple[str, str, str, str], Clip] = {}  # by model, tag, weights, device: the last one
+
+
 def load_clip(model: str, tag: str, weights: str, device: str, metric: str) -> Clip:
     """Load a CLIP model; the metrics of one run share it.
 
@@ -111,6 +112,15 @@ def load_clip(model: str, tag: str, weights: str, device: str, metric: str) -> C
     Raises:
         IdcError: unknown model or tag, absent or unfit weights; at once, without a try at a network.
     """
+    key = (model, tag, weights, device)
+    if key not in _loaded:
+        found = _load(model, tag, weights, device, metric)
+        _loaded.clear()
+        _loaded[key] = found
+    return _loaded[key]
+
+
+def _load(model: str, tag: str, weights: str, device: str, metric: str) -> Clip:
     folder = Path(weights).expanduser() if weights and Path(weights).expanduser().is_dir() else None
     if folder is not None and (folder / _FOLDER_FILES[1]).is_file():
         return _from_folder(folder, device, metric)

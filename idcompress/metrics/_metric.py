@@ -72,6 +72,7 @@ class ImageMetric(ABC):
         needs: fields of the examples (`image`, `target`, `condition`, `prompt`) or `references` that it compares with.
         compares: in words, for `idc ls` and the report.
         weights: where its weights come from; "" if it has none.
+        least_images: on fewer images a bound on it means nothing.
         weight_digests: SHA-256 of the weight files in use, by file name.
         nothing: the note where no image has anything to compare with.
         by_image: whether images have values of their own, whose mean it is; False for distances of sets.
@@ -82,6 +83,7 @@ class ImageMetric(ABC):
     needs: tuple[str, ...] = ()
     compares: str
     weights: ClassVar[str] = ""
+    least_images: ClassVar[int] = 1
     nothing: ClassVar[str] = "no image of this set has anything to compare with"
     by_image: ClassVar[bool] = True
 
@@ -170,10 +172,11 @@ def other_image(batch: Batch, position: int, name: str) -> Tensor | None:
 
 
 def check_outputs(batch: Batch) -> None:
-    """Refuse outputs that hold NaN or infinity."""
-    for example, output in zip(batch.examples, batch.outputs, strict=True):
-        if not bool(output.isfinite().all()):
-            raise IdcError(f"the output for {example.name!r} holds NaN or infinity; try dtype=float32")
+    """Refuse outputs and references that hold NaN or infinity: no metric may take them for equal."""
+    for what, images in (("output", batch.outputs), ("reference", batch.references)):
+        for example, image in zip(batch.examples, images if images is not None else (), strict=images is not None):
+            if not bool(image.isfinite().all()):
+                raise IdcError(f"the {what} for {example.name!r} holds NaN or infinity; try dtype=float32")
 
 
 def check_same_size(example: Example, output: Tensor, other: Tensor, name: str) -> None:

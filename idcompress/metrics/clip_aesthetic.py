@@ -6,6 +6,7 @@ ViT-L/14, images through CLIP's own preprocessing. Source: the improved aestheti
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import IdcError
@@ -49,16 +50,21 @@ class Metric(ClipMetric):
         super().__init__(model=model, tag=tag, weights=weights, device=device)
         self.weight_digests[path.name] = file_digest(path)
         self._head = [(state[f"layers.{n}.weight"].double(), state[f"layers.{n}.bias"].double()) for n in _LAYERS]
+        widths = [(len(bias), *weight.shape) for weight, bias in self._head]
+        given, wants = self.clip.encode_text("").shape[0], widths[0][-1]
+        if wants != given:
+            raise IdcError(
+                f"clip_aesthetic: the head takes {wants} features and CLIP gives {given}; "
+                "want metrics.clip_aesthetic.model=ViT-L-14"
+            )
+        ins = [width[-1] for width in widths]
+        if widths != [(out, out, into) for into, out in itertools.pairwise([*ins, 1])]:
+            raise IdcError(f"clip_aesthetic: {path} is no head of five linear layers; want {HEAD_FILE}")
 
     def per_image(self, batch: Batch) -> list[float]:
         return [self._score(self.clip.encode_image(output, crop=True)) for output in batch.outputs]
 
     def _score(self, embedding: Tensor) -> float:
         for weight, bias in self._head:
-            if weight.shape[1] != embedding.shape[0]:
-                raise IdcError(
-                    f"clip_aesthetic: the head takes {weight.shape[1]} features and CLIP gives {embedding.shape[0]}; "
-                    "want metrics.clip_aesthetic.model=ViT-L-14"
-                )
             embedding = weight @ embedding + bias
         return float(embedding)

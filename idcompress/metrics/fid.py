@@ -6,7 +6,7 @@ Heusel et al., NeurIPS 2017. Values over different numbers of images do not comp
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -38,6 +38,8 @@ def _covariance_root(features: Tensor) -> Tensor:
 
 class Metric(InceptionMetric):
     """FID of the set of outputs."""
+
+    least_images: ClassVar[int] = 2048  # fewer than features leave the covariances singular, and FID far too high
 
     def distance(self, features: Tensor, others: Tensor) -> float:
         return frechet_distance(features, others)

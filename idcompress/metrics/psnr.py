@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def psnr(image: Tensor, other: Tensor) -> float:
-    """PSNR in dB of two tensors of one shape with values in [0, 1]; inf where they are equal."""
+    """PSNR in dB of two tensors of one shape with values in [0, 1]; inf where they are equal, NaN for a NaN."""
     mse = float((image.double() - other.double()).square().mean())
-    return -10 * math.log10(mse) if mse > 0 else math.inf
+    return math.inf if mse == 0 else -10 * math.log10(mse)
 
 
 class Metric(PairMetric):

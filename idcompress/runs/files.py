@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -9,6 +10,7 @@ import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,8 @@ from typing import Any
 
 from ..errors import IdcError
 
+_REMEMBERED_BYTES = 2**24  # files of this size or more are read once
+_SETTLED_NS = 2 * 10**9
 NAME_BYTES = 255  # of a file's or a folder's name, at most, on all usual file systems
 
 
@@ -170,9 +174,43 @@ def digest(value: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file; a hub cache's file already carries it as the name of the blob it links to."""
-    blob = path.resolve().name
-    if path.is_symlink() and len(blob) == 64 and set(blob) <= set("0123456789abcdef"):
-        return blob
+    """SHA-256 of a file's contents.
+
+    That of a large file is kept in the user's cache, with the file's size and times, so that gigabytes of weights are
+    not read by every command.
+    """
+    status = path.stat()
+    if status.st_size < _REMEMBERED_BYTES:
+        return _read_digest(path)
+    state = _state(status)
+    memory = cache_folder() / "digests" / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()}.json"
+    try:
+        kept = json.loads(memory.read_text(encoding="utf-8"))
+        if kept["state"] == state:
+            return str(kept["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    found = _read_digest(path)
+    # A file that was written a moment ago may be written again without a change of its times.
+    if _state(path.stat()) == state and time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _SETTLED_NS:
+        with contextlib.suppress(OSError):  # a cache is no must
+            write_json(memory, {"state": state, "sha256": found})
+    return found
+
+
+def _read_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _state(status: os.stat_result) -> list[int]:
+    """What changes when a file's contents do."""
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def cache_folder() -> Path:
+    """The user's folder for what can be computed again: IDC_CACHE, else the usual place of the system's caches."""
+    if os.environ.get("IDC_CACHE"):
+        return Path(os.environ["IDC_CACHE"]).expanduser()
+    usual = os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~")) / ".cache"  # noqa: PTH111  never raises
+    return Path(usual) / "idcompress"

@@ -65,6 +65,11 @@ def record() -> Iterator[Record]:
         _records.pop()
 
 
+def running() -> str:
+    """The parts that are running, outermost first."""
+    return "/".join(_names) or OTHER
+
+
 def _charge() -> None:
     """Give the time since the last change to the innermost part, work that it queued on a GPU included."""
     global _changed

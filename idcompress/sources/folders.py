@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ _WEIGHTS = re.compile(
     r"(?P<base>model|diffusion_pytorch_model)(\.(?P<variant>[\w-]+?))?(?P<shard>-\d{5}-of-\d{5})?"
     r"(\.(?P<old_variant>\w+))?\.safetensors"
 )
+_SHARD = re.compile(r"-\d{5}-of-\d{5}")
 _VARIANTS = ("", "fp16", "bf16", "ema", "non_ema")  # the first that is there is loaded
 
 
@@ -49,6 +51,21 @@ def check_folder(folder: Path) -> dict[str, Any]:
     if exported is not None:
         _check_digests(folder, exported.provenance[-1]["files"])
     return index
+
+
+def check_place(folder: Path) -> dict[str, Any]:
+    """Look over the folder of a pipeline, or of a network that comes from elsewhere.
+
+    Returns:
+        the pipeline's model_index.json, {} for a network.
+
+    Raises:
+        IdcError: naming the file that is missing or cut short.
+    """
+    if (folder / "model_index.json").is_file() or not (folder / "config.json").is_file():
+        return check_folder(folder)
+    variant_of(folder)
+    return {}
 
 
 def components_of(index: dict[str, Any], folder: Path) -> dict[str, tuple[str, str]]:
@@ -95,33 +112,23 @@ def _check_digests(folder: Path, wanted: dict[str, str]) -> None:
 def variant_of(component: Path) -> str | None:
     """The variant whose files are loaded of a network's folder: None for the plain ones, else "fp16", for example.
 
-    The plain files go before the variants, whatever the wanted dtype: a half of them is as good as one on disk.
-
     Raises:
         IdcError: there are no weights, or a file is missing, cut short or no safetensors file.
     """
     if not (component / "config.json").is_file():
         raise IdcError(f"{component.parent} is incomplete: {component.name}/config.json is missing")
     files.read_json(component / "config.json", "model")
-    variants: dict[str, list[tuple[str, Path]]] = {}
-    for path in sorted(component.glob("*.safetensors")):
-        name = _WEIGHTS.fullmatch(path.name)
-        if name is not None:
-            variant = name["variant"] or name["old_variant"] or ""
-            variants.setdefault(variant, []).append(("sharded" if name["shard"] else "whole", path))
-    known = [variant for variant in _VARIANTS if variant in variants] or sorted(variants)
-    if not known:
-        found = ", ".join(sorted(p.name for p in component.iterdir())) or "nothing"
+    listed = [path.name for path in component.iterdir()]
+    variant, weights = _weights_of(listed)
+    if variant is None:
+        found = ", ".join(sorted(listed)) or "nothing"
         raise IdcError(
             f"{component} holds no .safetensors weights (found {found}); want diffusers' names, model.safetensors or "
             "diffusion_pytorch_model.safetensors, and pickled weights are not loaded"
         )
-    chosen = known[0]
-    if all(form == "sharded" for form, _ in variants[chosen]):
-        _check_shards(component, chosen)
-    for _, path in variants[chosen]:
-        check_safetensors(path)
-    return chosen or None
+    for name in _shards_of(component, variant, weights) or weights:
+        check_safetensors(component / name)
+    return variant or None
 
 
 def stored_dtypes(component: Path) -> set[str]:
@@ -137,17 +144,79 @@ def stored_dtypes(component: Path) -> set[str]:
     return found
 
 
-def _check_shards(component: Path, variant: str) -> None:
-    """Raise IdcError unless the index of a network's shards is there, and every shard that it names."""
-    ending = f".safetensors.index{f'.{variant}' if variant else ''}.json"
-    indices = [path for path in component.iterdir() if path.name.endswith(ending)]
-    if not indices:
+def _weights_of(names: Iterable[str]) -> tuple[str | None, list[str]]:
+    """Of the files of a network's folder, the variant that is loaded, and its weights; None where there are none.
+
+    The plain files go before the variants, whatever the wanted dtype: a half of them is as good as one on disk. A whole
+    file goes before shards.
+    """
+    variants: dict[str, list[str]] = {}
+    for name in sorted(names):
+        found = _WEIGHTS.fullmatch(name)
+        if found is not None:
+            variants.setdefault(found["variant"] or found["old_variant"] or "", []).append(name)
+    known = [variant for variant in _VARIANTS if variant in variants] or sorted(variants)
+    if not known:
+        return None, []
+    chosen = variants[known[0]]
+    whole = [name for name in chosen if not _SHARD.search(name)]
+    return known[0], whole or chosen
+
+
+def _shards_of(component: Path, variant: str, weights: list[str]) -> list[str]:
+    """The shards of a network that comes in several; [] where it does not.
+
+    Raises:
+        IdcError: the index of the shards is missing, or a shard that it names.
+    """
+    if not _SHARD.search(weights[0]):
+        return []
+    names = [path.name for path in component.iterdir() if _is_index(path.name, variant)]
+    if not names:
+        ending = f".safetensors.index{f'.{variant}' if variant else ''}.json"
         raise IdcError(f"{component} holds shards of weights without their index, *{ending}; copy or fetch it again")
-    listed = files.read_json(indices[0], "model").get("weight_map")
-    shards = {str(name) for name in listed.values()} if isinstance(listed, dict) else set()
-    for name in sorted(shards):
+    listed = files.read_json(component / names[0], "model").get("weight_map")
+    shards = sorted({str(name) for name in listed.values()}) if isinstance(listed, dict) else []
+    for name in shards:
         if not (component / name).is_file():
-            raise IdcError(f"{component} is incomplete: {name}, which {indices[0].name} names, is missing")
+            raise IdcError(f"{component} is incomplete: {name}, which {names[0]} names, is missing")
+    return shards
+
+
+def _is_index(name: str, variant: str) -> bool:
+    return name.endswith(f".safetensors.index{f'.{variant}' if variant else ''}.json")
+
+
+def loaded_files(names: Iterable[str], index: dict[str, Any] | None, where: Path) -> list[str]:
+    """Of the files of a pipeline's or a network's repository those that are loaded, sorted.
+
+    Args:
+        names: of all its files, from its root on, with slashes.
+        index: its model_index.json; None where it holds one network alone.
+        where: it is, for errors.
+
+    Raises:
+        IdcError: see `components_of`.
+    """
+    inside: dict[str, list[str]] = {}
+    for name in names:
+        folder, _, base = name.rpartition("/")
+        inside.setdefault(folder, []).append(base)
+    parts = {"": ("", "Model")} if index is None else components_of(index, where)
+    found = [] if index is None else ["model_index.json"]
+    for part, (_, class_name) in parts.items():
+        here = sorted(inside.get(part, ()))
+        if has_weights(class_name):
+            variant, chosen = _weights_of(here)
+            if variant is not None and _SHARD.search(chosen[0]):
+                chosen = [*chosen, *(name for name in here if _is_index(name, variant))]
+            chosen = [*chosen, *({"config.json"} & {*here})]
+        elif "Scheduler" in class_name:
+            chosen = [name for name in here if name == "scheduler_config.json"]
+        else:
+            chosen = [name for name in here if name.endswith((".json", ".txt"))]
+        found += [f"{part}/{name}" if part else name for name in chosen]
+    return sorted(found)
 
 
 def check_safetensors(path: Path) -> None:
@@ -167,7 +236,24 @@ def check_safetensors(path: Path) -> None:
 
 
 def folder_digest(folders: list[Path]) -> str:
-    """One SHA-256 over the weights and configurations below some pipeline folders."""
+    """One SHA-256 over what is loaded of some folders: pipelines, and networks that come from elsewhere.
+
+    What else lies there does not count, so that a repository has one digest whether diffusers fetched it, the hub's
+    client did, or somebody copied it.
+    """
+    digests = {}
+    for number, folder in enumerate(folders):
+        listed = [str(path.relative_to(folder)) for path in (*folder.glob("*"), *folder.glob("*/*"))]
+        there = folder / "model_index.json"
+        index = files.read_json(there, "model") if there.is_file() else None
+        for name in loaded_files(listed, index, folder):
+            if name != there.name:  # its other entries name what is never loaded
+                digests[f"{number}/{name}"] = files.file_digest(folder / name)
+    return files.digest(digests)
+
+
+def former_folder_digest(folders: list[Path]) -> str:
+    """What recipes named a model by before: a SHA-256 over all weights and configurations in its folders' folders."""
     digests = {}
     for number, folder in enumerate(folders):
         for path in sorted(folder.rglob("*")):

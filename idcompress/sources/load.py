@@ -14,7 +14,7 @@ from torch import nn
 
 from .. import registry
 from ..adapters.fold import fold_pipeline
-from ..adapters.pipeline import choose_device, choose_dtype, own_pipeline
+from ..adapters.pipeline import check_resolution, choose_device, choose_dtype, own_pipeline
 from ..console import say
 from ..core.plan import Plan
 from ..errors import IdcError, is_out_of_memory
@@ -55,7 +55,7 @@ def load_source(
     digest = folders.folder_digest(list(places.values()))
     inside = {name: places["pipeline"] / name for name in pipeline.components if name not in places}
     model = Model(pipeline.to(where), {**source, "digest": digest}, prune, parameters or {}, inside | places)
-    check_digest(source, model)
+    check_digest(task, source, model)
     return model
 
 
@@ -70,13 +70,15 @@ def shared_model(task: str, source: dict[str, Any], **settings: Any) -> Model:
         say(f"loading {source.get('path') or source['name']} for {task}")
         _loaded.clear()
         _loaded[key] = load_source(task, source, **settings)
-    check_digest(source, _loaded[key])
+    check_digest(task, source, _loaded[key])
     return _loaded[key]
 
 
-def check_digest(source: dict[str, Any], model: Model) -> None:
+def check_digest(task: str, source: dict[str, Any], model: Model) -> None:
     """Raise IdcError unless a loaded model is the one that a recipe's `model` field names."""
-    if source.get("digest") not in (None, model.digest):
+    if source.get("digest") in (None, model.digest):
+        return
+    if source["digest"] != folders.former_folder_digest(list(model_folders(task, source).values())):
         raise IdcError(
             f"the weights of model {source['name']} are not those that the recipe was made for; "
             "an exported folder is used by model.path=FOLDER, not by the recipe in it"
@@ -86,6 +88,33 @@ def check_digest(source: dict[str, Any], model: Model) -> None:
 def forget_shared_model() -> None:
     """Let go of the model that `shared_model` would return again, because its networks are changed or in the way."""
     _loaded.clear()
+
+
+def check_source(task: str, source: dict[str, Any], resolution_px: int | None = None) -> None:
+    """Look for what `load_source` would load; nothing is loaded, and nothing fetched.
+
+    Args:
+        resolution_px: side of the images that it will work on, if it is known.
+
+    Raises:
+        IdcError: nothing there, an incomplete folder, a pipeline of another kind, an unreachable hub, an autoencoder
+            that does not take such images.
+    """
+    entry = registry.load("task", task, "task").Task
+    if source.get("path") is None and source.get("repositories"):
+        for repository in source["repositories"].values():
+            hub.check(repository, source.get("revision") or "main")
+        return
+    for folder in model_folders(task, source).values():
+        _check_kind(folders.check_folder(folder), folder, entry.pipeline_class)
+        levels = files.read_json(folder / "vae" / "config.json", "model").get("block_out_channels")
+        if resolution_px is not None and isinstance(levels, list):
+            check_resolution(resolution_px, 2 ** (len(levels) - 1))
+
+
+def _check_kind(index: dict[str, Any], folder: Path, pipeline_class: str) -> None:
+    if index.get("_class_name") != pipeline_class:
+        raise IdcError(f"{folder} is a {index.get('_class_name')}; this task wants a {pipeline_class}")
 
 
 def model_folders(task: str, source: dict[str, Any]) -> dict[str, Path]:
@@ -129,8 +158,8 @@ def _load_folders(task: Any, places: dict[str, Path], dtype: torch.dtype) -> Any
                 known = ", ".join(["pipeline", *task.separate_components])
                 raise IdcError(f"model.repositories: task={task.name} takes {known} from there, got {name}")
             components[name] = load_component(component_folder, "diffusers", task.separate_components[name], dtype)
-    if not components and index.get("_class_name") != pipeline_class:
-        raise IdcError(f"{folder} is a {index.get('_class_name')}; this task wants a {pipeline_class}")
+    if not components:
+        _check_kind(index, folder, pipeline_class)
     components |= load_components(task, index, folder, dtype, given=components)
     check_fits(task, components, folder)
     try:

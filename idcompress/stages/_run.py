@@ -19,6 +19,7 @@ from ..errors import IdcError
 from ..runs import files, timing
 from ..runs.recipe import Recipe
 from ..runs.run_dir import OUTPUTS, RunDir, environment, is_main_process, latest_recipes, open_run
+from ._ready import made_ready
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -74,11 +75,14 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
         config = follow_recipe(config, recipes[0], list(hydra_config.overrides.task))
     if recipes and stage != "report":
         say(describe(config, recipes, paths, stage))
+    ready = made_ready(stage, config, recipes[0]) if recipes else config
+    changed, config = ready != config, ready
     identity = {
         "stage": stage,
         "version": __version__.rpartition(".")[0],
         "config": configuration.identity(composed),
         "recipes": [recipe.digest for recipe in recipes],
+        **({"thresholds": config.depth_search.thresholds} if changed else {}),
     }
     run_dir = open_run(stage, config.task.name, model_label(config), files.digest(identity), explicit(hydra_config))
     if not is_main_process():
@@ -271,6 +275,7 @@ def provenance(
         "sampler": config.sampler,
         "code": code_state(),
         "photographs": photographs,
+        **({} if config.resolution_px is None else {"resolution_px": config.resolution_px}),
         **details,
     }
 

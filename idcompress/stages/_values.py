@@ -42,7 +42,8 @@ def make_task(config: Config, name: str) -> Task:
 
 def data_of(config: Config) -> DataSource:
     """The configured data set."""
-    return DataSource(config.data.name, config.data.path, config.data.split, config.data.options)
+    data = config.data
+    return DataSource(data.name, data.path, data.split, data.options, data.search_split)
 
 
 def loading_settings(config: Config, recipe: Recipe) -> dict[str, Any]:
@@ -92,6 +93,7 @@ def bench_for(
         num_samples=num_samples,
         first=first,
         prompts=config.prompts(),
+        resolution_px=config.resolution_px,
         identity={"name": f"{config.task.name}.{config.task.version}", "options": config.task.options},
         seed=config.seed,
         batch_size=config.batch_size,

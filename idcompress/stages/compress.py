@@ -12,7 +12,6 @@ from ..runs import files, timing
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir, is_main_process, recipes_of
 from ._run import save_recipes
-from ._values import configured_search
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
@@ -21,15 +20,16 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     A stage that an interrupted run had finished is not run again.
 
     Raises:
-        IdcError: an unknown stage, or compress itself; a timestep strategy that cannot run here.
+        IdcError: an unknown stage, or compress itself.
     """
     known = [name for name in registry.names("command") if name != "compress"]
     for name in config.compress.stages:
         if name not in known:
             raise IdcError(f"compress.stages: no stage is called {name!r}; there are: {', '.join(known)}")
-    if "tsopt" in config.compress.stages:
-        configured_search(config)  # what it would refuse only after the hours of the stages before it
     for name in config.compress.stages:
+        if name == "finetune" and recipes[0].cut is None:
+            say("== finetune: left out, because nothing is cut and there is nothing to recover")
+            continue
         stage_run = run_dir.child(name, files.digest([run_dir.info["digest"], name]))
         if not stage_run.finished:
             say(f"== {name.replace('_', '-')}")

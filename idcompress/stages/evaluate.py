@@ -84,6 +84,10 @@ def _warn_where_it_differs(config: Config, recipe: Recipe) -> None:
                     f"{prefix}{name}={value}, but the recipe was searched at {searched[name]}; "
                     "its timesteps may not suit"
                 )
+    px, searched_px = config.resolution_px, stage.get("resolution_px")
+    if stage and px != searched_px:
+        here, there = (f"at {side} px" if side else "at the model's own size" for side in (px, searched_px))
+        warn(f"this evaluation is {here}, and the recipe was searched {there}; set resolution_px to compare there")
     given = recipe.num_inference_steps
     if not recipe.is_full and recipe.timesteps is None and given not in (None, config.num_inference_steps):
         warn(f"num_inference_steps={config.num_inference_steps}, the recipe says {given}")

@@ -74,8 +74,12 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     a .safetensors file per trained component.
 
     Raises:
-        IdcError: a setting cannot be, images cannot be read, the loss is no number, the disk is full.
+        IdcError: nothing is cut, a setting cannot be, images cannot be read, the loss is no number, the disk is full.
     """
+    if with_depth(recipes[0], config).cut is None:
+        raise IdcError(
+            "nothing is cut, so there is nothing to recover; give depth=N, or a depth search's recipe by recipe=FILE"
+        )
     training.quiet_lightning()
     session = _prepare(config, recipes[0], run_dir)
     module = _module(config, session)
@@ -102,6 +106,11 @@ def _prepare(config: Config, recipe: Recipe, run_dir: RunDir) -> Session:
     shown = held_out(photos, settings.num_samples)
     bench = bench_for(where, recipe, photos=shown, num_samples=settings.num_samples)
     trained = settings.components or list(bench.task.trained)
+    if _distils(config) and bench.model.is_whole(recipe.cut):
+        raise IdcError(
+            f"depth {bench.model.full_depth} is the whole model, so there is nothing to recover; give a smaller depth, "
+            "or train it on the data themselves by loss=task"
+        )
     student = _student(bench.model, recipe, trained)
     preview = Preview(
         bench,
@@ -301,14 +310,20 @@ def _fit(trainer: Any, module: Any, data: Any, checkpoint: Path | None) -> None:
     except SystemExit:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if trainer.received_sigterm:
-            say("terminated; the same command continues at the last checkpoint")
+            say(f"terminated; the same command {_continues(trainer, checkpoint)}")
             sys.exit(128 + signal.SIGTERM)
-        raise KeyboardInterrupt from None
+        raise KeyboardInterrupt(f"interrupted; the same command {_continues(trainer, checkpoint)}") from None
     except OSError as error:
         raise IdcError(
-            f"writing failed ({error.strerror or error}); make room and repeat the command, which continues at the "
-            "last whole checkpoint"
+            f"writing failed ({error.strerror or error}); make room and repeat the command, which "
+            f"{_continues(trainer, checkpoint)}"
         ) from None
+
+
+def _continues(trainer: Any, checkpoint: Path | None) -> str:
+    """What the same command will do: there may be no checkpoint yet."""
+    there = checkpoint is not None or (Path(trainer.default_root_dir) / checkpoints.CHECKPOINT).is_file()
+    return "continues at the last checkpoint" if there else "starts again, because no checkpoint was written yet"
 
 
 # --- after training ---------------------------------------------------------------------------------------------------

@@ -65,6 +65,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             config.prompt_of(index),
             plan,
             seed=config.seed,
+            resolution_px=config.resolution_px,
             translate=lambda example: translate(task, pipeline, [example], plan, seed=config.seed)[0],
         )
         return prompt, output, time.perf_counter() - began

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..adapters.pipeline import native_latents
+from ..adapters.pipeline import vae_scale_factor, working_size
 from ..bench.bench import Bench
 from ..bench.comparison import affordable_steps, paired
 from ..bench.costs import called_steps
@@ -134,7 +134,8 @@ class Arm:
     def costs(self) -> tuple[float, float]:
         """GMACs of a step for one image without guidance, and parameters by the paper's rule, of all its networks."""
         task = self.lab.benches["evaluate"].task
-        networks, size = task.networks(self.pipeline), native_latents(self.pipeline.unet.config)
+        networks = task.networks(self.pipeline)
+        size = working_size(self.pipeline, self.config.resolution_px) // vae_scale_factor(self.pipeline)
         macs = Macs(sample_size=size, encoder_tokens=task.encoder_tokens(self.pipeline))
         parameters = Parameters()
         return macs.measure(networks)["gmacs"], parameters.measure(networks)["params_paper"]

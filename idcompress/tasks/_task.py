@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import registry
 from ..adapters.graphs import Graph
-from ..adapters.pipeline import decode_latents, native_size, vae_scale_factor
+from ..adapters.pipeline import decode_latents, vae_scale_factor, working_size
 from ..core.plan import Plan
 from ..core.process import Level, Prediction, Process
 from ..core.random import image_generator
@@ -163,6 +163,10 @@ class Task(ABC):
     def predict(self, pipeline: Any, sample: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """One call of the networks without guidance, for training: sample (B, 4, h, w), timesteps (B,), int64."""
 
+    def training_fault(self, photo: Photograph, prompt: str | None) -> str | None:
+        """Why a photograph cannot be trained on, None if it can; `prompt` None lets the task choose one."""
+        return None
+
     def draw_prompt(self, generator: torch.Generator) -> str | None:
         """A prompt for a training photograph that has none; None leaves the choice to `example`."""
         return None
@@ -207,17 +211,19 @@ class Task(ABC):
         *,
         seed: int,
         translate: Callable[[Example], Tensor],
+        resolution_px: int | None = None,
     ) -> tuple[str, Tensor]:
         """Translate a picture of any size: the prompt in use and the result (3, H, W), float32 in [0, 1].
 
-        The longer side becomes the model's own, and both sides fit the autoencoder.
+        Both sides fit the autoencoder.
 
         Args:
+            resolution_px: what the longer side becomes; None for the model's own.
             translate: samples the plan for one example, as searches and evaluations do.
         """
         from ..images.pictures import fit_to_multiple, to_tensor
 
-        fitted = fit_to_multiple(picture, vae_scale_factor(pipeline), native_size(pipeline))
+        fitted = fit_to_multiple(picture, vae_scale_factor(pipeline), working_size(pipeline, resolution_px))
         example = self.example(index, photo, to_tensor(fitted), prompt)
         return example.prompt, translate(example)
 

@@ -56,11 +56,13 @@ output = null + {guidance_scale} * (both - image) + {image_guidance_scale} * (im
     ) -> Example:
         """Without a prompt the computable edits take turns, easy and hard ones mixed; their true result is the target.
 
-        Each round of the edits starts one edit later, so that an edit does not always meet the same photograph.
+        Each round of the edits starts one edit later, so that an edit does not always meet the same photograph. With
+        another prompt than the photograph's own its captions do not hold, and the example has none.
         """
+        captions = photo.captions if prompt is not None and prompt == photo.prompt else None
         if prompt is not None and target is not None:
             name = f"{index:04d}_{photo.name}"
-            return Example(index, name, photo.digest, image, prompt, target, captions=photo.captions)
+            return Example(index, name, photo.digest, image, prompt, target, captions=captions)
         if prompt is None:
             prompt = TURNS[(index + index // len(TURNS)) % len(TURNS)].phrasings[0]
         edit = edit_for_prompt(prompt)
@@ -71,6 +73,7 @@ output = null + {guidance_scale} * (both - image) + {image_guidance_scale} * (im
             image=image,
             prompt=prompt,
             target=None if edit is None else edit.apply(image[None])[0],
+            captions=captions,
             tags=() if edit is None else ("hard" if edit.hard else "easy", edit.name),
         )
 
@@ -91,10 +94,7 @@ output = null + {guidance_scale} * (both - image) + {image_guidance_scale} * (im
         targets = [example.target for example in examples if example.target is not None]
         if len(targets) < len(examples):
             missing = next(example for example in examples if example.target is None)
-            raise IdcError(
-                f"the true result of {missing.prompt!r} on {missing.name} is not known, and training wants it; use "
-                "edited pairs (data=instruct_pix2pix) or the computable edits of task.prompts=null"
-            )
+            raise IdcError(_unknown_result(missing.prompt, missing.name))
         conditioning = self.encode(pipeline, examples)
         draws = torch.stack([torch.rand((), generator=g) for g in generators]).view(-1, 1, 1)
         draws = draws.to(conditioning["text"].device)
@@ -104,6 +104,10 @@ output = null + {guidance_scale} * (both - image) + {image_guidance_scale} * (im
             "text": torch.where(no_text, conditioning["null"], conditioning["text"]),
             "image": conditioning["image"] * ~no_image[..., None],
         }
+
+    def training_fault(self, photo: Photograph, prompt: str | None) -> str | None:
+        known = photo.target is not None or prompt is None or edit_for_prompt(prompt) is not None
+        return None if known else _unknown_result(str(prompt), photo.name)
 
     def predict(self, pipeline: Any, sample: Tensor, timesteps: Tensor, conditioning: _task.Conditioning) -> Tensor:
         model_input = torch.cat([sample, conditioning["image"]], dim=1)
@@ -145,3 +149,10 @@ output = null + {guidance_scale} * (both - image) + {image_guidance_scale} * (im
             return outputs[0] if branches == 1 else classifier_free_guidance(outputs[0], outputs[1], text_scale)
 
         return without_cache(denoise)
+
+
+def _unknown_result(prompt: str, name: str) -> str:
+    return (
+        f"the true result of {prompt!r} on {name} is not known, and training wants it; use edited pairs "
+        "(data=instruct_pix2pix) or the computable edits of task.prompts=null"
+    )

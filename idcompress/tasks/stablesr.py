@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..adapters.graphs import Graph, numbered
-from ..adapters.pipeline import draw_latents, native_size
+from ..adapters.pipeline import draw_latents, working_size
 from ..console import say
 from ..core.ddim import PathNoise, without_cache
 from ..core.plan import Plan
@@ -177,10 +177,12 @@ decoded = (decoded - ours) / spread * std + mean  # the input's colours""",
         *,
         seed: int,
         translate: Callable[[Example], Tensor],
+        resolution_px: int | None = None,
     ) -> tuple[str, Tensor]:
         """Restore a picture of any size at four times its size, as the pipeline itself does: padded, in tiles.
 
-        The start, the posterior's noise and the steps' have the generators that they have in a search.
+        `resolution_px` is the side of the tiles; None takes that which the model was trained on. The start, the
+        posterior's noise and the steps' have the generators that they have in a search.
         """
         _refuse_guidance(plan.guidance)
         _check_prompt(pipeline)
@@ -194,9 +196,9 @@ decoded = (decoded - ours) / spread * std + mean  # the input's colours""",
         ancestral = plan.sampler == "ancestral"
         path = PathNoise(self.process(pipeline), [_task.step_generator(seed, index)])
 
-        tiles, channels = _tiles(pipeline), int(pipeline.vae.config.latent_channels)
+        tiles, channels = _tiles(pipeline, resolution_px), int(pipeline.vae.config.latent_channels)
         target, _, canvas = pipeline.working_sizes(picture.height, picture.width, UPSCALE, tiles["tile_size"])
-        _announce_work(pipeline, photo.path.name, picture.size, target, canvas, len(plan.timesteps))
+        _announce_work(pipeline, photo.path.name, picture.size, target, canvas, len(plan.timesteps), tiles)
         noisy = (1, channels, *(side // int(pipeline.vae_scale_factor) for side in canvas))
         images: Tensor = pipeline(
             picture,
@@ -219,25 +221,42 @@ def _posterior_generator(seed: int, index: int) -> torch.Generator:
     return image_generator(seed, -1 - index)
 
 
-def _tiles(pipeline: Any) -> dict[str, int]:
-    """Tiles of the size that the model was trained on, half overlapping."""
-    size = native_size(pipeline) // int(pipeline.vae_scale_factor)
+def _tiles(pipeline: Any, resolution_px: int | None = None) -> dict[str, int]:
+    """Tiles of a size in pixels, or of that which the model was trained on, half overlapping.
+
+    Raises:
+        IdcError: the U-Net's levels do not halve it to whole numbers.
+    """
+    size = working_size(pipeline, resolution_px) // int(pipeline.vae_scale_factor)
+    multiple = 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
+    if resolution_px is not None and size % multiple:
+        raise IdcError(
+            f"resolution_px is the side of the tiles that task=stablesr translates in; it must be a multiple of "
+            f"{multiple * int(pipeline.vae_scale_factor)}, got {resolution_px}"
+        )
     return {"tile_size": size, "tile_overlap": size // 2}
 
 
 def _announce_work(
-    pipeline: Any, name: str, size: tuple[int, int], target: Sequence[int], canvas: Sequence[int], steps: int
+    pipeline: Any,
+    name: str,
+    size: tuple[int, int],
+    target: Sequence[int],
+    canvas: Sequence[int],
+    steps: int,
+    sizes: dict[str, int],
 ) -> None:
     """Say how large the work on a picture of several tiles is, before it begins.
 
     Args:
         size: width and height of the picture.
         target, canvas: height and width of the result, and of what is worked on, in pixels.
+        sizes: of the tiles.
 
     Raises:
         IdcError: the canvas is larger than `MAX_CANVAS`, or the picture is a strip whose work would be mostly waste.
     """
-    tiles = pipeline.count_tiles(canvas, **_tiles(pipeline))
+    tiles = pipeline.count_tiles(canvas, **sizes)
     if tiles == 1:
         return
     whole = f"{name}, {size[0]} x {size[1]} px, would be worked on at {canvas[1]:,} x {canvas[0]:,} px"
@@ -253,7 +272,7 @@ def _announce_work(
             f"{whole}, {canvas[0] * canvas[1] / 1e6:,.0f} megapixels; the limit is {MAX_CANVAS / 1e6:,.0f}, so crop "
             "the picture or scale it down"
         )
-    seconds = _seconds_of_a_tile(pipeline) * tiles * steps
+    seconds = _seconds_of_a_tile(pipeline, sizes) * tiles * steps
     gigabytes = canvas[0] * canvas[1] * _BYTES_PER_PIXEL / 1e9
     say(
         f"{name}: worked on at {canvas[1]:,} x {canvas[0]:,} px, {tiles:,} tiles in each of {steps} "
@@ -269,11 +288,11 @@ def _duration(seconds: float) -> str:
 
 
 @torch.inference_mode()
-def _seconds_of_a_tile(pipeline: Any) -> float:
+def _seconds_of_a_tile(pipeline: Any, sizes: dict[str, int]) -> float:
     """One call of the networks on one tile, measured once they are warm."""
-    side = _tiles(pipeline)["tile_size"]
+    side = sizes["tile_size"]
     zeros = torch.zeros(1, int(pipeline.vae.config.latent_channels), side, side, device=pipeline.unet.device)
-    denoise = pipeline.denoiser(zeros, pipeline.encode_prompt(1), **_tiles(pipeline))
+    denoise = pipeline.denoiser(zeros, pipeline.encode_prompt(1), **sizes)
     timestep = torch.zeros((), dtype=torch.long, device=zeros.device)
     took = 0.0
     for _ in range(2):

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from idcompress.bench import references
+
 SMOKE = "experiment=smoke"
 PARTS = {
     "decoder": ("vae", "decoder.conv_out.bias", r"the autoencoder \(vae\) decodes"),
@@ -94,3 +96,37 @@ def test_a_recipes_guidance_too(idc, value):
     Image.new("RGB", (24, 24)).save("a.png")
     result = idc("translate", "recipe=recipe.json", "image=a.png")
     assert result.code == 2 and "guidance" in result.err and result.err.count("\n") == 1
+
+
+def test_a_reference_that_is_none_is_no_perfect_match(idc, random_model):
+    """As an earlier version may have left one in the cache."""
+    keys = (SMOKE, f"model.path={random_model('ip2p')}", "recipe=none", "depth=9", "evaluate.num_samples=1")
+    assert idc("evaluate", *keys).code == 0
+    for path in list(Path("outputs/cache/references").glob("*.safetensors")):
+        references.keep(path.stem, torch.full((3, 32, 32), float("nan")))
+    result = idc("evaluate", *keys, "seed=0", "report.num_images=1")
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert re.search(r"the reference of 0000_\w+ after 4 steps \(.*safetensors\) holds NaN or infinity", result.err)
+    assert "computed in float32" in result.err
+
+
+def test_an_overflow_of_the_sampler_names_dtype_and_step(random_model):
+    from idcompress.bench.translate import check_sample
+    from idcompress.core.plan import Plan
+    from idcompress.errors import NotFiniteError
+    from idcompress.sources.load import load_source
+
+    pipeline = load_source("ip2p", {"name": "random", "path": str(random_model("ip2p"))}, dtype="bfloat16").pipeline
+    with pytest.raises(NotFiniteError, match=r"last of 2 steps, at timestep 4, holds NaN .* computed in bfloat16"):
+        check_sample(torch.tensor([1.0, float("inf")]), Plan.over([999, 4]), pipeline)
+
+
+def test_no_metric_takes_a_nan_for_a_perfect_match():
+    from idcompress.errors import IdcError
+    from idcompress.metrics.psnr import Metric, psnr
+    from idcompress.types import Batch, Example
+
+    image, bad = torch.zeros(3, 8, 8), torch.full((3, 8, 8), float("nan"))
+    assert psnr(image, image) == float("inf") and psnr(image, bad) != psnr(image, bad)
+    with pytest.raises(IdcError, match="the reference for 'a' holds NaN"):
+        Metric().update(Batch([Example(0, "a", "a", image)], image[None], bad[None]))

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from idcompress import load_pipeline
+from idcompress.adapters.pipeline import native_size
 from idcompress.adapters.unet import depth_skip
 from idcompress.bench.translate import translate
 from idcompress.core.ddim import path_noise
@@ -421,4 +422,4 @@ def test_a_model_without_a_size_says_so(tmp_path):
     pipeline.save_pretrained(tmp_path / "model")
     model = load_source("stablesr", {"name": "random", "path": str(tmp_path / "model")})
     with pytest.raises(IdcError, match="no sample_size"):
-        _task.native_size(model.pipeline)
+        native_size(model.pipeline)

@@ -18,7 +18,7 @@ PROTOCOLS = {
         "coco",
         20,
         15,
-        4900,
+        5000,
         ["fid", "clip_score", "clip_aesthetic"],
         {"fid": 22},
         {"guidance_scale": 9.0},
@@ -46,6 +46,9 @@ def test_a_protocol_fixes_what_the_paper_says(task):
     assert made.evaluate.metrics == metrics
     assert {row["metric"]: row["bound"] for row in made.depth_search.thresholds} == thresholds
     assert made.guidance() == guidance
+    assert (made.depth, made.depth_search.fallbacks, made.data.search_split) == (None, [], "train")
+    images = 5000 if task == "controlnet" else 100  # as many as the FIDs of the paper's table are of
+    assert made.depth_search.num_samples == images
     assert (made.depth_search.num_samples, made.tsopt.num_samples, made.tsopt.reference_steps)[1:] == (100, 50)
     for name in metrics:  # their parameters fit, whether or not the weights are here
         registry.bind(registry.load("metric", name).Metric, made.metrics.get(name, {}), f"metrics.{name}")
@@ -84,6 +87,9 @@ def test_a_protocol_runs_on_the_documented_layout(task, layout, request, idc, ra
     metrics = json.loads(Path("run/evaluate/metrics.json").read_text())
     assert (metrics["num_images"], metrics["recipe"]["depth"], len(metrics["recipe"]["timesteps"])) == (3, 9, 1)
     recipe = Recipe.load(Path("run/tsopt/recipe.json"))
+    options = {"captions_file": f"{folder}/blip.json"} if task == "controlnet" else {}
+    training = registry.load("data", PROTOCOLS[task][0]).load(str(folder), "train", **options)
+    assert recipe.searched_photographs() <= {photo.digest for photo in training}
     assert len(recipe.searched_photographs()) == 2
     rows = Path("run/evaluate/per_image.csv").read_text().splitlines()[1:]
     seen = {name for entry in recipe.provenance for name in entry["photographs"]}

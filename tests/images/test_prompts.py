@@ -214,3 +214,24 @@ def test_names_that_are_not_utf_8(tmp_path, told):
     assert [photograph.prompt for photograph in photographs] == ["", "one"]
     assert len(photographs.digest) == 64 and len(photographs[1].digest) == 64
     assert photographs[1].open().size == (4, 4)
+
+
+def captions(folder):
+    return {photo.name: photo.captions for photo in from_folder(folder)}
+
+
+def test_a_table_brings_captions_of_input_and_edited_image(folder):
+    row = {"prompt": "make it night", "Input_Caption": "a street", "output_caption": "a street at night"}
+    half = {"prompt": "make it day", "original_prompt": "a street", "edited_prompt": " "}
+    jsonl(folder / "metadata.jsonl", {"file_name": "a.png", **row}, {"file_name": "b.png", **half})
+    assert captions(folder) == {"a": ("a street", "a street at night"), "b": None, "c": None}
+
+
+def test_captions_belong_to_the_prompt_of_their_own_table(tmp_path):
+    photo(tmp_path / "train" / "a.png")
+    photo(tmp_path / "train" / "b.png", 1)
+    texts = {"edit": "far", "original_prompt": "x", "edited_prompt": "y"}
+    jsonl(tmp_path / "metadata.jsonl", *({"file_name": f"train/{n}.png", **texts} for n in "ab"))
+    jsonl(tmp_path / "train" / "metadata.jsonl", {"file_name": "a.png", "edit": "near"}, {"file_name": "b.png"})
+    assert found(tmp_path) == {"train/a": "near", "train/b": "far"}
+    assert captions(tmp_path) == {"train/a": None, "train/b": ("x", "y")}

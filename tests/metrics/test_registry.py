@@ -217,6 +217,10 @@ def test_the_aesthetic_score_refuses_without_its_head(no_weights, clip_folder, t
     torch.save({"layers.0.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")
     with pytest.raises(IdcError, match="no head of five linear layers"):
         clip_aesthetic.Metric(weights=str(clip_folder), head=str(tmp_path / "other.pth"))
+    head = torch.load(aesthetic_head(tmp_path / "narrow.pth"), weights_only=True)
+    torch.save({**head, "layers.4.weight": torch.zeros(64, 100)}, tmp_path / "narrow.pth")
+    with pytest.raises(IdcError, match="no head of five linear layers"):
+        clip_aesthetic.Metric(weights=str(clip_folder), head=str(tmp_path / "narrow.pth"))
 
 
 # NIQE

@@ -121,14 +121,54 @@ def test_digests(tmp_path):
     assert files.file_digest(path) == hashlib.sha256(b"x" * 100_000).hexdigest()
 
 
-def test_a_hub_cache_link_carries_its_digest(tmp_path):
-    digest = hashlib.sha256(b"weights").hexdigest()
+def test_a_link_named_like_a_digest_is_read_all_the_same(tmp_path):
+    named = hashlib.sha256(b"weights").hexdigest()
     (tmp_path / "blobs").mkdir()
-    (tmp_path / "blobs" / digest).write_bytes(b"never read")
+    (tmp_path / "blobs" / named).write_bytes(b"other weights")
     link = tmp_path / "model.safetensors"
-    link.symlink_to(tmp_path / "blobs" / digest)
-    assert files.file_digest(link) == digest
-    short = tmp_path / "config.json"  # a git blob's name is a SHA-1 of something else
-    (tmp_path / "blobs" / digest[:40]).write_bytes(b"{}")
-    short.symlink_to(tmp_path / "blobs" / digest[:40])
-    assert files.file_digest(short) == hashlib.sha256(b"{}").hexdigest()
+    link.symlink_to(tmp_path / "blobs" / named)
+    assert files.file_digest(link) == hashlib.sha256(b"other weights").hexdigest()
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """A file that counts as large, written a while ago, and how often it was read."""
+    reads = []
+    read = files._read_digest
+    monkeypatch.setenv("IDC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "_REMEMBERED_BYTES", 5)
+    monkeypatch.setattr(files, "_SETTLED_NS", -1)
+    monkeypatch.setattr(files, "_read_digest", lambda path: (reads.append(path), read(path))[1])
+    path = tmp_path / "models" / "model.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(b"weights")
+    return path, reads
+
+
+def test_a_large_file_is_read_once_and_again_when_it_changes(large, tmp_path):
+    path, reads = large
+    for _ in range(3):
+        assert files.file_digest(path) == hashlib.sha256(b"weights").hexdigest()
+    (tmp_path / "link").symlink_to(path)
+    assert files.file_digest(tmp_path / "link") == hashlib.sha256(b"weights").hexdigest()
+    assert len(reads) == 1
+    path.write_bytes(b"WEIGHTS")
+    os.utime(path, ns=(0, 0))
+    assert files.file_digest(path) == hashlib.sha256(b"WEIGHTS").hexdigest() and len(reads) == 2
+    assert [entry.name for entry in path.parent.iterdir()] == ["model.safetensors"]  # nothing lies beside it
+    for kept in (tmp_path / "cache" / "digests").iterdir():
+        kept.write_text("{")
+    assert files.file_digest(path) == hashlib.sha256(b"WEIGHTS").hexdigest()
+
+
+def test_a_file_that_was_just_written_is_not_remembered(large, monkeypatch):
+    path, reads = large
+    monkeypatch.setattr(files, "_SETTLED_NS", 10**18)
+    assert files.file_digest(path) == files.file_digest(path) and len(reads) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(large, tmp_path, monkeypatch):
+    path, _ = large
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("IDC_CACHE", str(tmp_path / "file"))
+    assert files.file_digest(path) == hashlib.sha256(b"weights").hexdigest()

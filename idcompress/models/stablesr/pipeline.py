@@ -323,7 +323,7 @@ class StableSRPipeline(DiffusionPipeline):
         """
         latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
         decoded = self.vae.decode(latents, features=features, fidelity_weight=fidelity_weight).sample
-        _check_finite(decoded, "the picture that the autoencoder (vae) decodes", self.vae.dtype)
+        _check_finite(decoded, "the picture that the autoencoder (vae) decodes after the last step", self.vae.dtype)
         return COLOR_FIXES[color_fix](decoded.float(), image)
 
 
