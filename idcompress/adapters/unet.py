@@ -13,6 +13,25 @@ from ..core.skip_plan import SkipPlan, UNetShape, skip_plan
 
 Model = TypeVar("Model", bound=nn.Module)
 
+# Configuration entries that may hold one value per level, outermost first.
+_PER_LEVEL = (
+    "down_block_types",
+    "block_out_channels",
+    "attention_head_dim",
+    "num_attention_heads",
+    "only_cross_attention",
+    "cross_attention_dim",
+    "transformer_layers_per_block",
+)
+
+
+def shorten_levels(config: dict[str, Any], levels: int) -> dict[str, Any]:
+    """A network's configuration for its first so many levels, but for what it says of up blocks."""
+    return {
+        name: value[:levels] if name in _PER_LEVEL and isinstance(value, (list, tuple)) else value
+        for name, value in config.items()
+    }
+
 
 def full_depth(unet: UNet2DConditionModel) -> int:
     """Depth of the uncut U-Net: its skips plus the middle block, 13 for Stable Diffusion.

@@ -80,6 +80,21 @@ class Model:
         found: Cut = method.chosen(depth)
         return found
 
+    @property
+    def given(self) -> Cut | None:
+        """The cut that the prune method's parameters name; None where it searches for one."""
+        method = self._method(self.prune)
+        return method.given(**self.parameters) if hasattr(method, "given") else None
+
+    def matched_features(self, pipeline: Any, cut: Cut | None) -> dict[str, str] | None:
+        """Modules of a cut U-Net whose outputs distillation compares -> the whole one's; None: the trainer finds them.
+
+        Args:
+            pipeline: after the cut.
+        """
+        match = None if cut is None else getattr(self._method(cut.method), "matched_features", None)
+        return None if match is None else match(pipeline.components, cut)
+
     def words(self, cut: Cut | None) -> str:
         """A cut as people name it: "depth 9 of 13"."""
         method = self._method(self.prune if cut is None else cut.method)

@@ -161,9 +161,8 @@ def describe(config: Config, recipes: list[Recipe], paths: list[Path], stage: st
     """The first line of a run: what it starts from."""
     if paths:
         names = ", ".join(show(path) for path in paths)
-        depth = f"depth {recipes[0].depth}" if recipes[0].depth else "full depth"
         steps = "/".join(str(recipe.num_inference_steps) for recipe in recipes)
-        return f"recipe: {names} (made by {recipes[0].stage or 'hand'}: {depth}, {steps} steps)"
+        return f"recipe: {names} (made by {recipes[0].stage or 'hand'}: {recipes[0].kept}, {steps} steps)"
     if recipes[0].stage == "export":
         return f"model: {config.model.path}, exported, {recipes[0].num_inference_steps} steps"
     why = ""
@@ -211,12 +210,14 @@ def set_threads(threads: int) -> None:
 
 
 def with_depth(recipe: Recipe, config: Config) -> Recipe:
-    """The recipe at the depth that the command line fixes (depth=9), if it does.
+    """The recipe with the cut that the command line fixes (depth=9, prune=bk_sdm), if it does.
 
     Raises:
-        IdcError: the recipe holds weights that were fine-tuned at another depth, or its method knows no depths.
+        IdcError: the recipe holds weights of another cut, or its method knows no depths.
     """
-    if config.depth is None or config.depth == recipe.depth:
+    if config.depth is None:
+        return _with_given(recipe, config)
+    if config.depth == recipe.depth:
         return recipe
     if recipe.weights:
         raise IdcError(f"depth={config.depth}: the recipe's weights were fine-tuned at depth {recipe.depth}; drop one")
@@ -225,6 +226,21 @@ def with_depth(recipe: Recipe, config: Config) -> Recipe:
     if not hasattr(entry, "chosen"):
         raise IdcError(f"depth={config.depth}: prune={method} has no depths; use prune=depth_skip or drop depth=")
     return dataclasses.replace(recipe, cut=entry.chosen(config.depth))
+
+
+def _with_given(recipe: Recipe, config: Config) -> Recipe:
+    """The recipe with the cut that the parameters of the prune method name, where it is one that searches nothing."""
+    method = str(config.prune["name"])
+    entry = registry.load("prune", method, "prune.name")
+    if not hasattr(entry, "given"):
+        return recipe
+    own = {name: value for name, value in config.prune.items() if name != "name"}
+    cut = entry.given(**registry.bind(entry.candidates, own, "prune"))
+    if cut == recipe.cut:
+        return recipe
+    if recipe.weights:
+        raise IdcError(f"prune={method}: the recipe's weights belong to another cut ({recipe.kept}); drop one")
+    return dataclasses.replace(recipe, cut=cut)
 
 
 def provenance(

@@ -38,10 +38,11 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     recipe, settings = recipes[0], config.depth_search
     thresholds = parse_thresholds(settings.thresholds)
     bench = bench_for(config, recipe, split="search", num_samples=settings.num_samples)
-    if config.depth is not None:
-        cut = bench.model.chosen(config.depth)
-        say(f"depth {config.depth} given, nothing searched: {_size(bench, cut)}")
-        return [_derive(config, recipe, bench, run_dir, cut)]
+    given = bench.model.given if config.depth is None else bench.model.chosen(config.depth)
+    if given is not None:
+        name = bench.model.words(given) if config.depth is None else f"depth {config.depth}"
+        say(f"{name} given, nothing searched: {_size(bench, given)}")
+        return [_derive(config, recipe, bench, run_dir, given, searched=False)]
 
     # 1. what the whole model makes at the reference steps
     original = uniform_plan(config, bench.model.process, config.num_inference_steps)
@@ -143,9 +144,10 @@ def _size(bench: Bench, cut: Cut) -> str:
     )
 
 
-def _derive(config: Config, recipe: Recipe, bench: Bench, run_dir: RunDir, cut: Cut) -> Recipe:
+def _derive(
+    config: Config, recipe: Recipe, bench: Bench, run_dir: RunDir, cut: Cut, *, searched: bool = True
+) -> Recipe:
     """The recipe with the cut; its plan stays as it was."""
-    searched = config.depth is None
     entry = provenance("depth_search", config, run_dir, bench.photographs if searched else {}, **_key(cut))
     return recipe.derive(
         entry,
