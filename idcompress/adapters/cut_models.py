@@ -13,7 +13,7 @@ from diffusers import (
 
 from ..models.stablesr import StableSRUNet2DConditionModel
 from .controlnet import branch_plan, keep_residuals, prune_controlnet
-from .unet import depth_skip
+from .unet import OF_CUTS, depth_skip
 
 
 class _Cut:
@@ -25,12 +25,12 @@ class _Cut:
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any) -> Any:
         value = config.get(cls.key)
-        model = cls.uncut.from_config({k: v for k, v in config.items() if k not in ("depth", "residuals")}, **kwargs)
-        return model if value is None else named(cls.cut(model, value))
+        model = cls.uncut.from_config({k: v for k, v in config.items() if k not in OF_CUTS}, **kwargs)
+        return model if value is None else named(cls.cut(model, value, config))
 
     @staticmethod
-    def cut(model: Any, value: Any) -> Any:
-        return depth_skip(model, value)
+    def cut(model: Any, value: Any, config: Any) -> Any:
+        return depth_skip(model, value, stub_kernel=config.get("stub_kernel"))
 
 
 class DepthSkipUNet2DConditionModel(_Cut, UNet2DConditionModel):
@@ -45,7 +45,7 @@ class DepthSkipControlNetModel(_Cut, ControlNetModel):
     uncut = ControlNetModel
 
     @staticmethod
-    def cut(model: Any, value: Any) -> Any:
+    def cut(model: Any, value: Any, config: Any) -> Any:
         return prune_controlnet(model, branch_plan(model, value))
 
 
@@ -54,7 +54,7 @@ class FewerResidualsControlNetModel(_Cut, ControlNetModel):
     key = "residuals"
 
     @staticmethod
-    def cut(model: Any, value: Any) -> Any:
+    def cut(model: Any, value: Any, config: Any) -> Any:
         return keep_residuals(model, value)
 
 

@@ -32,6 +32,8 @@ def stock_obstacle(unet: UNet2DConditionModel, depth: int) -> str | None:
     """
     if type(unet) not in (UNet2DConditionModel, DepthSkipUNet2DConditionModel):
         return f"{type(unet).__name__} is no class of diffusers"
+    if unet.config.get("stub_kernel") is not None:
+        return "a convolution stands at the cut"
     shape = unet_shape(unet)
     if depth == shape.full_depth:
         return None

@@ -60,7 +60,7 @@ class Model:
     @property
     def needs(self) -> tuple[str, ...]:
         """What the prune method asks a request for."""
-        return tuple(getattr(self._method(self.prune), "NEEDS", ()))
+        return needs_of(self._method(self.prune), self.parameters)
 
     @property
     def full_depth(self) -> int:
@@ -77,7 +77,7 @@ class Model:
         method = self._method(self.prune)
         if not hasattr(method, "chosen"):
             raise IdcError(f"depth={depth}: prune={self.prune} has no depths; use prune=depth_skip or drop depth=")
-        found: Cut = method.chosen(depth)
+        found: Cut = method.chosen(depth, **self.parameters)
         return found
 
     @property
@@ -108,9 +108,21 @@ class Model:
         """The pipeline after a cut; components that the cut leaves alone are shared, not copied."""
         return self.pipeline if cut is None else with_components(self.pipeline, self._replaced(cut))
 
+    def calibrated(self, cut: Cut, request: CutRequest) -> tuple[Any, list[str]]:
+        """The pipeline after a cut with the weights that its method computes on calibration images, if it does.
+
+        Returns:
+            the pipeline, and the components whose weights are not simply the whole model's: a recipe must store them.
+        """
+        replaced, method = self._replaced(cut), self._method(cut.method)
+        names: list[str] = []
+        if hasattr(method, "is_calibrated") and method.is_calibrated(cut):
+            names = method.calibrate(self.pipeline.components, replaced, cut, request)
+        return with_components(self.pipeline, replaced), names
+
     def cut_further(self, pipeline: Any, depth: int) -> Any:
         """A pipeline of this model, cut or fine-tuned, at a smaller depth: what a step that names one computes."""
-        cut = self.chosen(depth)
+        cut = self._method(self.prune).chosen(depth)
         return with_components(pipeline, self._method(cut.method).apply(pipeline.components, cut))
 
     def for_recipe(self, recipe: Recipe) -> Any:
@@ -129,6 +141,11 @@ class Model:
 
     def _method(self, name: str) -> ModuleType:
         return registry.load("prune", name, "prune.name")
+
+
+def needs_of(method: ModuleType, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a prune method asks a request for: its NEEDS, or what it needs for these parameters."""
+    return tuple(method.needs(**parameters) if hasattr(method, "needs") else getattr(method, "NEEDS", ()))
 
 
 def load_weights(pipeline: Any, recipe: Recipe) -> None:

@@ -225,7 +225,19 @@ def with_depth(recipe: Recipe, config: Config) -> Recipe:
     entry = registry.load("prune", method, "prune.name")
     if not hasattr(entry, "chosen"):
         raise IdcError(f"depth={config.depth}: prune={method} has no depths; use prune=depth_skip or drop depth=")
-    return dataclasses.replace(recipe, cut=entry.chosen(config.depth))
+    own = {name: value for name, value in config.prune.items() if name != "name"} if recipe.cut is None else {}
+    cut = entry.chosen(config.depth, **registry.bind(entry.candidates, own, "prune"))
+    check_calibrated(entry, method, cut)
+    return dataclasses.replace(recipe, cut=cut)
+
+
+def check_calibrated(entry: Any, method: str, cut: Any) -> None:
+    """Raise IdcError where a cut wants weights that only the depth search computes."""
+    if hasattr(entry, "is_calibrated") and entry.is_calibrated(cut):
+        raise IdcError(
+            f"prune={method}: this cut has weights that the depth search computes on photographs; run idc depth-search "
+            "with the same keys first, and go on from its recipe"
+        )
 
 
 def _with_given(recipe: Recipe, config: Config) -> Recipe:
@@ -238,6 +250,7 @@ def _with_given(recipe: Recipe, config: Config) -> Recipe:
     cut = entry.given(**registry.bind(entry.candidates, own, "prune"))
     if cut == recipe.cut:
         return recipe
+    check_calibrated(entry, method, cut)
     if recipe.weights:
         raise IdcError(f"prune={method}: the recipe's weights belong to another cut ({recipe.kept}); drop one")
     return dataclasses.replace(recipe, cut=cut)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any
 
 from .. import registry
@@ -23,7 +22,7 @@ from ..images.photo_sets import Photograph
 from ..runs.recipe import Recipe
 from ..runs.timing import part
 from ..sources.load import load_source, shared_model
-from ..sources.model import Model
+from ..sources.model import Model, needs_of
 from ..tasks._task import Task
 from ..types import CutRequest, Schedule, ScheduleRequest
 
@@ -52,7 +51,7 @@ def loading_settings(config: Config, recipe: Recipe) -> dict[str, Any]:
     entry = registry.load("prune", method, "prune.name")
     parameters = registry.bind(entry.candidates, own, "prune")
     if recipe.cut is None:
-        _check_needs(entry, f"prune={method}", recipe.task)
+        _check_needs(needs_of(entry, parameters), f"prune={method}", recipe.task)
     return {"device": config.device, "dtype": config.dtype, "prune": method, "parameters": parameters}
 
 
@@ -152,7 +151,7 @@ def configured_search(config: Config) -> Search:
     strategy = registry.load("timesteps", name, "timesteps")
     parameters = {key: value for key, value in config.timesteps.items() if key != "name"}
     registry.bind(strategy.timesteps, parameters, "timesteps")
-    needs = _check_needs(strategy, f"timesteps={name}", config.task.name)
+    needs = _check_needs(tuple(getattr(strategy, "NEEDS", ())), f"timesteps={name}", config.task.name)
 
     def search(process: Process, num_inference_steps: int, **sources: Any) -> Schedule:
         """The strategy's answer for so many steps; of score, teacher and denoiser it gets those that it asks for."""
@@ -164,8 +163,8 @@ def configured_search(config: Config) -> Search:
     return search
 
 
-def _check_needs(entry: ModuleType, key: str, task: str) -> tuple[str, ...]:
-    """What a strategy or a prune method asks for.
+def _check_needs(needs: tuple[str, ...], key: str, task: str) -> tuple[str, ...]:
+    """What a strategy or a prune method asks for, as it was given.
 
     Args:
         key: how it was chosen, for the error.
@@ -173,7 +172,6 @@ def _check_needs(entry: ModuleType, key: str, task: str) -> tuple[str, ...]:
     Raises:
         IdcError: something that the task cannot give.
     """
-    needs = tuple(getattr(entry, "NEEDS", ()))
     cannot = registry.load("task", task, "task").Task.cannot_give
     for need in needs:
         if need in cannot:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from safetensors.torch import save
 from torch import Tensor
 
 from ..bench.bench import Bench
@@ -21,6 +22,7 @@ from ..runs import files
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
 from ..runs.trace import Trace
+from ..types import CutRequest
 from ._run import provenance
 from ._values import bench_for, cut_request, plan_of, uniform_plan
 
@@ -42,7 +44,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     if given is not None:
         name = bench.model.words(given) if config.depth is None else f"depth {config.depth}"
         say(f"{name} given, nothing searched: {_size(bench, given)}")
-        return [_derive(config, recipe, bench, run_dir, given, searched=False)]
+        request = cut_request(config, recipe, bench, settings.num_samples)
+        return [_derive(config, recipe, bench, run_dir, given, request, searched=False)]
 
     # 1. what the whole model makes at the reference steps
     original = uniform_plan(config, bench.model.process, config.num_inference_steps)
@@ -50,7 +53,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     references, trace = bench.references(None, original, "full model"), run_dir.trace()
 
     # 2. Alg. 1 over candidates that are evaluated once and then read from the trace
-    whole, *smaller = bench.model.candidates(cut_request(config, recipe, bench, settings.num_samples))
+    request = cut_request(config, recipe, bench, settings.num_samples)
+    whole, *smaller = bench.model.candidates(request)
     least = settings.min_depth  # of cuts by depth; others have none
     candidates = [whole, *(cut for cut in smaller if cut.choice.get("depth", least) >= least)]
 
@@ -59,7 +63,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         if row is None:
             whole = cut == candidates[0] and plan == original  # the reference itself: never sampled twice
             began = time.perf_counter()
-            outputs = references if whole else bench.images(bench.model.at(cut), plan, bench.model.words(cut))
+            pipeline = bench.model.pipeline if whole else bench.model.calibrated(cut, request)[0]
+            outputs = references if whole else bench.images(pipeline, plan, bench.model.words(cut))
             row = trace.append(_row(bench, cut, outputs, references, thresholds, began))
         say(_line(bench, cut, row, thresholds))
         return bool(row["passed"])
@@ -96,7 +101,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             "params_full": trace.rows[0]["params"],
         },
     )
-    return [_derive(config, recipe, bench, run_dir, cut)]
+    return [_derive(config, recipe, bench, run_dir, cut, request)]
 
 
 def _key(cut: Cut) -> Row:
@@ -145,13 +150,28 @@ def _size(bench: Bench, cut: Cut) -> str:
 
 
 def _derive(
-    config: Config, recipe: Recipe, bench: Bench, run_dir: RunDir, cut: Cut, *, searched: bool = True
+    config: Config,
+    recipe: Recipe,
+    bench: Bench,
+    run_dir: RunDir,
+    cut: Cut,
+    request: CutRequest,
+    *,
+    searched: bool = True,
 ) -> Recipe:
-    """The recipe with the cut; its plan stays as it was."""
-    entry = provenance("depth_search", config, run_dir, bench.photographs if searched else {}, **_key(cut))
+    """The recipe with the cut, and with the weights that were calibrated for it; its plan stays as it was."""
+    pipeline, names = bench.model.calibrated(cut, request)
+    weights = {}
+    for component in names:
+        path = run_dir / f"{component}.safetensors"
+        files.write_bytes(path, save({k: v.contiguous() for k, v in getattr(pipeline, component).state_dict().items()}))
+        weights[component] = {"file": path.name, "sha256": files.file_digest(path)}
+    seen = bench.photographs if searched or names else {}
+    entry = provenance("depth_search", config, run_dir, seen, **_key(cut))
     return recipe.derive(
         entry,
         model=bench.model.source,
         cut=None if bench.model.is_whole(cut) else cut,
         plan=plan_of(config, recipe, bench.model.process),
+        **({"weights": weights} if weights else {}),
     )
