@@ -105,6 +105,14 @@ def matched_features(unet: UNet2DConditionModel, size: str) -> dict[str, str]:
     return pairs | {f"up_blocks.{block}": teacher_name(f"up_blocks.{block}.", size)[:-1] for block in range(up)}
 
 
+def follow_bk(component: Any, small_unet: Any, size: str) -> Any:
+    """A side network without what only the layers that went would read; None for any other component."""
+    if isinstance(component, ControlNetModel):
+        return bk_controlnet(component, size)
+    follow = getattr(component, "follow_cut", None)
+    return None if follow is None else follow(small_unet)
+
+
 def bk_controlnet(branch: ControlNetModel, size: str) -> Any:
     """A control branch without the residuals of layers that the smaller U-Net lost, and without what only they read.
 

@@ -11,9 +11,10 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
-from ..models.stablesr import StableSRUNet2DConditionModel
+from ..models.stablesr import StableSRStructureEncoder, StableSRUNet2DConditionModel
 from .controlnet import branch_plan, keep_residuals, prune_controlnet
 from .unet import OF_CUTS, depth_skip
+from .widths import with_widths
 
 
 class _Cut:
@@ -25,7 +26,7 @@ class _Cut:
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any) -> Any:
         value = config.get(cls.key)
-        model = cls.uncut.from_config({k: v for k, v in config.items() if k not in OF_CUTS}, **kwargs)
+        model = cls.uncut.from_config({k: v for k, v in config.items() if k not in (*OF_CUTS, "widths")}, **kwargs)
         return model if value is None else named(cls.cut(model, value, config))
 
     @staticmethod
@@ -58,12 +59,38 @@ class FewerResidualsControlNetModel(_Cut, ControlNetModel):
         return keep_residuals(model, value)
 
 
-_CLASSES = {(cls.uncut, cls.key): cls for cls in _Cut.__subclasses__()}
+class _Narrow(_Cut):
+    key = "widths"
+
+    @staticmethod
+    def cut(model: Any, value: Any, config: Any) -> Any:
+        return with_widths(model, value)
+
+
+class NarrowUNet2DConditionModel(_Narrow, UNet2DConditionModel):
+    uncut = UNet2DConditionModel
+
+
+class NarrowStableSRUNet2DConditionModel(_Narrow, StableSRUNet2DConditionModel):
+    uncut = StableSRUNet2DConditionModel
+
+
+class NarrowControlNetModel(_Narrow, ControlNetModel):
+    uncut = ControlNetModel
+
+
+class NarrowStableSRStructureEncoder(_Narrow, StableSRStructureEncoder):
+    uncut = StableSRStructureEncoder
+
+
+_CLASSES = {
+    (cls.uncut, cls.key): cls for cls in (*_Cut.__subclasses__(), *_Narrow.__subclasses__()) if cls is not _Narrow
+}
 
 
 def named(component: Any) -> Any:
     """Give a cut component, in place, the class that saves and loads it; others stay as they are."""
-    for key in ("residuals", "depth"):
+    for key in ("residuals", "depth", "widths"):
         cls = _CLASSES.get((type(component), key))
         if cls is not None and component.config.get(key) is not None:
             component.__class__ = cls

@@ -15,7 +15,7 @@ import torch
 from diffusers import ControlNetModel, DPMSolverMultistepScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from ..adapters.cut_models import DepthSkipUNet2DConditionModel
+from ..adapters.cut_models import DepthSkipUNet2DConditionModel, NarrowUNet2DConditionModel
 from ..adapters.pipeline import with_components
 from ..adapters.unet import depth, shorten_levels, unet_shape
 from ..core.plan import Plan
@@ -30,8 +30,10 @@ def stock_obstacle(unet: UNet2DConditionModel, depth: int) -> str | None:
         unet: full, or cut to any depth.
         depth: 1 .. full_depth(unet).
     """
-    if type(unet) not in (UNet2DConditionModel, DepthSkipUNet2DConditionModel):
+    if type(unet) not in (UNet2DConditionModel, DepthSkipUNet2DConditionModel, NarrowUNet2DConditionModel):
         return f"{type(unet).__name__} is no class of diffusers"
+    if unet.config.get("widths") is not None:
+        return "its layers are narrower than any configuration says"
     if unet.config.get("stub_kernel") is not None:
         return "a convolution stands at the cut"
     shape = unet_shape(unet)

@@ -2,12 +2,14 @@
 
 `candidates(components, request, *, parameters) -> list[Cut]`, the whole model first and then ever smaller ones;
 `apply(components, cut) -> replaced components`; `words(components, cut) -> str`, how people name it; `SOURCE`; `NEEDS`,
-what of "batches" and "loss" it asks the request for (nothing where it is left out). A method whose candidates are
-depths has `chosen(depth) -> Cut` for the key depth=, and `levels(components) -> int`, the depth of all that is there.
-One that needs more or less by its parameters has `needs(*, parameters)` in place of NEEDS. One that computes weights on
-calibration images has `is_calibrated(cut)` and `calibrate(components, replaced, cut, request)`, which sets them in
-place and returns the names of these components; the depth search stores them beside the recipe.
-One whose parameters name the cut, so that nothing is searched, has `given(*, parameters) -> Cut`. One that knows which
-hidden states of a cut and a whole model correspond has `matched_features(components, cut) -> {name in the cut U-Net:
-name in the whole one}`; distillation finds them by itself for cuts by depth.
+what of "batches" and "loss" it asks the request for (nothing where it is left out), or `needs(*, parameters)`.
+
+- A method whose candidates are depths has `chosen(depth) -> Cut` for the key depth=, and `levels(components) -> int`,
+  the depth of all that is there.
+- One whose parameters settle the cut says `SEARCHES = False`: the last candidate is taken, whatever it is worth. Where
+  they alone name it, `given(*, parameters) -> Cut` does so for every command.
+- One that computes weights on calibration images has `is_calibrated(cut)` and `calibrate(components, replaced, cut,
+  request)`, which sets them in place and returns the names of these components. They are stored beside the recipe.
+- One that knows which hidden states of a cut and a whole model correspond has `matched_features(components, cut) ->
+  {name in the cut U-Net: name in the whole one}`. Distillation finds them by itself for cuts by depth.
 """

@@ -2,13 +2,14 @@
 
 from typing import Any, Literal
 
-from ..adapters.bk_sdm import SIZES, bk_config, bk_controlnet, bk_unet
+from ..adapters.bk_sdm import SIZES, bk_config, bk_unet, follow_bk
 from ..adapters.bk_sdm import matched_features as matched
 from ..core.cut import Cut
 from ..errors import IdcError
 from ..types import CutRequest
 
 SOURCE = "Kim et al., BK-SDM, arXiv 2305.15798, Sec. 3.1"
+SEARCHES = False
 
 
 def candidates(
@@ -40,10 +41,9 @@ def apply(components: dict[str, Any], cut: Cut) -> dict[str, Any]:
     size = _check(components, cut)
     replaced = {"unet": bk_unet(components["unet"], size)}
     for name, component in components.items():
-        if name == "controlnet":
-            replaced[name] = bk_controlnet(component, size)
-        elif hasattr(component, "follow_cut"):
-            replaced[name] = component.follow_cut(replaced["unet"])
+        followed = follow_bk(component, replaced["unet"], size)
+        if followed is not None:
+            replaced[name] = followed
     return replaced
 
 

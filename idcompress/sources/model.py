@@ -80,11 +80,9 @@ class Model:
         found: Cut = method.chosen(depth, **self.parameters)
         return found
 
-    @property
-    def given(self) -> Cut | None:
-        """The cut that the prune method's parameters name; None where it searches for one."""
-        method = self._method(self.prune)
-        return method.given(**self.parameters) if hasattr(method, "given") else None
+    def given(self, request: CutRequest) -> Cut | None:
+        """The cut that the prune method's parameters settle; None where it searches for one."""
+        return None if getattr(self._method(self.prune), "SEARCHES", True) else self.candidates(request)[-1]
 
     def matched_features(self, pipeline: Any, cut: Cut | None) -> dict[str, str] | None:
         """Modules of a cut U-Net whose outputs distillation compares -> the whole one's; None: the trainer finds them.
@@ -122,7 +120,7 @@ class Model:
 
     def cut_further(self, pipeline: Any, depth: int) -> Any:
         """A pipeline of this model, cut or fine-tuned, at a smaller depth: what a step that names one computes."""
-        cut = self._method(self.prune).chosen(depth)
+        cut = Cut(self.prune, {"depth": self.chosen(depth).choice["depth"]})  # zeros, whatever the recipe's own cut has
         return with_components(pipeline, self._method(cut.method).apply(pipeline.components, cut))
 
     def for_recipe(self, recipe: Recipe) -> Any:

@@ -244,13 +244,16 @@ def _with_given(recipe: Recipe, config: Config) -> Recipe:
     """The recipe with the cut that the parameters of the prune method name, where it is one that searches nothing."""
     method = str(config.prune["name"])
     entry = registry.load("prune", method, "prune.name")
-    if not hasattr(entry, "given"):
+    if getattr(entry, "SEARCHES", True):
         return recipe
+    if not hasattr(entry, "given"):
+        if recipe.cut is not None and recipe.cut.method == method:
+            return recipe
+        raise IdcError(f"prune={method}: the cut is made by idc depth-search; run it first, and go on from its recipe")
     own = {name: value for name, value in config.prune.items() if name != "name"}
     cut = entry.given(**registry.bind(entry.candidates, own, "prune"))
     if cut == recipe.cut:
         return recipe
-    check_calibrated(entry, method, cut)
     if recipe.weights:
         raise IdcError(f"prune={method}: the recipe's weights belong to another cut ({recipe.kept}); drop one")
     return dataclasses.replace(recipe, cut=cut)

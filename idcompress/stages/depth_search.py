@@ -40,11 +40,11 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     recipe, settings = recipes[0], config.depth_search
     thresholds = parse_thresholds(settings.thresholds)
     bench = bench_for(config, recipe, split="search", num_samples=settings.num_samples)
-    given = bench.model.given if config.depth is None else bench.model.chosen(config.depth)
+    request = cut_request(config, recipe, bench, settings.num_samples)
+    given = bench.model.given(request) if config.depth is None else bench.model.chosen(config.depth)
     if given is not None:
         name = bench.model.words(given) if config.depth is None else f"depth {config.depth}"
         say(f"{name} given, nothing searched: {_size(bench, given)}")
-        request = cut_request(config, recipe, bench, settings.num_samples)
         return [_derive(config, recipe, bench, run_dir, given, request, searched=False)]
 
     # 1. what the whole model makes at the reference steps
@@ -53,7 +53,6 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     references, trace = bench.references(None, original, "full model"), run_dir.trace()
 
     # 2. Alg. 1 over candidates that are evaluated once and then read from the trace
-    request = cut_request(config, recipe, bench, settings.num_samples)
     whole, *smaller = bench.model.candidates(request)
     least = settings.min_depth  # of cuts by depth; others have none
     candidates = [whole, *(cut for cut in smaller if cut.choice.get("depth", least) >= least)]
@@ -105,8 +104,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
 
 
 def _key(cut: Cut) -> Row:
-    """How the trace names a candidate: by its method's own words, {"depth": 9}."""
-    return dict(cut.choice) or {"cut": cut.method}
+    """How the trace names a candidate: by its method's own words, {"depth": 9}, tables left out."""
+    return {k: v for k, v in cut.choice.items() if not isinstance(v, dict)} or {"cut": cut.method}
 
 
 def _found(trace: Trace, cut: Cut) -> Row:
