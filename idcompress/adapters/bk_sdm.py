@@ -8,9 +8,8 @@ stock class in a stock configuration.
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 
-from .controlnet import keep_residuals
 from .unet import shorten_levels
 
 SIZES = ("base", "small", "tiny")
@@ -103,28 +102,3 @@ def matched_features(unet: UNet2DConditionModel, size: str) -> dict[str, str]:
         if getattr(unet.get_submodule(deepest), "attentions", None):
             pairs[f"{deepest}.attentions.0.proj_out"] = f"{deepest}.attentions.1.proj_out"
     return pairs | {f"up_blocks.{block}": teacher_name(f"up_blocks.{block}.", size)[:-1] for block in range(up)}
-
-
-def follow_bk(component: Any, small_unet: Any, size: str) -> Any:
-    """A side network without what only the layers that went would read; None for any other component."""
-    if isinstance(component, ControlNetModel):
-        return bk_controlnet(component, size)
-    follow = getattr(component, "follow_cut", None)
-    return None if follow is None else follow(small_unet)
-
-
-def bk_controlnet(branch: ControlNetModel, size: str) -> Any:
-    """A control branch without the residuals of layers that the smaller U-Net lost, and without what only they read.
-
-    The residuals that stay are the whole branch's: its own layers between them are needed for that and stay.
-    """
-    stages = len(branch.down_blocks) - (size == "tiny")
-    kept, unit = [0], 1
-    for stage, block in enumerate(branch.down_blocks):
-        layers = len(block.resnets)
-        if stage < stages:
-            kept.append(unit)
-            if block.downsamplers and stage < stages - 1:
-                kept.append(unit + layers)
-        unit += layers + bool(block.downsamplers)
-    return keep_residuals(branch, [*kept, unit] if size == "base" else kept)

@@ -70,6 +70,23 @@ def keep_residuals(branch: ControlNetModel, kept: Sequence[int]) -> ControlNetMo
     return pruned
 
 
+def keep_first_layers(branch: ControlNetModel, stages: int, *, has_middle: bool) -> ControlNetModel:
+    """The branch of a U-Net that kept one residual layer of each of its first so many stages.
+
+    It gives the whole branch's residuals of the layers that stayed, of the downsamplers between them, and, where the
+    U-Net has a middle block, of that.
+    """
+    kept, unit = [0], 1
+    for stage, block in enumerate(branch.down_blocks):
+        layers = len(block.resnets)
+        if stage < stages:
+            kept.append(unit)
+            if block.downsamplers and stage < stages - 1:
+                kept.append(unit + layers)
+        unit += layers + bool(block.downsamplers)
+    return keep_residuals(branch, [*kept, unit] if has_middle else kept)
+
+
 def _only_kept(branch: ControlNetModel, args: tuple[Any, ...], output: Any) -> Any:
     kept = [output[0][number] for number in branch.config.residuals if number < len(output[0])]
     if isinstance(output, tuple):

@@ -2,8 +2,9 @@
 
 from typing import Any, Literal
 
-from ..adapters.bk_sdm import SIZES, bk_config, bk_unet, follow_bk
+from ..adapters.bk_sdm import SIZES, bk_config, bk_unet
 from ..adapters.bk_sdm import matched_features as matched
+from ..adapters.side_networks import follow_first_layers
 from ..core.cut import Cut
 from ..errors import IdcError
 from ..types import CutRequest
@@ -41,7 +42,7 @@ def apply(components: dict[str, Any], cut: Cut) -> dict[str, Any]:
     size = _check(components, cut)
     replaced = {"unet": bk_unet(components["unet"], size)}
     for name, component in components.items():
-        followed = follow_bk(component, replaced["unet"], size)
+        followed = follow_first_layers(component, replaced["unet"])
         if followed is not None:
             replaced[name] = followed
     return replaced
