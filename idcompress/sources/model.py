@@ -114,7 +114,7 @@ class Model:
         """
         replaced, method = self._replaced(cut), self._method(cut.method)
         names: list[str] = []
-        if hasattr(method, "is_calibrated") and method.is_calibrated(cut):
+        if replaced and hasattr(method, "is_calibrated") and method.is_calibrated(cut):
             names = method.calibrate(self.pipeline.components, replaced, cut, request)
         return with_components(self.pipeline, replaced), names
 
