@@ -67,7 +67,7 @@ def teacher_name(name: str, size: str) -> str:
 
 
 def bk_unet(unet: UNet2DConditionModel, size: str) -> Any:
-    """A U-Net's smaller form with the weights that stay, copied; the argument stays as it is.
+    """A U-Net's smaller form over the weights that stay, which are shared, not copied; the argument stays as it is.
 
     Args:
         unet: of any class that its configuration builds, in any dtype, also on the meta device.
@@ -81,7 +81,7 @@ def bk_unet(unet: UNet2DConditionModel, size: str) -> Any:
     with torch.device("meta"):
         small = type(unet).from_config(config)
     weights = unet.state_dict()
-    own = {name: weights[teacher_name(name, size)].clone() for name in small.state_dict()}
+    own = {name: weights[teacher_name(name, size)] for name in small.state_dict()}
     small.load_state_dict(own, strict=True, assign=True)
     return small.train(unet.training).requires_grad_(next(unet.parameters()).requires_grad)
 
