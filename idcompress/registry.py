@@ -101,7 +101,7 @@ def bind(function: Any, parameters: dict[str, Any], key: str) -> dict[str, Any]:
             continue
         if origin is Literal:
             if value not in choices:
-                faults.append(f"{key}.{name} must be one of {', '.join(choices)}, got {value!r}")
+                faults.append(f"{key}.{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
             continue
         wanted = (int, float) if isinstance(default, float) else type(default)
         plain = default is None or default is inspect.Parameter.empty

@@ -66,14 +66,15 @@ class CutRequest:
 
     Attributes:
         batches: training batches to calibrate with, the same ones at every call; None where it asked for none.
-        loss: (components, batch) -> the task's own training loss, a tensor (), of the model with these components in
-            place of its own. Gradients flow to whatever of them wants some; those of the loaded model want none, and
-            a method lets its own copies. None where it asked for none.
+        loss: (components, batch[, timestep]) -> the task's own training loss, a tensor (), of the model with these
+            components in place of its own. Gradients flow to whatever of them wants some; those of the loaded model
+            want none, and a method lets its own copies. Each sample's timestep is drawn, unless one is given for all;
+            its noise is always the same. None where it asked for none.
         seed: for methods that draw random numbers.
     """
 
     batches: Callable[[], Iterable[Any]] | None = None
-    loss: Callable[[Any, Any], Tensor] | None = None
+    loss: Callable[..., Tensor] | None = None
     seed: int = 0
 
 

@@ -120,7 +120,10 @@ class UNet(nn.Module):
         control = (
             {
                 "down_block_additional_residuals": residuals[: self.units],
-                "mid_block_additional_residual": residuals[-1],  # a cut U-Net takes zero for it
+                # A cut branch has none, and a cut U-Net adds none.
+                "mid_block_additional_residual": residuals[-1]
+                if len(residuals) > self.units
+                else residuals[0].new_zeros(1, 1, 1, 1),
             }
             if residuals
             else {}

@@ -5,7 +5,7 @@ from typing import Any
 from diffusers import ControlNetModel
 
 from ..core.skip_plan import SkipPlan
-from .controlnet import prune_controlnet
+from .controlnet import keep_first_layers, prune_controlnet
 
 
 def follow_cut(component: Any, cut_unet: Any, plan: SkipPlan) -> Any:
@@ -20,5 +20,13 @@ def follow_cut(component: Any, cut_unet: Any, plan: SkipPlan) -> Any:
     """
     if isinstance(component, ControlNetModel):
         return prune_controlnet(component, plan)
+    follow = getattr(component, "follow_cut", None)
+    return None if follow is None else follow(cut_unet)
+
+
+def follow_first_layers(component: Any, cut_unet: Any) -> Any:
+    """The same for a U-Net that kept one residual layer of each stage of its encoder, and maybe fewer stages."""
+    if isinstance(component, ControlNetModel):
+        return keep_first_layers(component, len(cut_unet.down_blocks), has_middle=cut_unet.mid_block is not None)
     follow = getattr(component, "follow_cut", None)
     return None if follow is None else follow(cut_unet)

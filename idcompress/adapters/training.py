@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +66,7 @@ class Finetuning(pl.LightningModule):
         timesteps: training timesteps to draw from, each equally likely.
         preview: called with the step before the first update and at every validation, with the averaged weights in
             place. A continued run may call it again with a step that it knows. The numbers it returns are logged.
+        matched: modules of the student's U-Net whose outputs are compared -> the teacher's; None: `matched_blocks`.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Finetuning(pl.LightningModule):
         schedule: str,
         warmup_steps: int,
         preview: Callable[[int], dict[str, float]],
+        matched: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters({"identity": identity})
@@ -94,7 +96,10 @@ class Finetuning(pl.LightningModule):
         self.conditioning_dropout = conditioning_dropout
         self.timesteps = torch.tensor(timesteps)
         self.process = process_of(student.scheduler)
-        self.blocks = matched_blocks(student.unet, teacher.unet) if weights["features"] else []
+        self.matched: dict[str, str] = {}
+        if weights["features"]:
+            same = {name: name for name in matched_blocks(student.unet, teacher.unet)} if matched is None else matched
+            self.matched = dict(same)
         self._optimizer, self._schedule, self._warmup_steps = optimizer, schedule, warmup_steps
 
     def setup(self, stage: str) -> None:
@@ -152,15 +157,15 @@ class Finetuning(pl.LightningModule):
         )
         # 2. The pruned model, and the full one on the same input.
         given = noised.sample, noised.timesteps, noised.conditioning
-        with _features(student.unet, self.blocks) as features:
+        with _features(student.unet, dict(zip(self.matched, self.matched, strict=True))) as features:
             output = self.task.predict(student, *given)
         terms = {"task": F.mse_loss(output.float(), noised.target)} if self.weights["task"] else {}
         if teacher is not None:
-            with torch.no_grad(), _features(teacher.unet, self.blocks) as wanted_features:
+            with torch.no_grad(), _features(teacher.unet, self.matched) as wanted_features:
                 wanted = self.task.predict(teacher, *given)
             if self.weights["output"]:
                 terms["output"] = F.mse_loss(output.float(), wanted.float())
-            if self.blocks:
+            if self.matched:
                 terms["features"] = feature_loss(features, wanted_features)
         return terms
 
@@ -218,8 +223,12 @@ def _layout(block: Any) -> tuple[int, bool]:
 
 
 @contextmanager
-def _features(unet: nn.Module, blocks: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Collect the hidden states that some blocks put out while the context is open."""
+def _features(unet: nn.Module, modules: Mapping[str, str]) -> Iterator[dict[str, Tensor]]:
+    """Collect the hidden states that some modules put out while the context is open.
+
+    Args:
+        modules: what to call a state -> name of the module.
+    """
     features: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -228,7 +237,7 @@ def _features(unet: nn.Module, blocks: Sequence[str]) -> Iterator[dict[str, Tens
 
         return hook
 
-    handles = [unet.get_submodule(name).register_forward_hook(keep(name)) for name in blocks]
+    handles = [unet.get_submodule(name).register_forward_hook(keep(key)) for key, name in modules.items()]
     try:
         yield features
     finally:

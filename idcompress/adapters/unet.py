@@ -13,6 +13,28 @@ from ..core.skip_plan import SkipPlan, UNetShape, skip_plan
 
 Model = TypeVar("Model", bound=nn.Module)
 
+# Configuration entries that say how a network was cut.
+OF_CUTS = ("depth", "stub_kernel", "residuals")
+
+# Configuration entries that may hold one value per level, outermost first.
+_PER_LEVEL = (
+    "down_block_types",
+    "block_out_channels",
+    "attention_head_dim",
+    "num_attention_heads",
+    "only_cross_attention",
+    "cross_attention_dim",
+    "transformer_layers_per_block",
+)
+
+
+def shorten_levels(config: dict[str, Any], levels: int) -> dict[str, Any]:
+    """A network's configuration for its first so many levels, but for what it says of up blocks."""
+    return {
+        name: value[:levels] if name in _PER_LEVEL and isinstance(value, (list, tuple)) else value
+        for name, value in config.items()
+    }
+
 
 def full_depth(unet: UNet2DConditionModel) -> int:
     """Depth of the uncut U-Net: its skips plus the middle block, 13 for Stable Diffusion.
@@ -27,7 +49,7 @@ def depth(unet: UNet2DConditionModel) -> int:
     return int(unet.config.get("depth") or full_depth(unet))
 
 
-def depth_skip(unet: UNet2DConditionModel, depth: int) -> UNet2DConditionModel:
+def depth_skip(unet: UNet2DConditionModel, depth: int, *, stub_kernel: int | None = None) -> UNet2DConditionModel:
     """Cut a U-Net at a depth, exactly as the released code skips it.
 
     The result keeps encoder units 0 .. depth - 1 and the decoder units that read their skips; zeros stand for the
@@ -39,6 +61,8 @@ def depth_skip(unet: UNet2DConditionModel, depth: int) -> UNet2DConditionModel:
     Args:
         unet: any UNet2DConditionModel, in any dtype, also on the meta device, also one cut before to a larger depth.
         depth: levels to keep, 1 .. full_depth(unet), 1-based as in the paper.
+        stub_kernel: side of a convolution of the last kept skip that stands in place of the zeros, and gives zeros
+            until it is fitted (`adapters.stub`). None: the paper's zeros.
 
     Returns:
         A new, smaller model with `config.depth == depth`.
@@ -56,6 +80,13 @@ def depth_skip(unet: UNet2DConditionModel, depth: int) -> UNet2DConditionModel:
     if depth == plan.full_depth:
         return pruned
     pruned.register_to_config(depth=depth)
+    if stub_kernel is not None:
+        like = next(pruned.parameters())
+        skip_channels = unet_shape(unet).skip_channels[depth - 1]
+        pruned.mid_block = StubHidden(skip_channels, plan.hidden_channels, stub_kernel).to(like.device, like.dtype)
+        pruned.mid_block.requires_grad_(like.requires_grad).train(pruned.training)
+    if stub_kernel is not None or unet.config.get("stub_kernel") is not None:
+        pruned.register_to_config(stub_kernel=stub_kernel)
     if present is None:
         pruned.register_forward_pre_hook(_ignore_dropped_residuals, with_kwargs=True)
     return pruned
@@ -63,13 +94,13 @@ def depth_skip(unet: UNet2DConditionModel, depth: int) -> UNet2DConditionModel:
 
 def unet_shape(unet: UNet2DConditionModel) -> UNetShape:
     """Read a U-Net's shape from its configuration, built on the meta device: no weights, no memory."""
-    key = repr(sorted((k, v) for k, v in unet.config.items() if not k.startswith("_") and k != "depth"))
+    key = repr(sorted((k, v) for k, v in unet.config.items() if not k.startswith("_") and k not in OF_CUTS))
     cache_key = (type(unet), key)
     if cache_key not in _SHAPES:
         model = unet
         if unet.config.get("depth") is not None:
             with torch.device("meta"):
-                model = type(unet).from_config({k: v for k, v in unet.config.items() if k != "depth"})
+                model = type(unet).from_config({k: v for k, v in unet.config.items() if k not in OF_CUTS})
         _SHAPES[cache_key] = _measure(model)
     return _SHAPES[cache_key]
 
@@ -183,6 +214,19 @@ class ZeroHidden(nn.Module):
 
     def extra_repr(self) -> str:
         return f"hidden_channels={self.hidden_channels}"
+
+
+class StubHidden(nn.Module):
+    """Stands in the middle of a cut U-Net: predicts the hidden state at the cut from the last kept skip."""
+
+    def __init__(self, skip_channels: int, hidden_channels: int, kernel: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(skip_channels, hidden_channels, kernel, padding=kernel // 2)
+        for parameter in self.conv.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, sample: Tensor, *_: Any) -> Tensor:
+        return self.conv(sample)
 
 
 def _ignore_dropped_residuals(

@@ -44,8 +44,12 @@ class Calibration:
             numbers = list(range(start, min(start + self.bench.batch_size, self.num_samples)))
             yield TrainingBatch(numbers, [self.samples(number)[0] for number in numbers], {})
 
-    def loss(self, components: Mapping[str, Any], batch: TrainingBatch) -> Tensor:
-        """The mean squared error of the model with these components, at any of its training timesteps; a tensor ()."""
+    def loss(self, components: Mapping[str, Any], batch: TrainingBatch, timestep: int | None = None) -> Tensor:
+        """The mean squared error of the model with these components; a tensor ().
+
+        Args:
+            timestep: None draws any of the training timesteps for each sample.
+        """
         bench, own = self.bench, self.bench.model.pipeline
         pipeline = with_components(own, {name: c for name, c in components.items() if c is not getattr(own, name)})
         unet, process = pipeline.unet, bench.model.process
@@ -54,7 +58,7 @@ class Calibration:
             pipeline,
             process,
             batch,
-            torch.arange(process.num_train_timesteps),
+            torch.arange(process.num_train_timesteps) if timestep is None else torch.tensor([timestep]),
             seed=bench.seed,
             dropout=0.0,
             device=unet.device,

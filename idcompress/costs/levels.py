@@ -32,7 +32,7 @@ def level_modules(unet: Any) -> list[tuple[str, ...]]:
         decoder += _layers(block, f"up_blocks.{number}")
         decoder[-1] += tuple(_samplers(block, "upsamplers", f"up_blocks.{number}"))
     levels = [e + d for e, d in zip(encoder, reversed(decoder), strict=True)]
-    has_middle = unet.mid_block is not None and any(True for _ in unet.mid_block.parameters())
+    has_middle = unet.mid_block is not None and unet.config.get("depth") is None  # a cut U-Net's stub is no level
     return [*levels, ("mid_block",)] if has_middle else levels
 
 

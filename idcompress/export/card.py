@@ -82,7 +82,7 @@ class Card:
     @property
     def depth(self) -> str:
         if self.recipe.depth is None:
-            return "full"
+            return "full" if self.recipe.cut is None else self.recipe.kept
         return f"{self.recipe.depth}" + (f", inside the stock form of depth {self.host}" if self.host else "")
 
     def _header(self) -> list[str]:

@@ -15,23 +15,12 @@ import torch
 from diffusers import ControlNetModel, DPMSolverMultistepScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from ..adapters.cut_models import DepthSkipUNet2DConditionModel
+from ..adapters.cut_models import DepthSkipUNet2DConditionModel, NarrowUNet2DConditionModel
 from ..adapters.pipeline import with_components
-from ..adapters.unet import depth, unet_shape
+from ..adapters.unet import depth, shorten_levels, unet_shape
 from ..core.plan import Plan
 from ..core.skip_plan import SkipPlan, skip_plan
 from ..runs import files
-
-# Configuration entries that may hold one value per level, outermost first.
-_PER_LEVEL = (
-    "down_block_types",
-    "block_out_channels",
-    "attention_head_dim",
-    "num_attention_heads",
-    "only_cross_attention",
-    "cross_attention_dim",
-    "transformer_layers_per_block",
-)
 
 
 def stock_obstacle(unet: UNet2DConditionModel, depth: int) -> str | None:
@@ -41,8 +30,12 @@ def stock_obstacle(unet: UNet2DConditionModel, depth: int) -> str | None:
         unet: full, or cut to any depth.
         depth: 1 .. full_depth(unet).
     """
-    if type(unet) not in (UNet2DConditionModel, DepthSkipUNet2DConditionModel):
+    if type(unet) not in (UNet2DConditionModel, DepthSkipUNet2DConditionModel, NarrowUNet2DConditionModel):
         return f"{type(unet).__name__} is no class of diffusers"
+    if unet.config.get("widths") is not None:
+        return "its layers are narrower than any configuration says"
+    if unet.config.get("stub_kernel") is not None:
+        return "a convolution stands at the cut"
     shape = unet_shape(unet)
     if depth == shape.full_depth:
         return None
@@ -53,6 +46,14 @@ def stock_obstacle(unet: UNet2DConditionModel, depth: int) -> str | None:
     if hidden % group:
         return f"a normalisation group of {group} channels mixes the {hidden} zeros with the skip"
     return None
+
+
+def branch_obstacle(pipeline: Any) -> str | None:
+    """Why stock diffusers cannot express a pipeline's control branch; None where it can, or where there is none."""
+    branch = pipeline.components.get("controlnet")
+    if branch is None or branch.config.get("residuals") is None:
+        return None
+    return "the control branch has layers between the residuals that it gives, which no stock branch can have"
 
 
 def host_depth(unet: UNet2DConditionModel) -> int | None:
@@ -79,7 +80,7 @@ def stock_unet(unet: UNet2DConditionModel, host: int) -> UNet2DConditionModel:
     levels = _levels(plan)
     config = _own_entries(unet.config)
     if host < shape.full_depth:
-        config = _shorten(config, levels)
+        config = shorten_levels(config, levels)
         config["layers_per_block"] = [layers or 0 for layers in plan.down_layers[:levels]]
         config["up_block_types"] = config["up_block_types"][-levels:]
         config["mid_block_type"] = None
@@ -116,7 +117,7 @@ def stock_controlnet(branch: ControlNetModel, levels: int) -> ControlNetModel:
     """
     if branch.config.get("depth") is None:
         return branch
-    config = _shorten(_own_entries(branch.config), levels)
+    config = shorten_levels(_own_entries(branch.config), levels)
     config["mid_block_type"] = "UNetMidBlock2D"  # the smallest there is
     with torch.device("meta"):
         stock = ControlNetModel.from_config(config)
@@ -131,13 +132,6 @@ def _levels(plan: SkipPlan) -> int:
 def _own_entries(config: Any) -> dict[str, Any]:
     """A configuration without our depth and without diffusers' private notes, which would overrule changed entries."""
     return {name: value for name, value in config.items() if name != "depth" and not name.startswith("_")}
-
-
-def _shorten(config: dict[str, Any], levels: int) -> dict[str, Any]:
-    return {
-        name: value[:levels] if name in _PER_LEVEL and isinstance(value, (list, tuple)) else value
-        for name, value in config.items()
-    }
 
 
 def _fill(stock: Any, weights: dict[str, Tensor], full_model_name: Any) -> Any:

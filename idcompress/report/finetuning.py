@@ -49,8 +49,8 @@ def tuned_point(compression: Compression) -> tuple[int, dict[str, float | None]]
 def section(compression: Compression, stage: Stage) -> tuple[str, list[Table | Picture]]:
     """What the fine-tuning did: in words, before and after in numbers, over its updates, and in pictures."""
     entry, metrics, judged = stage.entry, stage.metrics, stage.metrics["judged"]
-    kept, depth = metrics["kept_step"], metrics["depth"]
-    text = f"{entry['steps']} updates of {entry['batch_size']} images at depth {depth}, loss={entry['loss']}, on "
+    kept, cut = metrics["kept_step"], _cut(metrics)
+    text = f"{entry['steps']} updates of {entry['batch_size']} images at {cut}, loss={entry['loss']}, on "
     text += f"{entry['data']['photographs']} photographs, of which those below were only looked at. "
     if kept is None:
         text += f"A threshold is missed even so ({'; '.join(judged['missed'])}): the searched depth stays, untrained."
@@ -65,7 +65,7 @@ def section(compression: Compression, stage: Stage) -> tuple[str, list[Table | P
     assert stage.folder is not None
     grid = stage.folder / "previews" / f"step_{shown['step']:06d}.png"
     if grid.is_file():
-        alt = f"validation images: input, full model, depth {depth} before fine-tuning and at update {shown['step']}"
+        alt = f"validation images: input, full model, {cut} before fine-tuning and at update {shown['step']}"
         with Image.open(grid) as image:
             parts.append(Picture(grid.read_bytes(), alt, min(image.width, 840)))
     return text, parts
@@ -76,7 +76,7 @@ def _before_and_after(
 ) -> Table:
     metrics, judged, search = stage.metrics, stage.metrics["judged"], compression.stage("depth_search")
     rows: list[list[Cell]] = []
-    probed = {int(row["depth"]): row for row in search.trace} if search else {}
+    probed = {row.get("depth"): row for row in search.trace} if search else {}
     for name in judged.get("metrics", {}):
         before = probed.get(metrics["depth"], {}).get("num_images", judged["num_images"])
         count = f"{judged['num_images']}" if before == judged["num_images"] else f"{before} and {judged['num_images']}"
@@ -85,7 +85,12 @@ def _before_and_after(
     for name in metrics["before"]:
         label = f"{name}, {metrics['num_images']} validation images"
         rows.append([label, _value(name, stage.trace[0], units), _value(name, shown, units)])
-    return Table([f"depth {metrics['depth']}", "before", f"after {shown['step']} updates"], rows)
+    return Table([_cut(metrics), "before", f"after {shown['step']} updates"], rows)
+
+
+def _cut(metrics: Mapping[str, Any]) -> str:
+    """What was trained, in words."""
+    return f"depth {metrics['depth']}" if metrics["depth"] is not None else str(metrics["kept"])
 
 
 def _value(name: str, row: Mapping[str, Any], units: Mapping[str, str]) -> str:

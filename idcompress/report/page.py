@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import registry
+from ..runs.recipe import Recipe
 from . import figures, finetuning
 from .cite import citations
 from .collect import Compression, Stage
@@ -109,14 +110,17 @@ def _depth(compression: Compression) -> list[Block]:
     blocks: list[Block] = [Heading("Depth")]
     search = compression.stage("depth_search")
     if search is None:
-        depth = compression.evaluations[0].recipe.depth
-        why = f"The depth was given ({depth}), not searched" if depth else "No depth search: the U-Net is whole"
+        recipe = compression.evaluations[0].recipe
+        why = f"{_given(recipe)}, not searched" if recipe.cut else "No depth search: the U-Net is whole"
         return [*blocks, Text(f"{why}, so there is no curve over depth.")]
     if search.folder is None:
         return [*blocks, Text(_gone(search))]
     if not search.trace:
-        given = search.entry.get("depth")
-        return [*blocks, Text(f"The depth was given ({given}), not searched, so there is no curve over depth.")]
+        given = _given(compression.evaluations[0].recipe)
+        return [*blocks, Text(f"{given}, not searched, so there is no curve over depth.")]
+    if "depth" not in search.trace[0]:
+        probed = len(search.trace)
+        return [*blocks, Text(f"{probed} cuts were probed that are no depths, so there is no curve over depth.")]
     metrics = search.metrics
     units = {name: row["unit"] for name, row in compression.evaluations[0].values.items()}
     rows = sorted(search.trace, key=lambda row: -int(row["depth"]))
@@ -136,6 +140,10 @@ def _depth(compression: Compression) -> list[Block]:
     for row in rows:
         lines += [f"Depth {row['depth']}, {name}: {note}, so it has no point." for name, note in row["notes"].items()]
     return [*blocks, *([Items(lines)] if lines else [])]
+
+
+def _given(recipe: Recipe) -> str:
+    return f"The depth was given ({recipe.depth})" if recipe.depth else f"The cut was given ({recipe.kept})"
 
 
 def _finetuning(compression: Compression) -> list[Block]:

@@ -83,6 +83,7 @@ def _component_table(result: dict[str, Any]) -> tuple[str, Table]:
             if totals[key]["unet_cut_only"] != totals[key]["compressed"]:
                 add("  cut, side networks whole", totals[key]["unet_cut_only"])
     depth = f" Cut at depth {totals['depth']} of {totals['full_depth']}." if totals["depth"] else ""
+    depth = depth or (f" Cut: {totals['kept']}." if "kept" in totals else "")
     return f"Components: parameters by both rules, and GMAC of one call for one image.{depth}", table
 
 

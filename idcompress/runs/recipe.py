@@ -110,6 +110,16 @@ class Recipe:
         return None if self.cut is None else self.cut.choice.get("depth")
 
     @property
+    def kept(self) -> str:
+        """What is kept of the model, in words: "depth 9", "bk_sdm base", "full depth"."""
+        if self.cut is None:
+            return "full depth"
+        if self.depth is not None:
+            return f"depth {self.depth}"
+        plain = [str(value) for value in self.cut.choice.values() if isinstance(value, (str, int, float))]
+        return " ".join([self.cut.method, *plain])
+
+    @property
     def timesteps(self) -> tuple[float, ...] | None:
         """The timesteps that were chosen, never increasing; None where any number of uniform ones may be taken."""
         return None if self.plan is None or self.free_steps else self.plan.timesteps

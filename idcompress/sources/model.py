@@ -65,7 +65,7 @@ class Model:
     @property
     def needs(self) -> tuple[str, ...]:
         """What the prune method asks a request for."""
-        return tuple(getattr(self._method(self.prune), "NEEDS", ()))
+        return needs_of(self._method(self.prune), self.parameters)
 
     @property
     def full_depth(self) -> int:
@@ -82,8 +82,21 @@ class Model:
         method = self._method(self.prune)
         if not hasattr(method, "chosen"):
             raise IdcError(f"depth={depth}: prune={self.prune} has no depths; use prune=depth_skip or drop depth=")
-        found: Cut = method.chosen(depth)
+        found: Cut = method.chosen(depth, **self.parameters)
         return found
+
+    def given(self, request: CutRequest) -> Cut | None:
+        """The cut that the prune method's parameters settle; None where it searches for one."""
+        return None if getattr(self._method(self.prune), "SEARCHES", True) else self.candidates(request)[-1]
+
+    def matched_features(self, pipeline: Any, cut: Cut | None) -> dict[str, str] | None:
+        """Modules of a cut U-Net whose outputs distillation compares -> the whole one's; None: the trainer finds them.
+
+        Args:
+            pipeline: after the cut.
+        """
+        match = None if cut is None else getattr(self._method(cut.method), "matched_features", None)
+        return None if match is None else match(pipeline.components, cut)
 
     def words(self, cut: Cut | None) -> str:
         """A cut as people name it: "depth 9 of 13"."""
@@ -98,9 +111,21 @@ class Model:
         """The pipeline after a cut. What it keeps of the whole model is shared with it: copy what is to be trained."""
         return self.pipeline if cut is None else with_components(self.pipeline, self._replaced(cut))
 
+    def calibrated(self, cut: Cut, request: CutRequest) -> tuple[Any, list[str]]:
+        """The pipeline after a cut with the weights that its method computes on calibration images, if it does.
+
+        Returns:
+            the pipeline, and the components whose weights are not simply the whole model's: a recipe must store them.
+        """
+        replaced, method = self._replaced(cut), self._method(cut.method)
+        names: list[str] = []
+        if replaced and hasattr(method, "is_calibrated") and method.is_calibrated(cut):
+            names = method.calibrate(self.pipeline.components, replaced, cut, request)
+        return with_components(self.pipeline, replaced), names
+
     def cut_further(self, pipeline: Any, depth: int) -> Any:
         """A pipeline of this model, cut or fine-tuned, at a smaller depth: what a step that names one computes."""
-        cut = self.chosen(depth)
+        cut = Cut(self.prune, {"depth": self.chosen(depth).choice["depth"]})  # zeros, whatever the recipe's own cut has
         return with_components(pipeline, self._method(cut.method).apply(pipeline.components, cut))
 
     def for_recipe(self, recipe: Recipe) -> Any:
@@ -122,6 +147,11 @@ class Model:
 
     def _method(self, name: str) -> ModuleType:
         return registry.load("prune", name, "prune.name")
+
+
+def needs_of(method: ModuleType, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a prune method asks a request for: its NEEDS, or what it needs for these parameters."""
+    return tuple(method.needs(**parameters) if hasattr(method, "needs") else getattr(method, "NEEDS", ()))
 
 
 def load_weights(pipeline: Any, recipe: Recipe) -> None:

@@ -197,9 +197,8 @@ def describe(config: Config, recipes: list[Recipe], paths: list[Path], stage: st
     """The first line of a run: what it starts from."""
     if paths:
         names = ", ".join(show(path) for path in paths)
-        depth = f"depth {recipes[0].depth}" if recipes[0].depth else "full depth"
         steps = "/".join(str(recipe.num_inference_steps) for recipe in recipes)
-        return f"recipe: {names} (made by {recipes[0].stage or 'hand'}: {depth}, {steps} steps)"
+        return f"recipe: {names} (made by {recipes[0].stage or 'hand'}: {recipes[0].kept}, {steps} steps)"
     if recipes[0].stage == "export":
         return f"model: {config.model.path}, exported, {recipes[0].num_inference_steps} steps"
     why = ""
@@ -247,12 +246,14 @@ def set_threads(threads: int) -> None:
 
 
 def with_depth(recipe: Recipe, config: Config) -> Recipe:
-    """The recipe at the depth that the command line fixes (depth=9), if it does.
+    """The recipe with the cut that the command line fixes (depth=9, prune=bk_sdm), if it does.
 
     Raises:
-        IdcError: the recipe holds weights that were fine-tuned at another depth, or its method knows no depths.
+        IdcError: the recipe holds weights of another cut, or its method knows no depths.
     """
-    if config.depth is None or config.depth == recipe.depth:
+    if config.depth is None:
+        return _with_given(recipe, config)
+    if config.depth == recipe.depth:
         return recipe
     if recipe.weights:
         raise IdcError(f"depth={config.depth}: the recipe's weights were fine-tuned at depth {recipe.depth}; drop one")
@@ -260,7 +261,38 @@ def with_depth(recipe: Recipe, config: Config) -> Recipe:
     entry = registry.load("prune", method, "prune.name")
     if not hasattr(entry, "chosen"):
         raise IdcError(f"depth={config.depth}: prune={method} has no depths; use prune=depth_skip or drop depth=")
-    return dataclasses.replace(recipe, cut=entry.chosen(config.depth))
+    own = {name: value for name, value in config.prune.items() if name != "name"} if recipe.cut is None else {}
+    cut = entry.chosen(config.depth, **registry.bind(entry.candidates, own, "prune"))
+    check_calibrated(entry, method, cut)
+    return dataclasses.replace(recipe, cut=cut)
+
+
+def check_calibrated(entry: Any, method: str, cut: Any) -> None:
+    """Raise IdcError where a cut wants weights that only the depth search computes."""
+    if hasattr(entry, "is_calibrated") and entry.is_calibrated(cut):
+        raise IdcError(
+            f"prune={method}: this cut has weights that the depth search computes on photographs; run idc depth-search "
+            "with the same keys first, and go on from its recipe"
+        )
+
+
+def _with_given(recipe: Recipe, config: Config) -> Recipe:
+    """The recipe with the cut that the parameters of the prune method name, where it is one that searches nothing."""
+    method = str(config.prune["name"])
+    entry = registry.load("prune", method, "prune.name")
+    if getattr(entry, "SEARCHES", True):
+        return recipe
+    if not hasattr(entry, "given"):
+        if recipe.cut is not None and recipe.cut.method == method:
+            return recipe
+        raise IdcError(f"prune={method}: the cut is made by idc depth-search; run it first, and go on from its recipe")
+    own = {name: value for name, value in config.prune.items() if name != "name"}
+    cut = entry.given(**registry.bind(entry.candidates, own, "prune"))
+    if cut == recipe.cut:
+        return recipe
+    if recipe.weights:
+        raise IdcError(f"prune={method}: the recipe's weights belong to another cut ({recipe.kept}); drop one")
+    return dataclasses.replace(recipe, cut=cut)
 
 
 def provenance(

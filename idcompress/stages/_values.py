@@ -23,7 +23,7 @@ from ..images.photo_sets import Photograph
 from ..runs.recipe import Recipe
 from ..runs.timing import part
 from ..sources.load import load_source, shared_model
-from ..sources.model import Model
+from ..sources.model import Model, needs_of
 from ..tasks._task import Task
 from ..types import CutRequest, Schedule, ScheduleRequest
 
@@ -53,7 +53,7 @@ def loading_settings(config: Config, recipe: Recipe) -> dict[str, Any]:
     entry = registry.load("prune", method, "prune.name")
     parameters = registry.bind(entry.candidates, own, "prune")
     if recipe.cut is None:
-        _check_needs(getattr(entry, "NEEDS", ()), f"prune={method}", recipe.task)
+        _check_needs(needs_of(entry, parameters), f"prune={method}", recipe.task)
     return {"device": config.device, "dtype": config.dtype, "prune": method, "parameters": parameters}
 
 

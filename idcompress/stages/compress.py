@@ -50,12 +50,13 @@ def _stage_config(name: str, config: Config, recipe: Recipe) -> Config:
     """The configuration of one stage. depth= goes to the depth search alone; the others take the recipe's depth.
 
     Fine-tuning cuts compress.fewer_levels more than a search kept: the deeper cut failed untrained, and may hold once
-    it is trained.
+    it is trained. A cut with weights of its own is trained as it is.
     """
     if name == "depth_search":
         return config
     depth = None
-    if name == "finetune" and recipe.stage == "depth_search" and recipe.depth is not None and config.depth is None:
+    searched = recipe.stage == "depth_search" and config.depth is None and not recipe.weights
+    if name == "finetune" and searched and recipe.depth is not None:
         depth = max(config.depth_search.min_depth, recipe.depth - config.compress.fewer_levels)
     keep = "best" if config.finetune.keep == "auto" else config.finetune.keep
     return dataclasses.replace(config, depth=depth, finetune=dataclasses.replace(config.finetune, keep=keep))

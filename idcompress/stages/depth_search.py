@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from safetensors.torch import save
 from torch import Tensor
 
 from ..bench.bench import Bench
@@ -21,6 +22,7 @@ from ..runs import files
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
 from ..runs.trace import Trace
+from ..types import CutRequest
 from ._run import provenance
 from ._values import bench_for, cut_request, plan_of, uniform_plan
 
@@ -38,10 +40,12 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     recipe, settings = recipes[0], config.depth_search
     thresholds = parse_thresholds(settings.thresholds)
     bench = bench_for(config, recipe, split="search", num_samples=settings.num_samples)
-    if config.depth is not None:
-        cut = bench.model.chosen(config.depth)
-        say(f"depth {config.depth} given, nothing searched: {_size(bench, cut)}")
-        return [_derive(config, recipe, bench, run_dir, cut)]
+    request = cut_request(config, recipe, bench, settings.num_samples)
+    given = bench.model.given(request) if config.depth is None else bench.model.chosen(config.depth)
+    if given is not None:
+        name = bench.model.words(given) if config.depth is None else f"depth {config.depth}"
+        say(f"{name} given, nothing searched: {_size(bench, given)}")
+        return [_derive(config, recipe, bench, run_dir, given, request, searched=False)]
 
     # 1. what the whole model makes at the reference steps, once it is asked for
     original = uniform_plan(config, bench.model.process, config.num_inference_steps)
@@ -52,7 +56,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         return bench.references(None, original, "full model", positions)
 
     # 2. Alg. 1 over candidates that are evaluated once and then read from the trace
-    whole, *smaller = bench.model.candidates(cut_request(config, recipe, bench, settings.num_samples))
+    whole, *smaller = bench.model.candidates(request)
     least = settings.min_depth  # of cuts by depth; others have none
     candidates = [whole, *(cut for cut in smaller if cut.choice.get("depth", least) >= least)]
 
@@ -61,7 +65,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     def passes(cut: Cut) -> bool:
         row = trace.find(**_key(cut))
         if row is None:
-            pipeline, began = bench.model.at(cut), time.perf_counter()
+            began = time.perf_counter()
+            pipeline = bench.model.calibrated(cut, request)[0]
 
             def make(positions: Positions) -> Tensor:
                 return bench.images(pipeline, plan, bench.model.words(cut), positions)
@@ -85,7 +90,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         ) from None
 
     # 3. the recipe, and what was sampled for it where a timestep search may look for it
-    made = _derive(config, recipe, bench, run_dir, cut)
+    made = _derive(config, recipe, bench, run_dir, cut, request)
     if not made.weights:
         bench.keep(made, plan, pictures.get(cut, {}))
     if cut == candidates[0]:
@@ -115,8 +120,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
 
 
 def _key(cut: Cut) -> Row:
-    """How the trace names a candidate: by its method's own words, {"depth": 9}."""
-    return dict(cut.choice) or {"cut": cut.method}
+    """How the trace names a candidate: by its method's own words, {"depth": 9}, tables left out."""
+    return {k: v for k, v in cut.choice.items() if not isinstance(v, dict)} or {"cut": cut.method}
 
 
 def _found(trace: Trace, cut: Cut) -> Row:
@@ -161,13 +166,29 @@ def _size(bench: Bench, cut: Cut) -> str:
     )
 
 
-def _derive(config: Config, recipe: Recipe, bench: Bench, run_dir: RunDir, cut: Cut) -> Recipe:
-    """The recipe with the cut; its plan stays as it was."""
-    searched = config.depth is None
-    entry = provenance("depth_search", config, run_dir, bench.photographs if searched else {}, **_key(cut))
+def _derive(
+    config: Config,
+    recipe: Recipe,
+    bench: Bench,
+    run_dir: RunDir,
+    cut: Cut,
+    request: CutRequest,
+    *,
+    searched: bool = True,
+) -> Recipe:
+    """The recipe with the cut, and with the weights that were calibrated for it; its plan stays as it was."""
+    pipeline, names = bench.model.calibrated(cut, request)
+    weights = {}
+    for component in names:
+        path = run_dir / f"{component}.safetensors"
+        files.write_bytes(path, save({k: v.contiguous() for k, v in getattr(pipeline, component).state_dict().items()}))
+        weights[component] = {"file": path.name, "sha256": files.file_digest(path)}
+    seen = bench.photographs if searched or names else {}
+    entry = provenance("depth_search", config, run_dir, seen, **_key(cut))
     return recipe.derive(
         entry,
         model=bench.model.source,
         cut=None if bench.model.is_whole(cut) else cut,
         plan=plan_of(config, recipe, bench.model.process),
+        **({"weights": weights} if weights else {}),
     )

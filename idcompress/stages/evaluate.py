@@ -128,7 +128,7 @@ def _evaluate(config: Config, portions: Portions, recipe: Recipe, folder: Path) 
     # 4. files, and the same on the terminal
     files.write_text(folder / "per_image.csv", _per_image(examples, list(ready), values))
     recipe_file = files.write_json(folder / "evaluated_recipe.json", recipe.to_json())
-    _print(metrics, plain, samplers, list(ready), f"depth {recipe.depth or 'full'}, {len(plan)} steps")
+    _print(metrics, plain, samplers, list(ready), f"{recipe.kept}, {len(plan)} steps")
     return {
         "version": 1,
         "task": recipe.task,

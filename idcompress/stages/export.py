@@ -19,7 +19,13 @@ from ..errors import IdcError
 from ..export.card import Card, evaluation_of, licence_of
 from ..export.numpy_sampler import numpy_code
 from ..export.onnx import check_packages, export_onnx
-from ..export.stock_form import host_depth, save_pipeline, stock_obstacle, stock_pipeline
+from ..export.stock_form import (
+    branch_obstacle,
+    host_depth,
+    save_pipeline,
+    stock_obstacle,
+    stock_pipeline,
+)
 from ..runs import files
 from ..runs.outputs import whole_folder
 from ..runs.recipe import Recipe
@@ -81,6 +87,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         # 2. its recipe with the digest of every file, and its card
         digests = folders.file_digests(partial)
         row = provenance("export", config, run_dir, {}, depth=recipe.depth, **written.row)
+        if recipe.cut is not None and recipe.depth is None:
+            row["kept"] = recipe.kept
         row |= {"base": without_path(recipe.model), "files": digests}
         here = {"name": recipe.model["name"], "path": None, "repositories": None, "revision": None}
         here["digest"] = files.digest(digests) if onnx else folders.folder_digest([partial])
@@ -135,18 +143,20 @@ def write_diffusers(config: Config, recipe: Recipe, task: Task, plan: Plan, cut:
     """A pipeline folder: stock where that is exact, or where the user takes the size of the next depth that has one."""
     followed = None if recipe.free_steps else plan
     depth = depth_of(cut.unet)
-    obstacle = stock_obstacle(cut.unet, depth)
+    obstacle, branch = stock_obstacle(cut.unet, depth), branch_obstacle(cut)
     host = host_depth(cut.unet) if config.export.host and obstacle else None
-    stock = obstacle is None or host is not None
+    stock = branch is None and (obstacle is None or host is not None)
     exported = (stock_pipeline if stock else own_pipeline)(cut, followed)
     save_pipeline(exported, folder)
     if stock:
         inside = f" inside that of depth {host}" if host else ""
         line = f"stock form{inside}: plain diffusers loads it; its README.md shows how to follow the timesteps"
+    elif branch is not None:
+        line = f"{recipe.kept} has no stock form ({branch}): idcompress.load_pipeline loads it"
     else:
         others = [d for d in range(1, full_depth(cut.unet)) if stock_obstacle(cut.unet, d) is None]
         advice = f"; export.host=true pads it, depths {', '.join(map(str, others))} have one" if others else ""
-        line = f"depth {depth} has no stock form ({obstacle}): idcompress.load_pipeline loads it{advice}"
+        line = f"{recipe.kept} has no stock form ({obstacle}): idcompress.load_pipeline loads it{advice}"
     return Written(
         exported,
         row={"host": host, "stock": stock},

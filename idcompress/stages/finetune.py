@@ -60,8 +60,14 @@ class Session:
     identity: dict[str, Any]
 
     @property
-    def depth(self) -> int:
-        return int(self.identity["depth"])
+    def depth(self) -> int | None:
+        """Levels that are kept, where the cut is one by depth."""
+        return self.identity.get("depth")
+
+    @property
+    def kept(self) -> str:
+        """What is kept, in words."""
+        return self.bench.model.words(self.recipe.cut)
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
@@ -85,7 +91,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     module = _module(config, session)
     number = sum(p.numel() for p in module.parameters() if p.requires_grad)
     say(
-        f"fine-tuning {', '.join(session.trained)} at depth {session.depth} of {session.bench.model.full_depth}: "
+        f"fine-tuning {', '.join(session.trained)} at {session.kept}: "
         f"{number:,} parameters, {session.samples.count} photographs, {config.finetune.batch_size} images per update"
     )
     _say_needs(config, session, number)
@@ -131,9 +137,14 @@ def _prepare(config: Config, recipe: Recipe, run_dir: RunDir) -> Session:
         prompts=config.prompts(),
         flip=settings.flip,
     )
+    cut = recipe.cut
     identity: dict[str, Any] = {
         "task": recipe.task,
-        "depth": recipe.depth or bench.model.full_depth,
+        **(
+            {"depth": recipe.depth or bench.model.full_depth}
+            if cut is None or recipe.depth is not None
+            else {"cut": cut.to_json()}
+        ),
         "model": bench.model.digest,
         "components": trained,
     }
@@ -211,6 +222,7 @@ def _module(config: Config, session: Session) -> training.Finetuning:
         schedule=settings.schedule,
         warmup_steps=settings.warmup_steps,
         preview=session.preview,
+        matched=bench.model.matched_features(session.student, session.recipe.cut),
     )
     networks: list[Any] = list(module.components.values())
     for component in networks:
@@ -353,10 +365,11 @@ def _hand_on(
 
     # 2. a cut that is deeper than the recipe's must hold the thresholds again
     judged: dict[str, Any] = {}
-    if settings.keep == "best" and before.depth is not None and session.depth < before.depth:
+    deeper = before.depth is not None and session.depth is not None and session.depth < before.depth
+    if settings.keep == "best" and deeper:
         folder = run_dir.path if kept else recipe.folder
         judged = _judge(config, dataclasses.replace(recipe, weights=weights, folder=folder))
-        say(_verdict(judged, session.depth, before.depth))
+        say(_verdict(judged, session.recipe.kept, before.kept))
         if judged["missed"]:
             kept = None
 
@@ -408,16 +421,14 @@ def _judge(config: Config, tuned: Recipe) -> dict[str, Any]:
     }
 
 
-def _verdict(judged: dict[str, Any], depth: int, searched: int) -> str:
+def _verdict(judged: dict[str, Any], kept: str, searched: str) -> str:
     if judged["missed"]:
-        return (
-            f"depth {depth} misses a threshold, fine-tuned too ({'; '.join(judged['missed'])}): depth {searched} stays"
-        )
+        return f"{kept} misses a threshold, fine-tuned too ({'; '.join(judged['missed'])}): {searched} stays"
     perfect = judged.get("perfect", ())
     values = ", ".join(
         f"{name} {in_words(value, perfect=name in perfect)}" for name, value in judged["metrics"].items()
     )
-    return f"depth {depth} holds the thresholds after fine-tuning ({values}); without it {searched} was the smallest"
+    return f"{kept} holds the thresholds after fine-tuning ({values}); without it {searched} was the smallest"
 
 
 def _save(state: dict[str, Tensor], component: str, dtype: torch.dtype, run_dir: RunDir) -> dict[str, str]:
@@ -441,6 +452,7 @@ def _write_metrics(
             "model": session.recipe.model["name"],
             "depth": session.depth,
             "full_depth": session.bench.model.full_depth,
+            **({} if session.depth is not None else {"kept": session.kept}),
             "steps": steps,
             "kept_step": kept,  # 0: the weights before training; null: the deeper cut was dropped
             "batch_size": config.finetune.batch_size,

@@ -61,6 +61,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     counts = profile.count(systems(pipeline), step_counts, branches)
     unet = {name: counts["components"]["original"]["unet"][name] for name in COUNTS}
     totals = {**unet, "full_depth": len(levels), "depth": recipe.depth, **counts}
+    if recipe.cut is not None and recipe.depth is None:
+        totals["kept"] = recipe.kept
 
     # 2. times
     if settings.latency:
@@ -79,7 +81,9 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         totals["latency"] = {"image_px": image_px, **times}
 
     # 3. files
-    result = {"version": 1, "task": recipe.task, "model": recipe.model["name"], "levels": levels, "totals": totals}
+    kept = counts["components"].get("compressed", counts["components"]["original"])["unet"]
+    result = {"version": 1, "task": recipe.task, "model": recipe.model["name"], "params": kept["file_params"]}
+    result |= {"levels": levels, "totals": totals}
     files.write_json(run_dir / "profile.json", result)
     files.write_bytes(run_dir / "levels.png", level_shares(levels, totals.get("latency", {}).get("levels")).data)
     say(to_text(result, image_px))

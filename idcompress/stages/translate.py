@@ -124,7 +124,9 @@ def original_model(config: Config, recipe: Recipe, model: Model) -> Model:
 def describe_depth(recipe: Recipe) -> str:
     """The compressed model in a word or two."""
     row = next((row for row in recipe.provenance if row["stage"] == "export"), {"depth": recipe.depth})
-    return "full depth" if row["depth"] is None else f"depth {row['depth']}"
+    if row["depth"] is None:
+        return str(row.get("kept", recipe.kept))
+    return f"depth {row['depth']}"
 
 
 def side_by_side(panels: list[tuple[str, Image.Image]]) -> Image.Image:

@@ -224,7 +224,12 @@ def test_nothing_is_prepared_for_a_method_that_asks_for_nothing(search, monkeypa
 
     monkeypatch.setattr(calibration.Calibration, "__init__", prepared)
     seen, original = [], depth_skip.candidates
-    monkeypatch.setattr(depth_skip, "candidates", lambda c, request: seen.append(request) or original(c, request))
+
+    def candidates(components, request, *, fill, stub_kernel):
+        seen.append(request)
+        return original(components, request, fill=fill, stub_kernel=stub_kernel)
+
+    monkeypatch.setattr(depth_skip, "candidates", candidates)
     result = search("depth_search.min_depth=13", "prune=depth_skip")
     assert result.code == 0, result.err
     assert [(request.batches, request.loss) for request in seen] == [(None, None)]

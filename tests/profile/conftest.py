@@ -29,7 +29,7 @@ def profiled(idc):
         (folder,) = Path().glob("outputs/*/*/profile/*")
         assert (folder / "levels.png").read_bytes().startswith(b"\x89PNG")
         found = json.loads((folder / "profile.json").read_text())
-        assert set(found) == {"version", "task", "model", "levels", "totals"}
+        assert set(found) == {"version", "task", "model", "params", "levels", "totals"}
         assert all(set(row) == LEVEL_KEYS for row in found["levels"])
         return found, result.out
 

@@ -142,7 +142,9 @@ class StableSRUNet2DConditionModel(UNet2DConditionModel):
             zeros: (channels, height, width) -> zeros for a batch.
             height, width: of the sample.
         """
-        channels, levels = self.config.structure_channels, range(len(self.config.block_out_channels))
+        # Of a pruned model they may be fewer than the configuration says.
+        channels = next(m for m in self.modules() if isinstance(m, SpadeResnetBlock2D)).spade.shared.in_channels
+        levels = range(len(self.config.block_out_channels))
         return {"structure_features": {width >> n: zeros(channels, height >> n, width >> n) for n in levels}}
 
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Any = None) -> None:

@@ -24,7 +24,7 @@ def depth_words(compression: Compression) -> str:
     depth = compression.evaluations[0].recipe.depth
     search = compression.stage("depth_search")
     if depth is None:
-        return "full depth"
+        return compression.evaluations[0].recipe.kept
     full = search.metrics.get("full_depth") if search else None
     return f"depth {depth} of {full}" if full else f"depth {depth}"
 
