@@ -14,7 +14,7 @@ from .. import registry
 from ..adapters.pipeline import native_size
 from ..console import progress, say
 from ..core.plan import Plan
-from ..core.sample import trajectory, walk
+from ..core.sample import Beginnings, Moment, trajectory, walk
 from ..errors import IdcError
 from ..images import photo_sets
 from ..metrics._metric import ImageMetric, MetricValue
@@ -24,7 +24,7 @@ from ..sources.model import Model
 from ..tasks._task import Conditioning, Task
 from ..types import Batch, Example, Teacher
 from . import references
-from .translate import Beginnings, PipelineAt, encode, sampling, translate, uniform_plan
+from .translate import PipelineAt, encode, sampling, translate, uniform_plan
 
 
 @dataclass
@@ -40,6 +40,7 @@ class Bench:
         seed: of the noise.
         batch_size: images per call of the networks on a GPU.
         metrics: parameters of metrics that have some, by name.
+        cache_gb: what the references of all benches may take on the disk.
     """
 
     task: Task
@@ -50,6 +51,7 @@ class Bench:
     seed: int = 0
     batch_size: int = 8
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    cache_gb: float = 10.0
     _conditioning: dict[tuple[int, ...], Conditioning] = field(default_factory=dict)
     _metrics: dict[str, ImageMetric] = field(default_factory=dict)
     _cut: dict[tuple[int, int], Any] = field(default_factory=dict)
@@ -60,13 +62,13 @@ class Bench:
         plan: Plan,
         description: str,
         positions: Sequence[int] | None = None,
-        beginnings: Beginnings | None = None,
+        beginnings: Mapping[tuple[int, ...], Beginnings] | None = None,
     ) -> Tensor:
         """Translate examples: (N, 3, H, W), float32 in [0, 1], CPU.
 
         Args:
             positions: which of `examples`; None for all of them.
-            beginnings: see `translate`.
+            beginnings: of earlier plans, by batch, to go on from; they are of one pipeline, sampler and guidance.
         """
         made = []
         batches = self.batches(positions)
@@ -81,7 +83,7 @@ class Bench:
                     seed=self.seed,
                     conditioning=self.conditioning(batch),
                     at_depth=self._at_depth(pipeline),
-                    beginnings=beginnings,
+                    beginnings=None if beginnings is None else beginnings[batch],
                 )
             )
         return torch.cat(made)
@@ -120,10 +122,50 @@ class Bench:
                 yield plan, images, calls
                 calls = 0
 
-    def teacher(self, pipeline: Any, plan: Plan) -> Teacher:
-        """The states and predictions of a plan over all examples."""
+    def history(
+        self, pipeline: Any, plan: Plan, batch: tuple[int, ...], beginnings: Beginnings | None = None
+    ) -> tuple[Moment, ...]:
+        """The last moments of a plan over a batch, as many as its sampler looks at."""
+        examples = [self.examples[position] for position in batch]
+        arguments = sampling(
+            self.task,
+            pipeline,
+            examples,
+            plan,
+            seed=self.seed,
+            conditioning=self.conditioning(batch),
+            at_depth=self._at_depth(pipeline),
+        )
+        with torch.inference_mode(), part("denoise"):
+            *_, last = trajectory(plan=plan, beginnings=beginnings, **arguments)
+        return last.history
+
+    def reference_run(self, recipe: Recipe | None, plan: Plan, description: str) -> Teacher:
+        """The run that the images of `references` are decoded from. It is sampled once, and kept on disk with them."""
+        keys = [references.key(self, recipe, plan, example) for example in self.examples]
+        runs = [references.read_run(key) for key in keys]
+        missing = [position for position, run in enumerate(runs) if run is None]
+        pipeline = self.model.pipeline if recipe is None else self.model.for_recipe(recipe)
+        batches = self.batches(missing)
+        for batch in progress(batches, description, len(batches)):
+            made = self.teacher(pipeline, plan, batch)
+            with torch.inference_mode(), part("decode"):
+                images = self.task.decode(pipeline, made.final.to(pipeline.unet.device), self.conditioning(batch))
+            for i, position in enumerate(batch):
+                run = {"samples": made.samples[:, i], "originals": made.originals[:, i], "final": made.final[i]}
+                references.keep_run(keys[position], run)
+                references.keep(keys[position], images[i])
+                runs[position] = run
+        if missing:
+            references.trim(self.cache_gb)
+        known = [run for run in runs if run is not None]
+        samples, originals = (torch.stack([run[name] for run in known], dim=1) for name in ("samples", "originals"))
+        return Teacher(plan.timesteps, samples, originals, torch.stack([run["final"] for run in known]))
+
+    def teacher(self, pipeline: Any, plan: Plan, positions: Sequence[int] | None = None) -> Teacher:
+        """The states and predictions of a plan over all examples, or some of them."""
         samples, originals, finals = [], [], []
-        for batch in self.batches():
+        for batch in self.batches(positions):
             examples = [self.examples[position] for position in batch]
             arguments = sampling(
                 self.task, pipeline, examples, plan, seed=self.seed, conditioning=self.conditioning(batch)
@@ -155,18 +197,21 @@ class Bench:
         """
         wanted = range(len(self.examples)) if positions is None else positions
         keys = {position: references.key(self, recipe, plan, self.examples[position]) for position in wanted}
-        missing = [position for position, key in keys.items() if not references.holds(key)]
+        images = {position: references.read(key) for position, key in keys.items()}
+        missing = [position for position, image in images.items() if image is None]
         if missing:
             pipeline = self.model.pipeline if recipe is None else self.model.for_recipe(recipe)
-            images = self.images(pipeline, plan, description, missing)
-            for position, image in zip(missing, images, strict=True):
+            for position, image in zip(missing, self.images(pipeline, plan, description, missing), strict=True):
                 references.keep(keys[position], image)
-        return torch.stack([references.read(key) for key in keys.values()])
+                images[position] = image
+            references.trim(self.cache_gb)
+        return torch.stack([image for image in images.values() if image is not None])
 
     def keep(self, recipe: Recipe | None, plan: Plan, images: Mapping[int, Tensor]) -> None:
         """Let `references` find images, by position, that were sampled for another purpose."""
         for position, image in images.items():
             references.keep(references.key(self, recipe, plan, self.examples[position]), image)
+        references.trim(self.cache_gb)
 
     @part("measure")
     def measure(
@@ -206,9 +251,15 @@ class Bench:
             entry = registry.load("metric", name, "metric").Metric
             parameters = dict(registry.bind(entry, dict(self.metrics.get(name, {})), f"metrics.{name}"))
             if "device" in inspect.signature(entry).parameters:
-                parameters.setdefault("device", str(self.model.pipeline.unet.device))
+                parameters.setdefault("device", str(self.device))
             self._metrics[name] = entry(**parameters)
         return self._metrics[name]
+
+    @property
+    def device(self) -> torch.device:
+        """Where pictures are made. Not the U-Net's: a fine-tuning lets go of the full one's weights."""
+        device: torch.device = self.model.pipeline.vae.device
+        return device
 
     def uniform(self, num_inference_steps: int) -> list[float]:
         """Evenly spaced timesteps of the model's process."""
@@ -220,7 +271,7 @@ class Bench:
         On the CPU images go one by one: batches would take a quarter less time, but kernels round differently in them,
         which moved PSNR above 65 dB by up to 0.004 dB.
         """
-        size = 1 if self.model.pipeline.unet.device.type == "cpu" else self.batch_size
+        size = 1 if self.device.type == "cpu" else self.batch_size
         wanted = range(len(self.examples)) if positions is None else positions
         return [tuple(wanted[start : start + size]) for start in range(0, len(wanted), size)]
 
@@ -266,5 +317,7 @@ def open_bench(
         settings: further attributes of `Bench`.
     """
     examples = task.examples(photos, num_samples, native_size(model.pipeline), prompts, first=first)
-    names = {photo.name: photo.digest for photo in photos[first:num_samples]}
+    used = {example.photo for example in examples}
+    looked_at = photo_sets.digests_of(photos, range(first, min(num_samples, len(photos))))
+    names = {name: digest for name, digest in looked_at.items() if digest in used}
     return Bench(task, model, examples, names, **settings)

@@ -13,7 +13,7 @@ from ..adapters.pipeline import check_finite, not_finite
 from ..core.ddim import PathNoise
 from ..core.plan import Plan, Step
 from ..core.process import Level, Prediction, Process, check_for_process
-from ..core.sample import Denoise, Noise, Sampler, sample
+from ..core.sample import Beginnings, Denoise, Noise, Sampler, sample
 from ..core.timestep_search import uniform_timesteps
 from ..errors import IdcError, NotFiniteError
 from ..runs.timing import count, part
@@ -22,8 +22,6 @@ from ..types import Example
 
 # A pipeline for a depth of the U-Net, for plans whose steps do not all compute the same.
 PipelineAt = Callable[[int], Any]
-# Images, by their indices -> the first step that they ever began with, and what the networks said there.
-Beginnings = dict[tuple[int, ...], tuple[Step, tuple[Tensor, Any]]]
 
 
 @torch.inference_mode()
@@ -45,8 +43,7 @@ def translate(
             of any length.
         conditioning: of `task.encode`, to use it for more than one run.
         at_depth: see `sampling`.
-        beginnings: of one pipeline, guidance and seed, for plans that begin alike: the first call of the networks is
-            read from there, or kept there.
+        beginnings: of earlier plans of these examples, to go on from.
 
     Returns:
         Images (B, 3, H, W), float32 in [0, 1], CPU.
@@ -57,11 +54,8 @@ def translate(
     with part("encode"):
         conditioning = encode(task, pipeline, examples, seed) if conditioning is None else conditioning
     arguments = sampling(task, pipeline, examples, plan, seed=seed, conditioning=conditioning, at_depth=at_depth)
-    if beginnings is not None:
-        images = tuple(example.index for example in examples)
-        arguments["denoise"] = _begun(arguments["denoise"], arguments["start"], beginnings, images)
     with part("denoise"):
-        latents = sample(plan=plan, **arguments)
+        latents = sample(plan=plan, beginnings=beginnings, **arguments)
     with part("decode"):
         return task.decode(pipeline, latents, conditioning)
 
@@ -95,6 +89,8 @@ def sampling(
         at_depth: gives the pipeline that computes so many levels, for steps that name a depth.
     """
     process, sampler = task.process(pipeline), load_sampler(plan.sampler)
+    if plan.coefficients is None and wants_coefficients(plan.sampler):
+        raise IdcError(f"sampler={plan.sampler} moves by numbers, and the plan has none; idc tsopt fits them")
     try:
         check_for_process(plan.timesteps, process)
     except ValueError as error:
@@ -117,7 +113,7 @@ def sampling(
 def uniform_plan(
     process: Process, num_inference_steps: int, *, sampler: str = "ddim", guidance: Mapping[str, float] | None = None
 ) -> Plan:
-    """So many evenly spaced steps that compute everything.
+    """So many evenly spaced steps that compute everything; by DDIM if the sampler wants numbers, which nobody fitted.
 
     Raises:
         IdcError: the process has fewer timesteps than that.
@@ -125,13 +121,19 @@ def uniform_plan(
     length = process.num_train_timesteps
     if not 1 <= num_inference_steps <= length:
         raise IdcError(f"this model has {length} timesteps; want 1 to {length} steps, got {num_inference_steps}")
-    return Plan.over(uniform_timesteps(num_inference_steps, process), sampler=sampler, guidance=guidance)
+    plain = "ddim" if wants_coefficients(sampler) else sampler
+    return Plan.over(uniform_timesteps(num_inference_steps, process), sampler=plain, guidance=guidance)
 
 
 def load_sampler(name: str) -> Sampler:
     """A registered sampler."""
     found: Sampler = registry.load("sampler", name, "sampler").SAMPLER
     return found
+
+
+def wants_coefficients(name: str) -> bool:
+    """Whether a sampler moves by numbers that have to be fitted first."""
+    return "coefficients" in getattr(registry.load("sampler", name, "sampler"), "NEEDS", ())
 
 
 def noise_of(process: Process, examples: Sequence[Example], seed: int) -> Noise:
@@ -143,20 +145,6 @@ def noise_of(process: Process, examples: Sequence[Example], seed: int) -> Noise:
     if process.real_timesteps:
         raise IdcError("ancestral sampling wants whole timesteps, and those of this model are real; use sampler=ddim")
     return PathNoise(process, [step_generator(seed, example.index) for example in examples])
-
-
-def _begun(denoise: Denoise, start: Tensor, beginnings: Beginnings, images: tuple[int, ...]) -> Denoise:
-    """The denoiser, but that the first step that these images ever began with is computed once."""
-
-    def begun(sample: Tensor, step: Step, cache: Any) -> tuple[Tensor, Any]:
-        if sample is start and images in beginnings and beginnings[images][0] == step:
-            return beginnings[images][1]
-        found = denoise(sample, step, cache)
-        if sample is start:
-            beginnings.setdefault(images, (step, found))
-        return found
-
-    return begun
 
 
 def _by_depth(

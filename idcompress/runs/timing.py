@@ -12,6 +12,7 @@ from time import perf_counter as clock
 from . import files
 
 OTHER = "other"  # time outside of every part
+_PART = "idcompress_part"  # attribute of an error
 
 
 class Record(dict[str, float]):
@@ -37,9 +38,18 @@ def part(name: str) -> Iterator[None]:
     _names.append(name)
     try:
         yield
+    except Exception as error:
+        if not hasattr(error, _PART):
+            setattr(error, _PART, name)
+        raise
     finally:
         _charge()
         _names.pop()
+
+
+def part_of(error: BaseException) -> str:
+    """The innermost part that an error came from; "" where it came from none."""
+    return str(getattr(error, _PART, ""))
 
 
 @contextmanager

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from functools import cache
 from typing import Any
 
 from torch import Tensor
 
-from ..bench.bench import Bench
 from ..bench.early_stop import EarlyStop, Positions
-from ..bench.translate import Beginnings
+from ..bench.fitting import Lists, joined
+from ..bench.translate import wants_coefficients
 from ..config import Config
 from ..console import say
 from ..core.plan import Plan, Step
@@ -23,7 +24,7 @@ from ..runs.run_dir import RunDir
 from ..runs.trace import Trace
 from ..types import Schedule
 from ._run import provenance, with_depth
-from ._values import bench_for, configured_search, uniform_plan
+from ._values import bench_for, configured_search, fit_settings, uniform_plan, wants_run
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
@@ -38,34 +39,44 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     process, pipeline, metric = bench.model.process, bench.model.for_recipe(recipe), config.tsopt.metric
     sign = 1 if bench.metric(metric).higher_is_better else -1
 
-    # 1. the many-step result to come close to: this model's own, or the full model's
+    # 1. the many-step result to come close to: this model's own, or the full model's; where its states are wanted, too,
+    # its images come from the same run
     like = None if config.tsopt.reference == "full" else recipe
     many = uniform_plan(config, process, config.tsopt.reference_steps)
-    references = bench.references(like, many, f"{config.tsopt.reference_steps}-step reference")
-    taught = bench.model.pipeline if like is None else pipeline
+    what = f"{config.tsopt.reference_steps}-step reference"
+    reference_run = cache(lambda: bench.reference_run(like, many, what))
+    if wants_run(config):
+        reference_run()
+    references = bench.references(like, many, what)
+    lists = Lists(bench, pipeline, fit_settings(config), reference_run)
     trace, made, summaries = run_dir.trace(), [], []
     for num_inference_steps in config.step_counts():
         # 2. uniform first: what there is to beat
-        plan = uniform_plan(config, process, num_inference_steps)
-        lists = Lists(bench, pipeline, plan, references, trace, metric, config.early_stop)
-        uniform = lists.score(list(plan.timesteps), gamma=1.0)
+        plan = dataclasses.replace(uniform_plan(config, process, num_inference_steps), sampler=config.sampler)
+        scores = Scores(lists, plan, references, trace, metric, config.early_stop)
+        uniform_timesteps = list(plan.timesteps)
+        uniform = scores.score(uniform_timesteps, gamma=1.0)
         # 3. the strategy's search; it sees what it asks for, and nothing else
         schedule = search(
             process,
             num_inference_steps,
-            score=lists.score,
-            better=lists.better if len(lists.stop.looks) > 1 else None,
-            teacher=lambda: bench.teacher(taught, many),
-            denoiser=lambda plan=plan: bench.denoisers(pipeline, plan, bench.teacher(taught, many).final),
+            score=scores.score,
+            better=scores.better if len(scores.stop.looks) > 1 else None,
+            teacher=reference_run,
+            denoiser=lambda plan=plan: bench.denoisers(pipeline, plan, reference_run().final),
         )
-        found = lists.score(schedule.timesteps)
+        found = scores.score(schedule.timesteps)
+        plan = lists.finished(_over(plan, schedule.timesteps))
         # 4. the recipe
         say(_line(bench.metric(metric), sign, num_inference_steps, schedule, uniform, found))
-        summaries.append(_summary(metric, sign, plan, schedule, uniform, found))
+        summaries.append(_summary(metric, sign, uniform_timesteps, schedule, uniform, found))
         details = {"strategy": config.timesteps["name"], "reference": config.tsopt.reference}
         details |= {k: v for k, v in schedule.details.items() if k != "walk"}
+        if plan.coefficients is not None:
+            key = recipe.fit_key(plan, process.to_json())
+            details["fit"] = {"key": key, **dataclasses.asdict(lists.settings), "num_images": len(bench.examples)}
         entry = provenance("tsopt", config, run_dir, bench.photographs, **details)
-        made.append(recipe.derive(entry, plan=_over(plan, schedule.timesteps), free_steps=False))
+        made.append(recipe.derive(entry, plan=plan, free_steps=False))
     files.write_json(
         run_dir / "metrics.json",
         {
@@ -88,13 +99,14 @@ def _over(plan: Plan, timesteps: list[float]) -> Plan:
     return dataclasses.replace(plan, steps=tuple(map(Step, timesteps)))
 
 
-class Lists:
+class Scores:
     """Lists of timesteps, by the mean of a metric of what they make; higher is better.
 
     An image is sampled once per list. The trace has a row for each look at a list, which says of how many images it
     knows and how many were skipped; the last row of a list knows all that was seen of it.
 
     Args:
+        lists: samples them.
         plan: whose sampler and guidance all lists share.
         references: of all examples.
         confidence: of a comparison before all images were looked at; None compares on all.
@@ -102,18 +114,17 @@ class Lists:
 
     def __init__(
         self,
-        bench: Bench,
-        pipeline: Any,
+        lists: Lists,
         plan: Plan,
         references: Tensor,
         trace: Trace,
         metric: str,
         confidence: float | None,
     ) -> None:
-        self.bench, self.pipeline, self.plan, self.references, self.trace = bench, pipeline, plan, references, trace
-        self.metric, self.sign = metric, 1 if bench.metric(metric).higher_is_better else -1
-        self.stop = EarlyStop.of(bench, [metric], confidence)
-        self.beginnings: Beginnings = {}
+        self.bench, self.lists, self.plan, self.references, self.trace = lists.bench, lists, plan, references, trace
+        self.metric, self.sign = metric, 1 if self.bench.metric(metric).higher_is_better else -1
+        fits = wants_coefficients(plan.sampler)  # which takes all images anyway
+        self.stop = EarlyStop.of(self.bench, [metric], None if fits else confidence)
 
     def score(self, timesteps: list[float], **known: float) -> float:
         """The mean over all images. Where all equal their references there is nothing better: infinity.
@@ -157,12 +168,17 @@ class Lists:
             numbers = {int(index): number for index, number in seen.get("per_image", {}).items()}
             earlier = MetricValue(seen[self.metric], numbers, perfect=self.metric in seen.get("perfect", ()))
             row, looked = seen | known, seen.get("num_images", len(self.bench.examples))
-        fresh = look[looked:]
+        fresh = sorted(look[looked:])
         if not fresh:
             return earlier
         began = time.perf_counter()
-        outputs = self.bench.images(self.pipeline, tried, f"{len(tried)} steps", fresh, self.beginnings)
-        value = self.bench.measure([self.metric], outputs, self.references[list(fresh)], fresh)[self.metric]
+        parts = []
+        for some, plan in self.lists.plans(tried):
+            picked = [position for position in some if position in fresh]
+            if picked:
+                what, begun = f"{len(tried)} steps", self.lists.beginnings
+                parts.append((picked, self.bench.images(self.lists.pipeline, plan, what, picked, begun)))
+        value = self.bench.measure([self.metric], joined(parts), self.references[fresh], fresh)[self.metric]
         value = together(earlier, value) if looked else value
         if value.value is None and not value.perfect:
             raise IdcError(f"tsopt.metric={self.metric} cannot judge a list: {value.note}; choose another")
@@ -184,12 +200,14 @@ def _named(known: dict[str, float]) -> str:
     return "".join(f"{name} {value:.4f}  " for name, value in known.items())
 
 
-def _summary(metric: str, sign: int, plan: Plan, schedule: Schedule, uniform: float, found: float) -> dict[str, Any]:
-    """A search's row of metrics.json; `plan` is the uniform one, which every search begins with."""
+def _summary(
+    metric: str, sign: int, uniform_timesteps: list[float], schedule: Schedule, uniform: float, found: float
+) -> dict[str, Any]:
+    """A search's row of metrics.json; the uniform list is what every search begins with."""
     return {
-        "num_inference_steps": len(plan),
+        "num_inference_steps": len(uniform_timesteps),
         "timesteps": schedule.timesteps,
-        "uniform_timesteps": list(plan.timesteps),
+        "uniform_timesteps": uniform_timesteps,
         metric: sign * found,
         f"{metric}_uniform": sign * uniform,
         **schedule.details,
