@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -60,7 +61,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     least = settings.min_depth  # of cuts by depth; others have none
     candidates = [whole, *(cut for cut in smaller if cut.choice.get("depth", least) >= least)]
 
-    pictures: dict[Cut, dict[int, Tensor]] = {}  # of the last candidate that held, by position
+    pictures: dict[Cut, dict[int, Tensor]] = {}  # of the last candidate that held and the first that failed
 
     def passes(cut: Cut) -> bool:
         row = trace.find(**_key(cut))
@@ -73,10 +74,11 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
 
             itself = cut == candidates[0] and plan == original  # the reference: never sampled twice
             judged = judge(bench, references if itself else make, references, thresholds, confidence)
-            row = trace.append(_row(bench, cut, judged, began))
             if all(row["passed"] for row in trace.rows):
-                pictures.clear()
+                if not judged.missed:
+                    pictures.clear()
                 pictures[cut] = judged.images
+            row = trace.append(_row(bench, cut, judged, began))
         say(_line(bench, cut, row, thresholds))
         return bool(row["passed"])
 
@@ -89,10 +91,11 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             "depth_search.thresholds or use a better model"
         ) from None
 
-    # 3. the recipe, and what was sampled for it where a timestep search may look for it
+    # 3. the recipe; what a timestep search, or a fine-tuning one level deeper, would sample again is kept
     made = _derive(config, recipe, bench, run_dir, cut, request)
-    if not made.weights:
-        bench.keep(made, plan, pictures.get(cut, {}))
+    for sampled, images in pictures.items() if not made.weights else ():
+        replaced = None if bench.model.is_whole(sampled) else sampled
+        bench.keep(dataclasses.replace(made, cut=replaced, weights={}), plan, images)
     if cut == candidates[0]:
         next_one = bench.model.words(candidates[1]) if len(candidates) > 1 else "nothing smaller"
         say(f"no level can go: {next_one} misses a threshold; the recipe keeps the full model")

@@ -61,7 +61,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             process,
             num_inference_steps,
             score=scores.score,
-            better=None if config.early_stop is None else scores.better,
+            better=scores.better if len(scores.stop.looks) > 1 else None,
             teacher=reference_run,
             denoiser=lambda plan=plan: bench.denoisers(pipeline, plan, reference_run().final),
         )
@@ -139,7 +139,7 @@ class Scores:
         return math.inf if value.value is None else self.sign * value.value
 
     def better(self, timesteps: list[float], other: list[float], **known: tuple[float, float]) -> bool:
-        """Whether a list scores higher than another, by the first look where that leaves no doubt.
+        """Whether a list scores higher than another, by the first look that leaves no doubt.
 
         Args:
             known: as for `score`, of the one and of the other.
@@ -167,7 +167,7 @@ class Scores:
         if seen is not None and (seen[self.metric] is not None or self.metric in seen.get("perfect", ())):
             numbers = {int(index): number for index, number in seen.get("per_image", {}).items()}
             earlier = MetricValue(seen[self.metric], numbers, perfect=self.metric in seen.get("perfect", ()))
-            row, looked = dict(seen), seen.get("num_images", len(self.bench.examples))
+            row, looked = seen | known, seen.get("num_images", len(self.bench.examples))
         fresh = sorted(look[looked:])
         if not fresh:
             return earlier

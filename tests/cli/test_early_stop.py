@@ -59,3 +59,13 @@ def test_the_plan_is_the_same_and_the_trace_says_what_was_skipped(chains):
     calls = 8 * (2 * len(lists) - (first - 1))  # lists that begin alike share their first call
     assert sampled(whole / "tsopt") == calls  # and nothing for the reference, whose pictures the depth search left
     assert sampled(early / "tsopt") < calls + 4 * 3
+
+
+def test_what_failed_first_is_kept_for_a_fine_tuning(idc, random_model, monkeypatch):
+    monkeypatch.setattr("idcompress.bench.references.CACHE", Path("cache"))
+    keys = [key for key in KEYS if not key.startswith(("compress", "depth_search.thresholds"))]
+    keys += [f"model.path={random_model('ip2p')}", "depth_search.thresholds=[{metric: psnr, bound: 200}]"]
+    result = idc("depth-search", *keys, "hydra.run.dir=run")
+    assert result.code == 0, result.err
+    assert [(row["depth"], row["num_images"]) for row in rows("run/trace.jsonl")] == [(13, 4), (12, 4)]
+    assert len(list(Path("cache").iterdir())) == 4 + 4  # the reference, which is the whole model's, and depth 12
