@@ -109,6 +109,14 @@ class TsoptConfig:
 
 
 @dataclass
+class FitConfig:
+    order: int = 2
+    ridge: float = 1e-3
+    per_channel: bool = False
+    folds: int = 2
+
+
+@dataclass
 class EvaluateConfig:
     num_samples: int = 32
     metrics: Any = None
@@ -224,10 +232,12 @@ class Config:
     guidance_scale: Optional[float] = 7.5
     image_guidance_scale: Optional[float] = None
     num_inference_steps: int = 50
+    early_stop: Optional[float] = 0.98
     data: DataConfig = field(default_factory=DataConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     depth_search: DepthSearchConfig = field(default_factory=DepthSearchConfig)
     tsopt: TsoptConfig = field(default_factory=TsoptConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     trainer: Dict[str, Any] = field(default_factory=dict)
@@ -371,6 +381,8 @@ def to_config(composed: DictConfig) -> Config:
             )
     if config.cache_gb < 0:
         raise IdcError(f"cache_gb must be at least 0, got {config.cache_gb:g}; 0 keeps no references")
+    if config.early_stop is not None and not 0 < config.early_stop < 1:
+        raise IdcError(f"early_stop must lie between 0 and 1, or be null, got {config.early_stop}")
     if config.depth is not None and config.depth < 1:
         raise IdcError(f"depth must be at least 1, got {config.depth}")
     return config

@@ -122,6 +122,14 @@ def not_finite(what: str, dtype: torch.dtype) -> str:
     return f"{what} holds NaN or infinity, computed in {name}; {advice}, or smaller guidance scales"
 
 
+def check_weights(pipeline: Any) -> None:
+    """Where nothing is sampled: raise NotFiniteError if a network's weights hold NaN or infinity."""
+    for name, component in pipeline.components.items():
+        for key, values in component.state_dict().items() if isinstance(component, nn.Module) else ():
+            if values.is_floating_point() and not bool(values.isfinite().all()):
+                raise NotFiniteError(f"{key} of {name} holds NaN or infinity; copy, fetch or train the model again")
+
+
 def encode_image_latents(pipeline: Any, images: Tensor) -> Tensor:
     """Mode of the autoencoder's posterior, unscaled, for images (B, 3, H, W) in [0, 1]."""
     vae = pipeline.vae

@@ -14,7 +14,7 @@ from .. import registry
 from ..adapters.pipeline import native_size
 from ..console import progress, say
 from ..core.plan import Plan
-from ..core.sample import trajectory, walk
+from ..core.sample import Beginnings, Moment, trajectory, walk
 from ..errors import IdcError
 from ..images import photo_sets
 from ..metrics._metric import ImageMetric, MetricValue
@@ -56,11 +56,19 @@ class Bench:
     _metrics: dict[str, ImageMetric] = field(default_factory=dict)
     _cut: dict[tuple[int, int], Any] = field(default_factory=dict)
 
-    def images(self, pipeline: Any, plan: Plan, description: str, positions: Sequence[int] | None = None) -> Tensor:
+    def images(
+        self,
+        pipeline: Any,
+        plan: Plan,
+        description: str,
+        positions: Sequence[int] | None = None,
+        beginnings: Mapping[tuple[int, ...], Beginnings] | None = None,
+    ) -> Tensor:
         """Translate examples: (N, 3, H, W), float32 in [0, 1], CPU.
 
         Args:
             positions: which of `examples`; None for all of them.
+            beginnings: of earlier plans, by batch, to go on from; they are of one pipeline, sampler and guidance.
         """
         made = []
         batches = self.batches(positions)
@@ -75,6 +83,7 @@ class Bench:
                     seed=self.seed,
                     conditioning=self.conditioning(batch),
                     at_depth=self._at_depth(pipeline),
+                    beginnings=None if beginnings is None else beginnings[batch],
                 )
             )
         return torch.cat(made)
@@ -113,10 +122,50 @@ class Bench:
                 yield plan, images, calls
                 calls = 0
 
-    def teacher(self, pipeline: Any, plan: Plan) -> Teacher:
-        """The states and predictions of a plan over all examples."""
+    def history(
+        self, pipeline: Any, plan: Plan, batch: tuple[int, ...], beginnings: Beginnings | None = None
+    ) -> tuple[Moment, ...]:
+        """The last moments of a plan over a batch, as many as its sampler looks at."""
+        examples = [self.examples[position] for position in batch]
+        arguments = sampling(
+            self.task,
+            pipeline,
+            examples,
+            plan,
+            seed=self.seed,
+            conditioning=self.conditioning(batch),
+            at_depth=self._at_depth(pipeline),
+        )
+        with torch.inference_mode(), part("denoise"):
+            *_, last = trajectory(plan=plan, beginnings=beginnings, **arguments)
+        return last.history
+
+    def reference_run(self, recipe: Recipe | None, plan: Plan, description: str) -> Teacher:
+        """The run that the images of `references` are decoded from. It is sampled once, and kept on disk with them."""
+        keys = [references.key(self, recipe, plan, example) for example in self.examples]
+        runs = [references.read_run(key) for key in keys]
+        missing = [position for position, run in enumerate(runs) if run is None]
+        pipeline = self.model.pipeline if recipe is None else self.model.for_recipe(recipe)
+        batches = self.batches(missing)
+        for batch in progress(batches, description, len(batches)):
+            made = self.teacher(pipeline, plan, batch)
+            with torch.inference_mode(), part("decode"):
+                images = self.task.decode(pipeline, made.final.to(pipeline.unet.device), self.conditioning(batch))
+            for i, position in enumerate(batch):
+                run = {"samples": made.samples[:, i], "originals": made.originals[:, i], "final": made.final[i]}
+                references.keep_run(keys[position], run)
+                references.keep(keys[position], images[i])
+                runs[position] = run
+        if missing:
+            references.trim(self.cache_gb)
+        known = [run for run in runs if run is not None]
+        samples, originals = (torch.stack([run[name] for run in known], dim=1) for name in ("samples", "originals"))
+        return Teacher(plan.timesteps, samples, originals, torch.stack([run["final"] for run in known]))
+
+    def teacher(self, pipeline: Any, plan: Plan, positions: Sequence[int] | None = None) -> Teacher:
+        """The states and predictions of a plan over all examples, or some of them."""
         samples, originals, finals = [], [], []
-        for batch in self.batches():
+        for batch in self.batches(positions):
             examples = [self.examples[position] for position in batch]
             arguments = sampling(
                 self.task, pipeline, examples, plan, seed=self.seed, conditioning=self.conditioning(batch)
@@ -137,14 +186,18 @@ class Bench:
             )
             yield arguments["denoise"], arguments["start"], finals[list(batch)].to(arguments["start"])
 
-    def references(self, recipe: Recipe | None, plan: Plan, description: str) -> Tensor:
+    def references(
+        self, recipe: Recipe | None, plan: Plan, description: str, positions: Sequence[int] | None = None
+    ) -> Tensor:
         """Images of a plan, (N, 3, H, W), that are computed once and kept on disk, lossless.
 
         Args:
             recipe: gives the cut and the weights; None for the whole model. Its own plan is not used.
+            positions: which of `examples`; None for all of them.
         """
-        keys = [references.key(self, recipe, plan, example) for example in self.examples]
-        images = {position: references.read(key) for position, key in enumerate(keys)}
+        wanted = range(len(self.examples)) if positions is None else positions
+        keys = {position: references.key(self, recipe, plan, self.examples[position]) for position in wanted}
+        images = {position: references.read(key) for position, key in keys.items()}
         missing = [position for position, image in images.items() if image is None]
         if missing:
             pipeline = self.model.pipeline if recipe is None else self.model.for_recipe(recipe)
@@ -154,13 +207,26 @@ class Bench:
             references.trim(self.cache_gb)
         return torch.stack([image for image in images.values() if image is not None])
 
+    def keep(self, recipe: Recipe | None, plan: Plan, images: Mapping[int, Tensor]) -> None:
+        """Let `references` find images, by position, that were sampled for another purpose."""
+        for position, image in images.items():
+            references.keep(references.key(self, recipe, plan, self.examples[position]), image)
+        references.trim(self.cache_gb)
+
     @part("measure")
-    def measure(self, names: Sequence[str], outputs: Tensor, references: Tensor | None) -> dict[str, MetricValue]:
-        """Image metrics of outputs (N, 3, H, W) over all examples."""
+    def measure(
+        self,
+        names: Sequence[str],
+        outputs: Tensor,
+        references: Tensor | None,
+        positions: Sequence[int] | None = None,
+    ) -> dict[str, MetricValue]:
+        """Image metrics of outputs (N, 3, H, W) over all examples, or over those at some positions."""
+        examples = self.examples if positions is None else [self.examples[position] for position in positions]
         values = {}
         for name in names:
-            metric = self.metric(name)
-            metric.update(Batch(self.examples, outputs, references))
+            metric = self.metric(name).fresh()
+            metric.update(Batch(examples, outputs, references))
             values[name] = metric.compute()
         return values
 
@@ -251,5 +317,7 @@ def open_bench(
         settings: further attributes of `Bench`.
     """
     examples = task.examples(photos, num_samples, native_size(model.pipeline), prompts, first=first)
-    names = {photo.name: photo.digest for photo in photos[first:num_samples]}
+    used = {example.photo for example in examples}
+    looked_at = photo_sets.digests_of(photos, range(first, min(num_samples, len(photos))))
+    names = {name: digest for name, digest in looked_at.items() if digest in used}
     return Bench(task, model, examples, names, **settings)

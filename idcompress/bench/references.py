@@ -81,42 +81,59 @@ def content(value: Any, where: str = "example") -> Any:
 
 def read(key: str) -> Tensor | None:
     """An image (3, H, W), float32 in [0, 1]; None where it is not kept, or no longer as it was written."""
-    path = _path(key)
+    kept = _read(CACHE / f"{key}.safetensors")
+    return None if kept is None else kept["image"]
+
+
+def keep(key: str, image: Tensor) -> None:
+    """Write an image (3, H, W), whole or not at all."""
+    _keep(CACHE / f"{key}.safetensors", {"image": image})
+
+
+def read_run(key: str) -> dict[str, Tensor] | None:
+    """The run that an image was decoded from: samples and originals (steps, C, h, w), final (C, h, w); None where it is
+    not kept, or no longer as it was written.
+    """
+    return _read(CACHE / f"{key}.run.safetensors")
+
+
+def keep_run(key: str, run: Mapping[str, Tensor]) -> None:
+    """Write such a run, whole or not at all."""
+    _keep(CACHE / f"{key}.run.safetensors", run)
+
+
+def trim(limit_gb: float) -> None:
+    """Let those go that were used longest ago, until the others fit."""
+    cache.trim(CACHE, limit_gb)
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
     try:
         with safe_open(path, "pt") as file:
             wanted: str | None = (file.metadata() or {}).get("sha256")
-            image: Tensor | None = file.get_tensor("image")
+            kept: dict[str, Tensor] | None = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         return None
     except (SafetensorError, OSError):
-        wanted, image = "", None
-    if image is not None and wanted is None:  # of a version that noted no digest
+        wanted, kept = "", None
+    if kept is not None and wanted is None:  # of a version that noted no digest
         return None
-    if image is None or _digest(image) != wanted:
+    if kept is None or _digest(kept) != wanted:
         warn(f"the kept reference {path} is damaged; it is computed again")
         return None
     with suppress(OSError):
         os.utime(path)  # the last use, by which the cache is trimmed
-    return image
+    return kept
 
 
-def keep(key: str, image: Tensor) -> None:
-    """Write an image (3, H, W), whole or not at all.
-
-    It does not wait for the disk: what a loss of power leaves does not fit its digest, and is computed again.
-    """
-    image = image.contiguous()
-    files.write_bytes(_path(key), save({"image": image}, {"sha256": _digest(image)}), durable=False)
+def _keep(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """It does not wait for the disk: what a loss of power leaves does not fit its digest, and is computed again."""
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    files.write_bytes(path, save(whole, {"sha256": _digest(whole)}), durable=False)
 
 
-def trim(limit_gb: float) -> None:
-    """Let the images go that were used longest ago, until the others fit."""
-    cache.trim(CACHE, limit_gb)
-
-
-def _path(key: str) -> Path:
-    return CACHE / f"{key}.safetensors"
-
-
-def _digest(image: Tensor) -> str:
-    return hashlib.sha256(image.numpy().tobytes()).hexdigest()
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()

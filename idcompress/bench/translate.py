@@ -13,10 +13,10 @@ from ..adapters.pipeline import check_finite, not_finite
 from ..core.ddim import PathNoise
 from ..core.plan import Plan, Step
 from ..core.process import Level, Prediction, Process, check_for_process
-from ..core.sample import Denoise, Noise, Sampler, sample
+from ..core.sample import Beginnings, Denoise, Noise, Sampler, sample
 from ..core.timestep_search import uniform_timesteps
 from ..errors import IdcError, NotFiniteError
-from ..runs.timing import part
+from ..runs.timing import count, part
 from ..tasks._task import Conditioning, Task, step_generator
 from ..types import Example
 
@@ -34,6 +34,7 @@ def translate(
     seed: int = 0,
     conditioning: Conditioning | None = None,
     at_depth: PipelineAt | None = None,
+    beginnings: Beginnings | None = None,
 ) -> Tensor:
     """Translate a batch of examples of one size: encode, sample the plan, decode.
 
@@ -42,6 +43,7 @@ def translate(
             of any length.
         conditioning: of `task.encode`, to use it for more than one run.
         at_depth: see `sampling`.
+        beginnings: of earlier plans of these examples, to go on from.
 
     Returns:
         Images (B, 3, H, W), float32 in [0, 1], CPU.
@@ -53,7 +55,7 @@ def translate(
         conditioning = encode(task, pipeline, examples, seed) if conditioning is None else conditioning
     arguments = sampling(task, pipeline, examples, plan, seed=seed, conditioning=conditioning, at_depth=at_depth)
     with part("denoise"):
-        latents = sample(plan=plan, **arguments)
+        latents = sample(plan=plan, beginnings=beginnings, **arguments)
     with part("decode"):
         return task.decode(pipeline, latents, conditioning)
 
@@ -87,6 +89,8 @@ def sampling(
         at_depth: gives the pipeline that computes so many levels, for steps that name a depth.
     """
     process, sampler = task.process(pipeline), load_sampler(plan.sampler)
+    if plan.coefficients is None and wants_coefficients(plan.sampler):
+        raise IdcError(f"sampler={plan.sampler} moves by numbers, and the plan has none; idc tsopt fits them")
     try:
         check_for_process(plan.timesteps, process)
     except ValueError as error:
@@ -109,7 +113,7 @@ def sampling(
 def uniform_plan(
     process: Process, num_inference_steps: int, *, sampler: str = "ddim", guidance: Mapping[str, float] | None = None
 ) -> Plan:
-    """So many evenly spaced steps that compute everything.
+    """So many evenly spaced steps that compute everything; by DDIM if the sampler wants numbers, which nobody fitted.
 
     Raises:
         IdcError: the process has fewer timesteps than that.
@@ -117,13 +121,19 @@ def uniform_plan(
     length = process.num_train_timesteps
     if not 1 <= num_inference_steps <= length:
         raise IdcError(f"this model has {length} timesteps; want 1 to {length} steps, got {num_inference_steps}")
-    return Plan.over(uniform_timesteps(num_inference_steps, process), sampler=sampler, guidance=guidance)
+    plain = "ddim" if wants_coefficients(sampler) else sampler
+    return Plan.over(uniform_timesteps(num_inference_steps, process), sampler=plain, guidance=guidance)
 
 
 def load_sampler(name: str) -> Sampler:
     """A registered sampler."""
     found: Sampler = registry.load("sampler", name, "sampler").SAMPLER
     return found
+
+
+def wants_coefficients(name: str) -> bool:
+    """Whether a sampler moves by numbers that have to be fitted first."""
+    return "coefficients" in getattr(registry.load("sampler", name, "sampler"), "NEEDS", ())
 
 
 def noise_of(process: Process, examples: Sequence[Example], seed: int) -> Noise:
@@ -160,6 +170,7 @@ def _by_depth(
         if step.depth not in made:
             which = pipeline if step.depth is None or at_depth is None else at_depth(step.depth)
             made[step.depth] = task.denoise(which, conditioning, plan.guidance)
+        count(len(sample))
         output, cache = made[step.depth](sample, step, cache)
         if not bool(output.detach().isfinite().all()):
             networks = " and ".join(task.networks_of_a_step)

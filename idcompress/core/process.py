@@ -4,6 +4,7 @@ Every sample is x = signal * x_0 + noise * epsilon. Samplers, searches and losse
 of the schedule behind them, so that a variance-preserving process and a rectified flow are handled by the same code.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -23,6 +24,13 @@ class Level(NamedTuple):
 
 
 CLEAN = Level(1.0, 0.0)  # where every run ends: x is x_0 itself
+
+
+def half_log_snr(level: Level) -> float:
+    """Half the log of the signal-to-noise ratio, log(signal / noise); infinite where there is one of them only."""
+    if level.noise == 0:
+        return math.inf
+    return math.log(level.signal / level.noise) if level.signal > 0 else -math.inf
 
 
 class Prediction(NamedTuple):
@@ -223,6 +231,23 @@ def check_for_process(timesteps: Sequence[float | int], process: Process) -> lis
     if not (values[0] <= process.max_timestep and values[-1] >= 0):
         raise ValueError(f"timesteps must lie in [0, {process.max_timestep}], got {values[0]} down to {values[-1]}")
     return values
+
+
+def timesteps_at(process: Process, half_log_snrs: Iterable[float]) -> list[float | int]:
+    """The timesteps whose levels are nearest to given ones, which are half log signal-to-noise ratios in any order."""
+    if not process.real_timesteps:
+        known = [half_log_snr(process.level(t)) for t in range(process.num_train_timesteps)]  # falls as t grows
+        return [min(range(len(known)), key=lambda t, wanted=value: abs(known[t] - wanted)) for value in half_log_snrs]
+    return [_real_timestep_at(process, value) for value in half_log_snrs]
+
+
+def _real_timestep_at(process: Process, value: float) -> float:
+    """By bisection."""
+    low, high = 0.0, float(process.max_timestep)
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if half_log_snr(process.level(middle)) > value else (low, middle)
+    return high
 
 
 def check_num_inference_steps(num_inference_steps: int, num_train_timesteps: int = 1000) -> None:

@@ -4,6 +4,7 @@ At each step the network says something about the present sample, and the sample
 The last step ends on the clean picture, whatever its timestep, as in the released compression code.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -89,11 +90,19 @@ class Noise(Protocol):
 
 
 class Visit(NamedTuple):
-    """A step that the loop has just taken, and the plans that end with it, each with its final sample."""
+    """A step that the loop has just taken, and the plans that end with it, each with its final sample.
+
+    Attributes:
+        history: the moments that the sampler looks at, oldest first; the last one is this step's.
+    """
 
     position: int
-    moment: Moment
+    history: tuple[Moment, ...]
     finished: list[tuple[Plan, Tensor]]
+
+    @property
+    def moment(self) -> Moment:
+        return self.history[-1]
 
 
 class _State(NamedTuple):
@@ -102,6 +111,32 @@ class _State(NamedTuple):
     history: tuple[Moment, ...] = ()
     cache: Any = None
     noise: Any = None
+
+
+_Beginning = tuple[tuple[Step, ...], tuple[tuple[float | int, ...] | None, ...]]
+
+
+class Beginnings:
+    """What runs had come to after their first steps, so that later plans that begin alike go on from there.
+
+    It belongs to one start, denoiser, process, sampler and noise.
+
+    Args:
+        limit: states that are kept; of more, those that were wanted longest ago go.
+    """
+
+    def __init__(self, limit: int = 128) -> None:
+        self._limit, self._states = limit, OrderedDict[_Beginning, _State]()
+
+    def find(self, beginning: _Beginning) -> _State | None:
+        if beginning in self._states:
+            self._states.move_to_end(beginning)
+        return self._states.get(beginning)
+
+    def keep(self, beginning: _Beginning, state: _State) -> None:
+        self._states[beginning] = state
+        if len(self._states) > self._limit:
+            self._states.popitem(last=False)
 
 
 def walk(
@@ -113,6 +148,7 @@ def walk(
     *,
     noise: Noise | None = None,
     project: Callable[[Prediction, Level], Prediction] | None = None,
+    beginnings: Beginnings | None = None,
 ) -> Iterator[Visit]:
     """Sample plans as one tree: where they begin alike, their steps are taken once.
 
@@ -124,6 +160,7 @@ def walk(
         sampler: what the plans name.
         noise: of the moves, for stochastic samplers.
         project: changes every prediction before it is used, where a task knows part of the result.
+        beginnings: steps that are found there are not taken again, and those that are taken are kept there.
 
     Yields:
         Every step, depth first. No more than one sample per step of the longest plan is alive besides the results.
@@ -140,38 +177,45 @@ def walk(
     starts = groupby(sorted(wanted, key=_order), key=lambda plan: plan.steps[0])
     pending = [(_State(), 0, list(group)) for _, group in starts][::-1]
     while pending:
-        (history, cache, noise_state), position, group = pending.pop()
-        step, row = group[0].steps[position], _row(group[0], position - 1)
-        level, sample = process.level(step.timestep), start
+        state, position, group = pending.pop()
+        step = group[0].steps[position]
+        known = None if beginnings is None else beginnings.find(_beginning(group[0], position))
+        if known is not None:
+            state = known
+        else:
+            (history, cache, noise_state), row = state, _row(group[0], position - 1)
+            level, sample = process.level(step.timestep), start
 
-        # 1. the sample at this step's level
-        if noise is not None and sampler.STOCHASTIC and not history:
-            noise_state = noise.begin(start, step.timestep)
-        if history:
-            unit = None
-            if noise is not None and sampler.STOCHASTIC:
-                unit, noise_state = noise.between(noise_state, history[-1].step.timestep, step.timestep)
-            sample = sampler.advance(history, level, coefficients=row, noise=unit)
+            # 1. the sample at this step's level
+            if noise is not None and sampler.STOCHASTIC and not history:
+                noise_state = noise.begin(start, step.timestep)
+            if history:
+                unit = None
+                if noise is not None and sampler.STOCHASTIC:
+                    unit, noise_state = noise.between(noise_state, history[-1].step.timestep, step.timestep)
+                sample = sampler.advance(history, level, coefficients=row, noise=unit)
 
-        # 2. what the network says there
-        model_output, cache = denoise(sample, step, cache)
-        prediction = predict(model_output, sample, level, process.prediction_type)
-        if project is not None:
-            prediction = project(prediction, level)
-        moment = Moment(step, level, sample, prediction)
-        history = (*history, moment)[-sampler.ORDER :]
+            # 2. what the network says there
+            model_output, cache = denoise(sample, step, cache)
+            prediction = predict(model_output, sample, level, process.prediction_type)
+            if project is not None:
+                prediction = project(prediction, level)
+            history = (*history, Moment(step, level, sample, prediction))[-sampler.ORDER :]
+            state = _State(history, cache, noise_state)
+            if beginnings is not None:
+                beginnings.keep(_beginning(group[0], position), state)
 
         # 3. plans that end here are done; of the others, those that go on alike stay together
         finished = [
-            (given, sampler.advance(history, CLEAN, coefficients=_row(plan, position)))
+            (given, sampler.advance(state.history, CLEAN, coefficients=_row(plan, position)))
             for plan in group
             if len(plan) == position + 1
             for given in wanted[plan]
         ]
-        yield Visit(position, moment, finished)
+        yield Visit(position, state.history, finished)
         longer = [plan for plan in group if len(plan) > position + 1]
         ways = groupby(longer, key=lambda plan: (_row(plan, position), plan.steps[position + 1]))
-        pending += [(_State(history, cache, noise_state), position + 1, list(way)) for _, way in ways][::-1]
+        pending += [(state, position + 1, list(way)) for _, way in ways][::-1]
 
 
 def sample_tree(
@@ -212,9 +256,13 @@ def shared_calls(plans: Iterable[Plan], sampler: Sampler | None = None) -> int:
     for plan in plans:
         if sampler is not None and sampler.SKIPS_REPEATS:
             plan = without_repeats(plan)
-        rows = [_row(plan, position) for position in range(len(plan))]
-        beginnings |= {(plan.steps[: n + 1], tuple(rows[:n])) for n in range(len(plan))}
+        beginnings |= {_beginning(plan, position) for position in range(len(plan))}
     return len(beginnings)
+
+
+def _beginning(plan: Plan, position: int) -> _Beginning:
+    """The steps up to a position, and the coefficients of the moves between them."""
+    return plan.steps[: position + 1], tuple(_row(plan, before) for before in range(position))
 
 
 def _row(plan: Plan, position: int) -> tuple[float | int, ...] | None:

@@ -158,6 +158,62 @@ class Recipe:
                 files.link(source, target)
         return files.write_json(path, self.to_json())
 
+    def fit_key(self, plan: Plan, process: Mapping[str, Any]) -> dict[str, Any]:
+        """All that a plan's fitted numbers hold for, each by a digest but the guidance.
+
+        Args:
+            plan: with the recipe's weights.
+            process: the model's, as its `to_json` gives it.
+        """
+        return {
+            "model": self.model.get("digest"),
+            "cut": None if self.cut is None else files.digest(self.cut.to_json()),
+            "weights": files.digest({name: entry["sha256"] for name, entry in self.weights.items()}),
+            "timesteps": files.digest([[step.to_json() for step in plan.steps], plan.fill]),
+            "guidance": dict(plan.guidance),
+            "process": files.digest(process),
+        }
+
+    def check_fit(self, plan: Plan, process: Mapping[str, Any]) -> None:
+        """Refuse a plan whose sampler moves by numbers that were not fitted for it.
+
+        Args:
+            plan, process: as in `fit_key`.
+
+        Raises:
+            IdcError: there are no numbers, or they were fitted for something else; the message has the command that
+                fits them.
+        """
+        fits = [entry["fit"] for entry in self.provenance if "fit" in entry]
+        known, wanted = (fits[-1]["key"] if fits else {}), self.fit_key(plan, process)
+        other = [name for name, value in wanted.items() if known.get(name) != value]
+        if plan.coefficients is not None and not other:
+            return
+        if plan.coefficients is None or not fits:
+            what = f"sampler={plan.sampler} moves by numbers fitted to a model and its list, and this recipe has none"
+        else:
+            scales = ", ".join(f"{name} {scale:g}" for name, scale in known["guidance"].items())
+            other = [f"guidance ({scales})" if name == "guidance" else name for name in other]
+            what = f"this recipe's numbers for sampler={plan.sampler} were fitted for another {' and '.join(other)}"
+        raise IdcError(f"{what}; fit them by: {self._fit_command(plan)}")
+
+    def _fit_command(self, plan: Plan) -> str:
+        """The command line that makes this recipe with numbers for a plan."""
+        words = ["idc tsopt", f"task={self.task}", f"sampler={plan.sampler}"]
+        if self.stage == "export":
+            words.append(f"model.path={self.model['path']}")
+        elif self.folder is not None:
+            words.append(f"recipe={self.folder / 'recipe.json'}")
+        if self.depth is not None:
+            words.append(f"depth={self.depth}")
+        searches = [str(entry["strategy"]) for entry in self.provenance if "strategy" in entry]
+        words += [f"timesteps={name}" for name in searches[-1:]]
+        words += [
+            f"tsopt.num_inference_steps={len(plan)}",
+            *(f"{name}={scale:g}" for name, scale in plan.guidance.items()),
+        ]
+        return " ".join(words)
+
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
         """Read and check a recipe of this version of the format, or of the one before.

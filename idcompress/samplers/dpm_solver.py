@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..core.process import Level
+from ..core.process import Level, half_log_snr
 from ..core.sample import Moment
 
 SOURCE = "Lu et al., DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models, arXiv 2211.01095"
@@ -41,19 +41,14 @@ class DpmSolver:
         now, denoised = history[-1], history[-1].prediction.pred_original_sample
         if next_level.noise == 0:
             return denoised
-        h = _lambda(next_level) - _lambda(now.level)
+        h = half_log_snr(next_level) - half_log_snr(now.level)
         extrapolated = denoised
         if len(history) > 1:
             before = history[-2]
-            ratio = (_lambda(now.level) - _lambda(before.level)) / h
+            ratio = (half_log_snr(now.level) - half_log_snr(before.level)) / h
             extrapolated = denoised + (denoised - before.prediction.pred_original_sample) / (2 * ratio)
         moved: Tensor = next_level.noise / now.level.noise * now.sample
         return moved - next_level.signal * math.expm1(-h) * extrapolated
-
-
-def _lambda(level: Level) -> float:
-    """Half the logarithm of the signal-to-noise ratio; of pure noise, where a flow begins, minus infinity."""
-    return math.log(level.signal / level.noise) if level.signal > 0 else -math.inf
 
 
 SAMPLER = DpmSolver()

@@ -181,6 +181,8 @@ def _load(path_or_recipe: str | Path | Recipe, device: str, dtype: str) -> Any:
         path_or_recipe = Recipe.load(path)
     recipe = path_or_recipe
     model = load_source(recipe.task, recipe.model, device=device, dtype=dtype)
+    if recipe.plan is not None and recipe.plan.coefficients is not None:
+        recipe.check_fit(recipe.plan, model.process.to_json())
     return own_pipeline(model.for_recipe(recipe), None if recipe.free_steps else recipe.plan)
 
 

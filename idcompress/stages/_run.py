@@ -37,7 +37,7 @@ class Run:
     run_dir: RunDir
     recipe_argument: str
 
-    def finish(self, made: list[Recipe], seconds: dict[str, float]) -> None:
+    def finish(self, made: list[Recipe], seconds: timing.Record) -> None:
         """Leave what a stage has made, and mark the run as complete."""
         if not is_main_process():
             return
@@ -45,7 +45,8 @@ class Run:
             save_recipes(made, self.run_dir)
         timing.save(seconds, self.run_dir.path)
         self.run_dir.finish()
-        say(f"done: {show(self.run_dir.path)}")
+        sampled = f" ({seconds.image_steps:,} steps of images)" if seconds.image_steps else ""
+        say(f"done: {show(self.run_dir.path)}{sampled}")
 
 
 def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any
 
 from .. import registry
@@ -16,6 +15,7 @@ from ..bench.bench import Bench, open_bench
 from ..bench.calibration import Calibration
 from ..bench.selection import DataSource, choose_photographs
 from ..config import Config
+from ..core.fit import FitSettings
 from ..core.plan import Plan
 from ..core.process import Process
 from ..errors import IdcError
@@ -52,7 +52,7 @@ def loading_settings(config: Config, recipe: Recipe) -> dict[str, Any]:
     entry = registry.load("prune", method, "prune.name")
     parameters = registry.bind(entry.candidates, own, "prune")
     if recipe.cut is None:
-        _check_needs(entry, f"prune={method}", recipe.task)
+        _check_needs(getattr(entry, "NEEDS", ()), f"prune={method}", recipe.task)
     return {"device": config.device, "dtype": config.dtype, "prune": method, "parameters": parameters}
 
 
@@ -131,12 +131,31 @@ def plan_of(config: Config, recipe: Recipe, process: Process) -> Plan:
     if recipe.plan is None or recipe.free_steps:
         return uniform_plan(config, process, recipe.num_inference_steps or config.num_inference_steps)
     plan = dataclasses.replace(recipe.plan, sampler=config.sampler, guidance=config.guidance())
-    if plan.coefficients is not None and plan != recipe.plan:
-        raise IdcError(
-            f"the recipe's plan was fitted for sampler={recipe.plan.sampler} and guidance {recipe.guidance}, and holds "
-            "for nothing else; keep them, or search again with the new ones by idc tsopt"
-        )
+    return plan if translate.wants_coefficients(config.sampler) else dataclasses.replace(plan, coefficients=None)
+
+
+def sampled_plan(config: Config, recipe: Recipe, process: Process) -> Plan:
+    """The same for a command that samples it now, with the recipe's weights.
+
+    Raises:
+        IdcError: the configured sampler wants numbers, and the recipe has none that were fitted for all this.
+    """
+    plan = plan_of(config, recipe, process)
+    if translate.wants_coefficients(config.sampler):
+        recipe.check_fit(dataclasses.replace(plan, sampler=config.sampler), process.to_json())
     return plan
+
+
+def fit_settings(config: Config) -> FitSettings:
+    """How the configured sampler's numbers are fitted, if it wants some.
+
+    Raises:
+        IdcError: a setting that is out of range.
+    """
+    try:
+        return FitSettings(**dataclasses.asdict(config.fit))
+    except ValueError as error:
+        raise IdcError(f"fit.{error}") from None
 
 
 Search = Callable[..., Schedule]
@@ -153,10 +172,14 @@ def configured_search(config: Config) -> Search:
     strategy = registry.load("timesteps", name, "timesteps")
     parameters = {key: value for key, value in config.timesteps.items() if key != "name"}
     registry.bind(strategy.timesteps, parameters, "timesteps")
-    needs = _check_needs(strategy, f"timesteps={name}", config.task.name)
+    needs = tuple(getattr(strategy, "NEEDS", ()))
+    _check_needs(needs, f"timesteps={name}", config.task.name)
+    if translate.wants_coefficients(config.sampler):
+        fit_settings(config)
+        _check_needs(("teacher",), f"sampler={config.sampler}", config.task.name)
 
     def search(process: Process, num_inference_steps: int, **sources: Any) -> Schedule:
-        """The strategy's answer for so many steps; of score, teacher and denoiser it gets those that it asks for."""
+        """The strategy's answer for so many steps; of the sources it gets those that it asks for."""
         asked = {need: sources[need] for need in needs if need in sources}
         request = ScheduleRequest(num_inference_steps, process, seed=config.seed, **asked)
         schedule: Schedule = strategy.timesteps(request, **parameters)
@@ -165,18 +188,23 @@ def configured_search(config: Config) -> Search:
     return search
 
 
-def _check_needs(entry: ModuleType, key: str, task: str) -> tuple[str, ...]:
-    """What a strategy or a prune method asks for.
+def wants_run(config: Config) -> bool:
+    """Whether the search looks at the states of the many-step run, for its lists or for the sampler's numbers."""
+    strategy = registry.load("timesteps", config.timesteps["name"], "timesteps")
+    return "teacher" in getattr(strategy, "NEEDS", ()) or translate.wants_coefficients(config.sampler)
+
+
+def _check_needs(needs: Sequence[str], key: str, task: str) -> None:
+    """Refuse what asks for something that the task cannot give.
 
     Args:
+        needs: of a strategy, a sampler or a prune method.
         key: how it was chosen, for the error.
 
     Raises:
-        IdcError: something that the task cannot give.
+        IdcError: the task cannot give one of them.
     """
-    needs = tuple(getattr(entry, "NEEDS", ()))
     cannot = registry.load("task", task, "task").Task.cannot_give
     for need in needs:
         if need in cannot:
             raise IdcError(f"{key} asks for a {need}, which task={task} cannot give; choose another")
-    return needs

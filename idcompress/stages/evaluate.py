@@ -29,7 +29,7 @@ from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
 from ..types import Batch, Example
 from ._run import with_depth
-from ._values import bench_for, data_of, plan_of, uniform_plan
+from ._values import bench_for, data_of, sampled_plan, uniform_plan
 
 PORTION = 128  # examples that are held at a time; the paper's sets have thousands
 
@@ -95,7 +95,7 @@ def _evaluate(config: Config, portions: Portions, recipe: Recipe, folder: Path) 
     bench = portions.open(0)
     ready = {name: bench.metric(name) for name in bench.available(config.evaluate.metrics)}
     recipe = recipe.derive_model(bench.model.source)
-    pipeline, plan = bench.model.for_recipe(recipe), plan_of(config, recipe, bench.model.process)
+    pipeline, plan = bench.model.for_recipe(recipe), sampled_plan(config, recipe, bench.model.process)
     original = uniform_plan(config, bench.model.process, config.num_inference_steps)
     with timing.part("costs"):
         spent = costs(bench, pipeline, plan, original, latency=config.evaluate.latency)

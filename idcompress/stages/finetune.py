@@ -16,14 +16,14 @@ from torch import Tensor
 from ..adapters import checkpoints, training
 from ..adapters.pipeline import native_size, vae_scale_factor, with_copies
 from ..bench.bench import Bench
-from ..bench.comparison import judge
+from ..bench.early_stop import judge
 from ..bench.selection import choose_photographs
 from ..bench.thresholds import parse_thresholds
 from ..bench.training_samples import LISTED, TrainingSamples, held_out
 from ..config import Config, instantiate
 from ..console import progress_bar, say, warn
 from ..errors import IdcError
-from ..images.photo_sets import PhotographSet
+from ..images.photo_sets import PhotographSet, digests_of
 from ..metrics._metric import in_words, perfect_ones
 from ..runs import files
 from ..runs.recipe import Recipe
@@ -348,7 +348,7 @@ def _hand_on(
 
     # 3. what was done
     _write_metrics(config, session, run_dir, steps, kept, judged)
-    listed = {photo.name: photo.digest for photo in session.photos} if len(session.photos) <= LISTED else {}
+    listed = digests_of(session.photos, range(len(session.photos))) if len(session.photos) <= LISTED else {}
     entry = provenance(
         "finetune",
         config,
@@ -378,15 +378,19 @@ def _judge(config: Config, tuned: Recipe) -> dict[str, Any]:
     original, plan = (
         uniform_plan(config, bench.model.process, n) for n in (config.num_inference_steps, settings.num_inference_steps)
     )
-    references = bench.references(None, original, "full model")
-    outputs = bench.images(bench.model.for_recipe(tuned), plan, "fine-tuned")
-    values, failing = judge(bench, outputs, references, thresholds)
+    judged = judge(
+        bench,
+        lambda positions: bench.references(tuned, plan, "fine-tuned", positions),  # a timestep search wants them again
+        lambda positions: bench.references(None, original, "full model", positions),
+        thresholds,
+        config.early_stop,
+    )
     return {
-        "num_images": len(bench.examples),
+        **judged.counts(bench),
         "thresholds": [vars(threshold) for threshold in thresholds],
-        "metrics": {name: value.value for name, value in values.items()},
-        **perfect_ones(values),
-        "missed": failing,
+        "metrics": {name: value.value for name, value in judged.values.items()},
+        **perfect_ones(judged.values),
+        "missed": judged.missed,
     }
 
 

@@ -28,7 +28,7 @@ from ..runs.run_dir import RunDir
 from ..sources.load import load_source
 from ..sources.model import Model
 from ._run import show, with_depth
-from ._values import load_model, make_task, plan_of, uniform_plan
+from ._values import load_model, make_task, sampled_plan, uniform_plan
 
 COMPARISON = "_compare.png"  # what the name of a comparison ends in
 
@@ -50,7 +50,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     (listing,) = folder.choose(["translate"], [".json"])
     task = make_task(config, recipe.task)
     model = load_model(config, recipe)
-    pipeline, plan = model.for_recipe(recipe), plan_of(config, recipe, model.process)
+    pipeline, plan = model.for_recipe(recipe), sampled_plan(config, recipe, model.process)
     original = original_model(config, recipe, model).pipeline if config.translate.compare else None
     many = uniform_plan(config, model.process, config.num_inference_steps)
 

@@ -125,7 +125,7 @@ def test_a_flow_is_sampled_by_the_same_loop(name):
     assert found.isfinite().all()
 
 
-def test_only_dpm_solver_passes_over_repeats():
+def test_solvers_of_second_order_pass_over_repeats():
     """The others call the network again, which may be another one there."""
     plan, skipping = Plan((Step(900), Step(500, 9), Step(500, 3), Step(0), Step(0))), set()
     for name, sampler in REGISTERED.items():
@@ -139,7 +139,7 @@ def test_only_dpm_solver_passes_over_repeats():
             assert network.calls[-1] == plan.steps
             assert torch.equal(found, by_hand(Network(), START, plan, VP, sampler, noise=noise_of(sampler)))
         assert len(network.calls) == shared_calls([plan], sampler)
-    assert skipping == {"dpm_solver"} == {name for name, one in REGISTERED.items() if one.SKIPS_REPEATS}
+    assert skipping == {"dpm_solver", "unipc"} == {name for name, one in REGISTERED.items() if one.SKIPS_REPEATS}
 
 
 def test_repeats_that_are_passed_over_take_their_coefficients_along():

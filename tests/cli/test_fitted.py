@@ -1,0 +1,151 @@
+"""`sampler=fitted` on the command line: fitted by tsopt, used by what follows, refused where it does not hold."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from idcompress import Recipe
+from idcompress.core.fit import FitSettings
+
+SMALL = ("tsopt.num_inference_steps=3", "tsopt.num_samples=2", "tsopt.reference_steps=6")
+EVALUATED = ("evaluate.num_samples=1", "evaluate.latency=false", "num_inference_steps=4", "evaluate.metrics=[psnr]")
+SCALES = {
+    "ip2p": ("guidance_scale=1.5", "image_guidance_scale=1"),
+    "controlnet": ("guidance_scale=1.5",),
+    "stablesr": (),
+}
+
+
+@pytest.fixture(scope="module")
+def fitted_runs(tmp_path_factory):
+    """Folders of runs of `fit`, by task."""
+    return tmp_path_factory.mktemp("fitted")
+
+
+@pytest.fixture
+def fit(idc, random_model, fitted_runs):
+    """Bring the results of `idc tsopt sampler=fitted` into this folder, as run/; the recipe."""
+
+    def run(task="ip2p"):
+        if not (fitted_runs / task).is_dir():
+            model = (f"task={task}", f"model.path={random_model(task)}", *SCALES[task])
+            words = ("sampler=fitted", "timesteps=uniform", "recipe=none", *SMALL, "hydra.run.dir=run")
+            result = idc("tsopt", *model, *words)
+            assert result.code == 0, result.err
+            shutil.copytree("run", fitted_runs / task)
+        elif not Path("run").is_dir():
+            shutil.copytree(fitted_runs / task, "run")
+        return Recipe.load("run")
+
+    return run
+
+
+@pytest.mark.parametrize("task", SCALES)
+def test_numbers_are_fitted_kept_and_used(fit, idc, random_model, task):
+    recipe = fit(task)
+    assert recipe.sampler == "fitted"
+    assert [len(row) for row in recipe.plan.coefficients] == [2, 3, 3]
+    (entry,) = recipe.provenance
+    settings = {"order": 2, "ridge": 1e-3, "per_channel": False, "folds": 2}
+    assert {name: entry["fit"][name] for name in settings} == settings
+    assert FitSettings(**settings) == FitSettings()
+    assert entry["fit"]["num_images"] == 2
+    common = (f"task={task}", f"model.path={random_model(task)}", "recipe=run")
+    result = idc("evaluate", *common, *EVALUATED, "hydra.run.dir=evaluated")
+    assert result.code == 0, result.err
+    found = json.loads(Path("evaluated/metrics.json").read_text())
+    assert found["sampler"] == "fitted"
+    psnr = found["metrics"]["psnr"]
+    assert psnr["compressed"] != psnr["uniform"]  # the same list, by DDIM
+
+
+def test_the_same_command_gives_the_same_numbers_and_samples_no_reference_again(fit, idc, random_model):
+    words = ("sampler=fitted", "timesteps=uniform", "recipe=none", *SMALL, *SCALES["ip2p"])
+    made, kept = [], []
+    for folder in ("one", "other"):
+        result = idc("tsopt", f"model.path={random_model('ip2p')}", *words, f"hydra.run.dir={folder}")
+        assert result.code == 0, result.err
+        assert len(Path(folder, "trace.jsonl").read_text().splitlines()) == 1  # uniform steps are the only list
+        made.append(Recipe.load(folder).plan)
+        kept.append({path.name: path.stat().st_mtime_ns for path in Path("outputs/cache/references").iterdir()})
+    assert made[0] == made[1]
+    assert kept[0] == kept[1]
+    assert len(kept[0]) == 4  # images and runs of two examples
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        (("depth=9",), "cut"),
+        (("depth=9", "guidance_scale=3"), "cut and guidance (guidance_scale 1.5, image_guidance_scale 1)"),
+    ],
+)
+def test_other_settings_are_refused_with_the_command_that_refits(fit, idc, random_model, changes, what):
+    fit()
+    result = idc("evaluate", f"model.path={random_model('ip2p')}", "recipe=run", *EVALUATED, *changes)
+    assert result.code == 2
+    (line,) = result.err.splitlines()
+    assert f"this recipe's numbers for sampler=fitted were fitted for another {what}; fit them by: idc tsopt" in line
+    command = line.partition("fit them by: idc ")[2].split()
+    if len(changes) == 1:
+        return
+    again = idc(*command, f"model.path={random_model('ip2p')}", *SMALL[1:], "hydra.run.dir=refitted")
+    assert again.code == 0, again.err
+    refitted = idc("evaluate", f"model.path={random_model('ip2p')}", "recipe=refitted", *EVALUATED, *changes)
+    assert refitted.code == 0, refitted.err
+
+
+def test_a_list_or_weights_that_were_changed_by_hand_are_refused(fit, idc, random_model):
+    recipe = fit()
+    value = recipe.to_json()
+    value["plan"]["steps"][1]["timestep"] = 490
+    Path("run/recipe.json").write_text(json.dumps(value))
+    result = idc("evaluate", f"model.path={random_model('ip2p')}", "recipe=run", *EVALUATED)
+    assert result.code == 2
+    assert "were fitted for another timesteps; fit them by: idc tsopt task=ip2p sampler=fitted" in result.err
+
+
+def test_a_recipe_without_numbers_is_refused(idc, random_model):
+    result = idc("evaluate", f"model.path={random_model('ip2p')}", "recipe=none", "sampler=fitted", *EVALUATED)
+    assert result.code == 2
+    wanted = "sampler=fitted moves by numbers fitted to a model and its list, and this recipe has none; fit them by:"
+    assert wanted in result.err
+
+
+def test_another_sampler_over_a_fitted_list_takes_no_numbers(fit, idc, random_model):
+    fit()
+    result = idc(
+        "evaluate", f"model.path={random_model('ip2p')}", "recipe=run", *EVALUATED, "sampler=ddim", "hydra.run.dir=e"
+    )
+    assert result.code == 0, result.err
+    psnr = json.loads(Path("e/metrics.json").read_text())["metrics"]["psnr"]
+    assert psnr["compressed"] == psnr["uniform"]  # DDIM over uniform steps
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("fit.order=4", "fit.order must be between 1 and 3, got 4"),
+        ("fit.ridge=-1", "fit.ridge must be 0 or more, got -1.0"),
+        ("fit.folds=0", "fit.folds must be at least 1, got 0"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_loaded(idc, setting, message):
+    result = idc("tsopt", "sampler=fitted", "recipe=none", "model.path=nowhere", setting)
+    assert (result.code, result.err.splitlines()) == (2, [f"idc: error: {message}"])
+
+
+def test_compress_fits_what_it_cut(idc, random_model):
+    words = (
+        f"model.path={random_model('ip2p')}",
+        "sampler=fitted",
+        "timesteps=uniform",
+        "depth=9",
+        "hydra.run.dir=run",
+    )
+    result = idc("compress", *words, "compress.stages=[depth_search,tsopt]", *SMALL, *SCALES["ip2p"], "threads=1")
+    assert result.code == 0, result.err
+    recipe = Recipe.load("run/tsopt")
+    assert recipe.depth == 9 and recipe.plan.coefficients is not None
