@@ -194,7 +194,8 @@ def _say_needs(config: Config, session: Session, number: int) -> None:
     recomputed = "" if settings.gradient_checkpointing else "; finetune.gradient_checkpointing=true keeps fewer of them"
     say(
         f"it needs {memory / 1e9:.1f} GB of memory for weights, gradients and optimizer, and more for the activations "
-        f"of {at_once} images at a time (finetune.batch_size over trainer.accumulate_grad_batches and the devices)"
+        f"of {at_once} {'image' if at_once == 1 else 'images'} at a time (finetune.batch_size over "
+        f"trainer.accumulate_grad_batches and the devices)"
         f"{recomputed}; and {disk / 1e9:.1f} GB of disk until it is done"
     )
 
