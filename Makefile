@@ -42,6 +42,9 @@ demo: setup ## the main job on photographs: TASK=ip2p (default), controlnet, sta
 	$(foreach task,$(if $(filter all,$(TASK)),$(DEMOS),$(TASK)),\
 	  $(VENV)/bin/idc compress task=$(task) $(DEMO_KEYS) $(DEMO_KEYS_$(task)) &&) true
 
+benchmarks: setup ## renew the tables of README.md and docs/benchmarks.md from docs/results
+	$(VENV)/bin/python -m scripts.benchmarks
+
 test: setup lint type ## set-up, lint, types and the default tests (offline, CPU)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
 
@@ -62,4 +65,4 @@ smoke: setup ## every stage of every task in seconds
 clean: ## remove the environment and the caches, never outputs/
 	rm -rf $(VENV) $(TOOLS) .mypy_cache .ruff_cache .pytest_cache
 
-.PHONY: help setup lock demo test lint type format smoke clean
+.PHONY: help setup lock demo benchmarks test lint type format smoke clean

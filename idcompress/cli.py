@@ -15,6 +15,11 @@ from . import __version__, console, registry, words
 from .errors import IdcError, did_you_mean
 
 ALIASES = {"timestep-search": "tsopt"}
+# Commands that run no stage and leave no run folder.
+_WITHOUT_STAGE = {
+    "ls": "List the tasks, models, strategies, samplers, metrics and data sets, a line each",
+    "cache": "Show what is kept below outputs/cache, or empty it (clear=true)",
+}
 # The flags that name configuration folders, and with them those that name one of their files.
 _FOLDER_FLAGS = ("-cp", "--config-path", "-cd", "--config-dir")
 _CONFIG_FLAGS = (*_FOLDER_FLAGS, "-cn", "--config-name")
@@ -22,12 +27,12 @@ _CONFIG_FLAGS = (*_FOLDER_FLAGS, "-cn", "--config-name")
 
 def commands() -> list[str]:
     """Command words: the files of stages/, with dashes."""
-    return [name.replace("_", "-") for name in registry.names("command")] + ["ls"]
+    return [name.replace("_", "-") for name in registry.names("command")] + list(_WITHOUT_STAGE)
 
 
 def usage() -> str:
-    rows = {name: registry.summary("command", name.replace("-", "_")) for name in commands() if name != "ls"}
-    rows["ls"] = "List the tasks, models, strategies, samplers, metrics and data sets, a line each"
+    stages = [name for name in commands() if name not in _WITHOUT_STAGE]
+    rows = {name: registry.summary("command", name.replace("-", "_")) for name in stages} | _WITHOUT_STAGE
     width = max(map(len, rows))
     return "\n".join(
         [
@@ -63,6 +68,8 @@ def main(argv: list[str] | None = None) -> None:
             fail(f"there is no command {command!r}{did_you_mean(command, [*commands(), *ALIASES])}")
         if command == "ls":
             return _ls(arguments[1:])
+        if command == "cache":
+            return _cache(arguments[1:])
         run_command(command, arguments[1:])
     except IdcError as error:
         fail(str(error))
@@ -179,7 +186,7 @@ def _completion(arguments: list[str]) -> None:
             return
         command, folders = ALIASES.get(word, word), _config_flags(_two_words(done))
         os.environ["COMP_LINE"] = f"idc {line.split(word, 1)[1].lstrip()}"
-    if command in commands() and command != "ls":
+    if command in commands() and command not in _WITHOUT_STAGE:
         run_command(command, [*folders, "-sc", action])
 
 
@@ -215,6 +222,32 @@ def _ls(arguments: list[str]) -> None:
         print(f"{heading}:")
         for name, text in rows:
             print(f"  {name:<24} {text}")
+
+
+_CACHE_HELP = """idc cache: show what is kept below outputs/cache of this folder, or empty it.
+
+  idc cache                what is kept, and how large it is
+  idc cache clear=true     remove it; what is needed again is computed again
+
+references holds the results that others are compared with. cache_gb, a key of every command, limits it: those that were
+used longest ago go first. inception holds the features of real images, shards the index of a data set."""
+
+
+def _cache(arguments: list[str]) -> None:
+    """`idc cache [clear=true]`."""
+    from .runs import cache
+
+    if arguments in (["--help"], ["-h"]):
+        print(_CACHE_HELP)
+    elif arguments == ["clear=true"]:
+        print(f"removed {cache.clear() / cache.GB:.2f} GB from {cache.CACHE}")
+    elif arguments in ([], ["clear=false"]):
+        found = cache.contents()
+        print(f"{cache.CACHE}: {sum(size for _, size in found.values()) / cache.GB:.2f} GB")
+        for name, (number, size) in found.items():
+            print(f"  {name:<12} {number:>8} entries  {size / cache.GB:.2f} GB")
+    else:
+        raise IdcError(f"idc cache takes clear=true or nothing, got {' '.join(arguments)}")
 
 
 if __name__ == "__main__":

@@ -151,6 +151,7 @@ class FinetuneConfig:
     num_workers: int = 0
     checkpoint_every_n_steps: int = 50
     checkpoint: File = None
+    keep_checkpoint: bool = False
     num_samples: int = 4
     num_inference_steps: int = 20
     metrics: List[str] = field(default_factory=lambda: ["psnr"])
@@ -224,12 +225,14 @@ class Config:
     dtype: str = "auto"
     threads: int = 0
     batch_size: int = 8
+    cache_gb: float = 10.0
     sampler: str = "ddim"
     image: Files = None
     prompt: Prompt = None
     guidance_scale: Optional[float] = 7.5
     image_guidance_scale: Optional[float] = None
     num_inference_steps: int = 50
+    early_stop: Optional[float] = 0.98
     data: DataConfig = field(default_factory=DataConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     depth_search: DepthSearchConfig = field(default_factory=DepthSearchConfig)
@@ -300,7 +303,7 @@ STEPS = (
 # Bounds that always hold, and what belongs to Lightning.
 _MAY_BE_INFINITE = ("depth_search.thresholds", "task.models", "trainer")
 # Keys that change how fast a run is and not its result, so they are not part of its identity.
-NOT_IDENTITY = ("batch_size", "threads")
+NOT_IDENTITY = ("batch_size", "threads", "cache_gb")
 
 
 def conf_dir() -> Path:
@@ -376,6 +379,10 @@ def to_config(composed: DictConfig) -> Config:
             raise IdcError(
                 f"{key} must be a number for task={config.task.name}, got null; 1 switches that guidance off"
             )
+    if config.cache_gb < 0:
+        raise IdcError(f"cache_gb must be at least 0, got {config.cache_gb:g}; 0 keeps no references")
+    if config.early_stop is not None and not 0 < config.early_stop < 1:
+        raise IdcError(f"early_stop must lie between 0 and 1, or be null, got {config.early_stop}")
     if config.depth is not None and config.depth < 1:
         raise IdcError(f"depth must be at least 1, got {config.depth}")
     return config

@@ -35,9 +35,9 @@ import __main__
 
 from . import config as configuration
 from . import console, registry, words
-from .errors import IdcError
+from .errors import IdcError, is_out_of_memory
 from .runs import timing
-from .stages._run import Run, start
+from .stages._run import Run, out_of_memory, start
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -148,8 +148,10 @@ def execute(command: str, run: Run) -> None:
     except IdcError:
         run.run_dir.discard_if_empty()
         raise
-    except BaseException:  # interrupted, say: the same command in this process may go on
+    except BaseException as error:  # interrupted, say: the same command in this process may go on
         run.run_dir.release()
+        if is_out_of_memory(error):
+            raise out_of_memory(error, command, run.config) from None
         raise
     run.finish(made, seconds)
 

@@ -96,13 +96,15 @@ class Teacher:
 
 @dataclass(frozen=True)
 class ScheduleRequest:
-    """What a timestep strategy may use. A strategy says in NEEDS which of `score`, `teacher` and `denoiser` it wants.
+    """What a timestep strategy may use. A strategy says in NEEDS which of the four sources it wants.
 
     Attributes:
         num_inference_steps: length of the list that is wanted.
         process: what timesteps mean.
         score: timesteps -> quality, higher is better; None where nothing may be sampled. Values are cached by the
             caller, one trace row each; keyword arguments (say, gamma=0.8) go into the row.
+        better: (timesteps, other) -> whether the first list scores higher, judged on as few images as that takes;
+            keyword arguments are pairs, for either list's row. None where lists are only scored.
         teacher: gives the many-step run of the searched images.
         denoiser: gives, batch by batch, (denoise, start, final sample of the teacher), through which gradients flow.
         seed: for strategies that draw random numbers.
@@ -111,6 +113,7 @@ class ScheduleRequest:
     num_inference_steps: int
     process: Process
     score: Callable[..., float] | None = None
+    better: Callable[..., bool] | None = None
     teacher: Callable[[], Teacher] | None = None
     denoiser: Callable[[], Iterable[tuple[Denoise, Tensor, Tensor]]] | None = None
     seed: int = 0

@@ -22,7 +22,7 @@ import torch
 
 from idcompress import registry
 from idcompress.adapters import training
-from idcompress.adapters.pipeline import native_size
+from idcompress.adapters.pipeline import native_size, with_copies
 from idcompress.bench.training_samples import TrainingSamples
 from idcompress.images.photo_sets import PhotographSet
 from idcompress.sources.load import load_source
@@ -88,7 +88,7 @@ def main() -> None:
     for depth in [model.full_depth, *(args.depth or [9])]:
         modules[depth] = training.Finetuning(
             task,
-            model.at(model.chosen(depth)),
+            with_copies(model.at(model.chosen(depth)), task.trained),
             None,
             trained=task.trained,
             identity={},

@@ -34,6 +34,20 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def parity_fact() -> Callable[[str], Path]:
+    """A file of parity facts, like "depth_skip/timesteps.json": the one in the repository, else one of the others."""
+
+    def find(name: str) -> Path:
+        others = Path(os.environ.get("IDC_SHARED", ROOT / ".." / "shared")).resolve() / "fixtures"
+        for folder in (ROOT / "tests" / "fixtures" / "parity", others):
+            if (folder / name).is_file():
+                return folder / name
+        pytest.skip(f"the parity facts {name} are absent: set IDC_SHARED to the folder that has fixtures/{name}")
+
+    return find
+
+
+@pytest.fixture(scope="session")
 def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """task -> folder of a random pipeline, written once."""
     import tiny_random

@@ -8,7 +8,7 @@ from diffusers import ControlNetModel
 from torch import Tensor, nn
 
 from ..core.skip_plan import SkipPlan
-from .unet import copy_without, drop_encoder
+from .unet import drop_encoder, sharing
 
 
 def prune_controlnet(controlnet: ControlNetModel, plan: SkipPlan) -> ControlNetModel:
@@ -19,15 +19,16 @@ def prune_controlnet(controlnet: ControlNetModel, plan: SkipPlan) -> ControlNetM
     scales: diffusers alone would spread its log scale over however many residuals there are.
 
     Args:
-        controlnet: the branch of the same U-Net family, also one that was cut before; it stays as it was.
-        plan: of the U-Net; at full depth the copy is complete.
+        controlnet: the branch of the same U-Net family, also one that was cut before; it stays as it was, and the
+            result shares its parameters.
+        plan: of the U-Net; at full depth the result is complete.
     """
     if plan.depth == plan.full_depth:
-        return copy_without(controlnet, [])
+        return sharing(controlnet)
     blocks = controlnet.controlnet_down_blocks
     dropped = [controlnet.mid_block, controlnet.controlnet_mid_block, *list(blocks)[plan.depth :]]
     dropped += drop_encoder(controlnet.down_blocks, plan)
-    pruned = copy_without(controlnet, dropped)
+    pruned = sharing(controlnet, without=dropped)
     pruned.controlnet_mid_block = _ZeroMiddle()
     pruned.register_to_config(depth=plan.depth)
     if controlnet.config.get("depth") is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -30,6 +31,11 @@ def with_components(pipeline: Any, replaced: dict[str, Any]) -> Any:
     for name, component in replaced.items():
         setattr(new, name, component)
     return new
+
+
+def with_copies(pipeline: Any, names: Iterable[str]) -> Any:
+    """A pipeline like this one with copies of some networks, to be trained: cuts share parameters with the model."""
+    return with_components(pipeline, {name: copy.deepcopy(getattr(pipeline, name)) for name in names})
 
 
 def choose_device(name: str) -> str:
@@ -114,6 +120,14 @@ def not_finite(what: str, dtype: torch.dtype) -> str:
     name = str(dtype).removeprefix("torch.")
     advice = "try another model" if dtype == torch.float32 else "try dtype=float32"
     return f"{what} holds NaN or infinity, computed in {name}; {advice}, or smaller guidance scales"
+
+
+def check_weights(pipeline: Any) -> None:
+    """Where nothing is sampled: raise NotFiniteError if a network's weights hold NaN or infinity."""
+    for name, component in pipeline.components.items():
+        for key, values in component.state_dict().items() if isinstance(component, nn.Module) else ():
+            if values.is_floating_point() and not bool(values.isfinite().all()):
+                raise NotFiniteError(f"{key} of {name} holds NaN or infinity; copy, fetch or train the model again")
 
 
 def encode_image_latents(pipeline: Any, images: Tensor) -> Tensor:

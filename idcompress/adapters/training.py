@@ -24,9 +24,8 @@ from ..core.losses import feature_loss
 from ..errors import IdcError
 from ..schedulers import process_of
 from ..types import Example
+from .checkpoints import CHECKPOINT, StreamedCheckpoints
 from .training_batch import TrainableTask, TrainingBatch, noised_batch
-
-CHECKPOINT = "last.ckpt"
 
 
 @dataclass(frozen=True)
@@ -390,7 +389,7 @@ def average_weights(decay: float) -> WeightAveraging:
 
 
 def checkpoints(folder: Path, every_n_steps: int) -> ModelCheckpoint:
-    """Keep only the newest state, replaced as a whole at the given interval."""
+    """Save the state at the given interval, always under the same name."""
     return ModelCheckpoint(
         dirpath=folder,
         filename=Path(CHECKPOINT).stem,
@@ -419,9 +418,12 @@ def make_trainer(arguments: dict[str, Any], folder: Path, callbacks: list[Any], 
     Raises:
         IdcError: the Trainer does not take the arguments.
     """
+    plugins = arguments.pop("plugins", None) or []
+    plugins = [*(plugins if isinstance(plugins, list) else [plugins]), StreamedCheckpoints()]
     try:
         return pl.Trainer(
             **arguments,
+            plugins=plugins,
             callbacks=callbacks,
             logger=[CSVLogger(folder, name="logs", flush_logs_every_n_steps=10), *loggers],
             check_val_every_n_epoch=None,

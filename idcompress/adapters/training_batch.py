@@ -25,13 +25,15 @@ class TrainableTask(Protocol):
     def predict(self, pipeline: Any, sample: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor: ...
 
 
-@dataclass(frozen=True)
 class TrainingBatch:
-    """Examples of consecutive sample numbers, and the photographs that could not be read on the way to them."""
+    """Examples of consecutive sample numbers, and the photographs that could not be read on the way to them.
 
-    numbers: list[int]
-    examples: list[Example]
-    unreadable: dict[str, str]
+    No dataclass, list or mapping: Lightning and FSDP walk through those, move their tensors to the device and round
+    them to the precision of the network. Examples stay float32 on the CPU until the task encodes them.
+    """
+
+    def __init__(self, numbers: list[int], examples: list[Example], unreadable: dict[str, str]) -> None:
+        self.numbers, self.examples, self.unreadable = numbers, examples, unreadable
 
 
 @dataclass(frozen=True)

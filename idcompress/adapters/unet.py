@@ -32,9 +32,9 @@ def depth_skip(unet: UNet2DConditionModel, depth: int) -> UNet2DConditionModel:
 
     The result keeps encoder units 0 .. depth - 1 and the decoder units that read their skips; zeros stand for the
     hidden state at the cut. It is called like the full model and gives the same kind of output. Surviving parameters
-    keep their names and values (copied: the argument stays as it was, and dropped weights are never copied). The full
-    control branch's residuals are accepted as well as a pruned branch's: those of dropped levels, the middle one
-    included, are ignored.
+    keep their names, and are the argument's own, so that a cut costs no memory: copy.deepcopy the result before it is
+    trained, where the argument is still needed. The full control branch's residuals are accepted as well as a pruned
+    branch's: those of dropped levels, the middle one included, are ignored.
 
     Args:
         unet: any UNet2DConditionModel, in any dtype, also on the meta device, also one cut before to a larger depth.
@@ -98,16 +98,16 @@ def _measure(unet: UNet2DConditionModel) -> UNetShape:
 
 
 def apply_plan(unet: UNet2DConditionModel, plan: SkipPlan) -> UNet2DConditionModel:
-    """Copy what a plan keeps of a full or less deeply cut U-Net."""
+    """What a plan keeps of a full or less deeply cut U-Net, as modules of its own over the same parameters."""
     if plan.depth == plan.full_depth:
-        return copy.deepcopy(unet)
+        return sharing(unet)
     dropped: list[nn.Module] = [unet.mid_block] if unet.mid_block is not None else []
     dropped += drop_encoder(unet.down_blocks, plan)
     for name, keep in enumerate(plan.up_layers):
         block = unet.up_blocks._modules.get(str(name))
         if block is not None:
             dropped += [block] if keep == 0 else _dropped_layers(block, keep, at_end=True)
-    pruned = copy_without(unet, dropped)
+    pruned = sharing(unet, without=dropped)
     pruned.mid_block = ZeroHidden(plan.hidden_channels)
     pruned.num_upsamplers = sum(bool(getattr(block, "upsamplers", None)) for block in pruned.up_blocks)
     return pruned
@@ -140,20 +140,21 @@ def _dropped_layers(block: Any, keep: int, *, at_end: bool) -> list[nn.Module]:
     return found
 
 
-def copy_without(model: Model, dropped: Iterable[nn.Module]) -> Model:
-    """Deep-copy a model without some of its submodules, whose weights are never copied.
+def sharing(model: Model, without: Iterable[nn.Module] = ()) -> Model:
+    """A model with modules of its own over the parameters and buffers of another, and without some submodules.
 
     A dropped member of a ModuleList leaves a gap in the names and none in the order (KeyedModuleList); any other
     dropped submodule becomes None.
     """
-    memo: dict[int, Any] = {id(module): None for module in dropped}
-    copied = copy.deepcopy(model, memo)
-    for parent in list(copied.modules()):
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    memo |= {id(module): None for module in without}
+    made = copy.deepcopy(model, memo)
+    for parent in list(made.modules()):
         for name, child in parent._modules.items():
             if isinstance(child, nn.ModuleList) and any(member is None for member in child._modules.values()):
                 kept = {key: member for key, member in child._modules.items() if member is not None}
                 parent._modules[name] = KeyedModuleList(kept)
-    return copied
+    return made
 
 
 class KeyedModuleList(nn.ModuleList):

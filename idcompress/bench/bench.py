@@ -40,6 +40,7 @@ class Bench:
         seed: of the noise.
         batch_size: images per call of the networks on a GPU.
         metrics: parameters of metrics that have some, by name.
+        cache_gb: what the references of all benches may take on the disk.
     """
 
     task: Task
@@ -50,6 +51,7 @@ class Bench:
     seed: int = 0
     batch_size: int = 8
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    cache_gb: float = 10.0
     _conditioning: dict[tuple[int, ...], Conditioning] = field(default_factory=dict)
     _metrics: dict[str, ImageMetric] = field(default_factory=dict)
     _cut: dict[tuple[int, int], Any] = field(default_factory=dict)
@@ -154,6 +156,8 @@ class Bench:
                 references.keep_run(keys[position], run)
                 references.keep(keys[position], images[i])
                 runs[position] = run
+        if missing:
+            references.trim(self.cache_gb)
         known = [run for run in runs if run is not None]
         samples, originals = (torch.stack([run[name] for run in known], dim=1) for name in ("samples", "originals"))
         return Teacher(plan.timesteps, samples, originals, torch.stack([run["final"] for run in known]))
@@ -182,28 +186,47 @@ class Bench:
             )
             yield arguments["denoise"], arguments["start"], finals[list(batch)].to(arguments["start"])
 
-    def references(self, recipe: Recipe | None, plan: Plan, description: str) -> Tensor:
+    def references(
+        self, recipe: Recipe | None, plan: Plan, description: str, positions: Sequence[int] | None = None
+    ) -> Tensor:
         """Images of a plan, (N, 3, H, W), that are computed once and kept on disk, lossless.
 
         Args:
             recipe: gives the cut and the weights; None for the whole model. Its own plan is not used.
+            positions: which of `examples`; None for all of them.
         """
-        keys = [references.key(self, recipe, plan, example) for example in self.examples]
-        missing = [position for position, key in enumerate(keys) if not references.holds(key)]
+        wanted = range(len(self.examples)) if positions is None else positions
+        keys = {position: references.key(self, recipe, plan, self.examples[position]) for position in wanted}
+        images = {position: references.read(key) for position, key in keys.items()}
+        missing = [position for position, image in images.items() if image is None]
         if missing:
             pipeline = self.model.pipeline if recipe is None else self.model.for_recipe(recipe)
-            images = self.images(pipeline, plan, description, missing)
-            for position, image in zip(missing, images, strict=True):
+            for position, image in zip(missing, self.images(pipeline, plan, description, missing), strict=True):
                 references.keep(keys[position], image)
-        return torch.stack([references.read(key) for key in keys])
+                images[position] = image
+            references.trim(self.cache_gb)
+        return torch.stack([image for image in images.values() if image is not None])
+
+    def keep(self, recipe: Recipe | None, plan: Plan, images: Mapping[int, Tensor]) -> None:
+        """Let `references` find images, by position, that were sampled for another purpose."""
+        for position, image in images.items():
+            references.keep(references.key(self, recipe, plan, self.examples[position]), image)
+        references.trim(self.cache_gb)
 
     @part("measure")
-    def measure(self, names: Sequence[str], outputs: Tensor, references: Tensor | None) -> dict[str, MetricValue]:
-        """Image metrics of outputs (N, 3, H, W) over all examples."""
+    def measure(
+        self,
+        names: Sequence[str],
+        outputs: Tensor,
+        references: Tensor | None,
+        positions: Sequence[int] | None = None,
+    ) -> dict[str, MetricValue]:
+        """Image metrics of outputs (N, 3, H, W) over all examples, or over those at some positions."""
+        examples = self.examples if positions is None else [self.examples[position] for position in positions]
         values = {}
         for name in names:
-            metric = self.metric(name)
-            metric.update(Batch(self.examples, outputs, references))
+            metric = self.metric(name).fresh()
+            metric.update(Batch(examples, outputs, references))
             values[name] = metric.compute()
         return values
 
@@ -228,9 +251,15 @@ class Bench:
             entry = registry.load("metric", name, "metric").Metric
             parameters = dict(registry.bind(entry, dict(self.metrics.get(name, {})), f"metrics.{name}"))
             if "device" in inspect.signature(entry).parameters:
-                parameters.setdefault("device", str(self.model.pipeline.unet.device))
+                parameters.setdefault("device", str(self.device))
             self._metrics[name] = entry(**parameters)
         return self._metrics[name]
+
+    @property
+    def device(self) -> torch.device:
+        """Where pictures are made. Not the U-Net's: a fine-tuning lets go of the full one's weights."""
+        device: torch.device = self.model.pipeline.vae.device
+        return device
 
     def uniform(self, num_inference_steps: int) -> list[float]:
         """Evenly spaced timesteps of the model's process."""
@@ -242,7 +271,7 @@ class Bench:
         On the CPU images go one by one: batches would take a quarter less time, but kernels round differently in them,
         which moved PSNR above 65 dB by up to 0.004 dB.
         """
-        size = 1 if self.model.pipeline.unet.device.type == "cpu" else self.batch_size
+        size = 1 if self.device.type == "cpu" else self.batch_size
         wanted = range(len(self.examples)) if positions is None else positions
         return [tuple(wanted[start : start + size]) for start in range(0, len(wanted), size)]
 
@@ -288,5 +317,7 @@ def open_bench(
         settings: further attributes of `Bench`.
     """
     examples = task.examples(photos, num_samples, native_size(model.pipeline), prompts, first=first)
-    names = {photo.name: photo.digest for photo in photos[first:num_samples]}
+    used = {example.photo for example in examples}
+    looked_at = photo_sets.digests_of(photos, range(first, min(num_samples, len(photos))))
+    names = {name: digest for name, digest in looked_at.items() if digest in used}
     return Bench(task, model, examples, names, **settings)

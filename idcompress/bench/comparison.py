@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ from ..core.plan import Plan
 from ..core.stats import bootstrap_interval
 from ..metrics._metric import ImageMetric, MetricValue
 from .bench import Bench
-from .thresholds import Threshold, missed
 from .translate import uniform_plan
 
 Row = dict[str, Any]
@@ -96,15 +95,6 @@ def words(row: Row) -> str:
 def at_uniform_steps(plan: Plan, bench: Bench, num_inference_steps: int) -> Plan:
     """The plan's sampler and guidance over evenly spaced timesteps that compute everything."""
     return uniform_plan(bench.model.process, num_inference_steps, sampler=plan.sampler, guidance=plan.guidance)
-
-
-def judge(
-    bench: Bench, outputs: Tensor, references: Tensor, thresholds: Sequence[Threshold]
-) -> tuple[dict[str, MetricValue], list[str]]:
-    """Measure what some thresholds are about: the values, and the thresholds that are missed, in words."""
-    names = list(dict.fromkeys(threshold.metric for threshold in thresholds))
-    values = bench.measure(names, outputs, references)
-    return values, missed(thresholds, values)
 
 
 def paired(value: MetricValue, other: MetricValue, key: str, *, higher_is_better: bool, seed: int) -> Row:

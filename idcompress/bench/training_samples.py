@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..core.random import image_generator
-from ..errors import IdcError
-from ..images.photo_sets import Photograph, PhotographSet
+from ..errors import IdcError, is_out_of_memory
+from ..images.photo_sets import Photograph, PhotographSet, Subset
 from ..images.pictures import random_crop
 from ..tasks import _task
 from ..types import Example
@@ -21,7 +21,7 @@ LISTED = 1000  # photographs up to which a recipe names each one that training m
 _FEW = 16  # with at most this many photographs all stay decoded; more would fill the memory before any is used again
 
 
-def held_out(photos: PhotographSet, num_samples: int) -> list[Photograph]:
+def held_out(photos: PhotographSet, num_samples: int) -> PhotographSet:
     """The last photographs, held out for validation: one per wanted image, but at most a quarter of the set.
 
     Raises:
@@ -33,7 +33,7 @@ def held_out(photos: PhotographSet, num_samples: int) -> list[Photograph]:
             "data.path"
         )
     count = max(1, min(num_samples, len(photos) // 4))
-    return [photos[index] for index in range(len(photos) - count, len(photos))]
+    return Subset(photos, range(len(photos) - count, len(photos)))
 
 
 class TrainingSamples:
@@ -77,6 +77,8 @@ class TrainingSamples:
                 name = photo.name
                 pictures = self._open(index, photo)
             except Exception as error:  # a file or a decoder may raise anything, and one file must not end a training
+                if is_out_of_memory(error):
+                    raise
                 unreadable[name] = str(error) if isinstance(error, IdcError) else f"{type(error).__name__}: {error}"
                 continue
             rng = np.random.default_rng([self.seed, number])

@@ -16,7 +16,7 @@ from ..core.process import Level, Prediction, Process, check_for_process
 from ..core.sample import Beginnings, Denoise, Noise, Sampler, sample
 from ..core.timestep_search import uniform_timesteps
 from ..errors import IdcError, NotFiniteError
-from ..runs.timing import part
+from ..runs.timing import count, part
 from ..tasks._task import Conditioning, Task, step_generator
 from ..types import Example
 
@@ -170,6 +170,7 @@ def _by_depth(
         if step.depth not in made:
             which = pipeline if step.depth is None or at_depth is None else at_depth(step.depth)
             made[step.depth] = task.denoise(which, conditioning, plan.guidance)
+        count(len(sample))
         output, cache = made[step.depth](sample, step, cache)
         if not bool(output.detach().isfinite().all()):
             networks = " and ".join(task.networks_of_a_step)

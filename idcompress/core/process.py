@@ -27,7 +27,7 @@ CLEAN = Level(1.0, 0.0)  # where every run ends: x is x_0 itself
 
 
 def half_log_snr(level: Level) -> float:
-    """Half the log signal-to-noise ratio, log(signal / noise); infinite where there is one of them only."""
+    """Half the log of the signal-to-noise ratio, log(signal / noise); infinite where there is one of them only."""
     if level.noise == 0:
         return math.inf
     return math.log(level.signal / level.noise) if level.signal > 0 else -math.inf

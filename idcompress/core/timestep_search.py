@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -88,10 +89,13 @@ def move_gamma(gamma: float, step: float, direction: int) -> float:
 
 @dataclass(frozen=True)
 class GammaProbe:
-    """One look at the score: the step size that led there (0 for the uniform start) and whether it became the best."""
+    """One look at the score: the step size that led there (0 for the uniform start) and whether it became the best.
+
+    The value is None where the probe was only compared.
+    """
 
     gamma: float
-    value: float
+    value: float | None
     step: float
     accepted: bool
 
@@ -103,11 +107,18 @@ class GammaSearch:
     probes: list[GammaProbe]
 
 
-def gamma_search(score: Callable[[float], float], *, search: Search = "direction_first") -> GammaSearch:
+def gamma_search(
+    score: Callable[[float], float],
+    *,
+    better: Callable[[float, float], bool] | None = None,
+    search: Search = "direction_first",
+) -> GammaSearch:
     """Greedy search for the gamma with the highest score.
 
     Args:
         score: gamma -> value, higher is better; called at most once per gamma.
+        better: (gamma, other) -> whether the first scores higher, where that costs less than both scores; called at
+            most once per pair. None compares scores.
         search: "direction_first" (the paper): the best starts at the uniform sequence's score, 1.2 and 1/1.2 are both
             probed and the better side is walked. "released_up" / "released_down" (the released StableSR /
             InstructPix2Pix scripts): that side only, the best starts at 0, so uniform is never returned.
@@ -123,29 +134,36 @@ def gamma_search(score: Callable[[float], float], *, search: Search = "direction
     """
     if search not in get_args(Search):
         raise ValueError(f"search must be one of {', '.join(get_args(Search))}, got {search!r}")
-    cache: dict[float, float] = {}
+    value_of = cache(score)
+    compared: dict[tuple[float, float], bool] = {}
 
-    def value_of(gamma: float) -> float:
-        if gamma not in cache:
-            cache[gamma] = score(gamma)
-        return cache[gamma]
+    def beats(gamma: float, other: float) -> bool:
+        if better is None:
+            return value_of(gamma) > value_of(other)
+        if (gamma, other) not in compared:
+            compared[gamma, other] = better(gamma, other)
+        return compared[gamma, other]
 
-    gamma, probes = 1.0, []
-    if search == "direction_first":
-        best = value_of(1.0)
-        probes.append(GammaProbe(1.0, best, 0.0, True))
-        up, down = (move_gamma(1.0, STEP_SIZES[0], direction) for direction in (1, -1))
-        direction = 1 if value_of(up) >= value_of(down) else -1
-        probes.extend(GammaProbe(g, value_of(g), STEP_SIZES[0], False) for g in (up, down))
+    def probed(gamma: float, step: float, *, accepted: bool) -> GammaProbe:
+        return GammaProbe(gamma, value_of(gamma) if better is None else None, step, accepted)
+
+    gamma, probes, fixed_side = 1.0, [], search != "direction_first"
+    if fixed_side:
+        direction = 1 if search == "released_up" else -1
     else:
-        best, direction = 0.0, 1 if search == "released_up" else -1
+        probes.append(GammaProbe(1.0, value_of(1.0), 0.0, True))
+        up, down = (move_gamma(1.0, STEP_SIZES[0], direction) for direction in (1, -1))
+        direction = -1 if beats(down, up) else 1
+        probes.extend(probed(g, STEP_SIZES[0], accepted=False) for g in (up, down))
     for step in STEP_SIZES:
         while True:
             probe = move_gamma(gamma, step, direction)
-            value = value_of(probe)
-            accepted = value > best
-            probes.append(GammaProbe(probe, value, step, accepted))
+            # The released scripts' best starts at 0, which stands for no gamma at all.
+            accepted = value_of(probe) > 0 if fixed_side and gamma == 1 else beats(probe, gamma)
+            probes.append(probed(probe, step, accepted=accepted))
             if not accepted:
                 break
-            gamma, best = probe, value
-    return GammaSearch(gamma, best, probes)
+            gamma = probe
+    if fixed_side and gamma == 1:
+        return GammaSearch(gamma, 0.0, probes)
+    return GammaSearch(gamma, value_of(gamma), probes)

@@ -38,7 +38,7 @@ def load(
         raise IdcError(f"data.path={root}: want {part}/ and annotations/captions_{part}.json; found {found_in(root)}")
     source = Path(captions_file).expanduser() if captions_file else root / "annotations" / f"captions_{part}.json"
     by_file = (_from_file if captions_file else _from_annotations)(source)
-    there = {entry.name for entry in (root / part).iterdir()}
+    there = {entry.name for entry in (root / part).iterdir() if entry.stat().st_size}  # not those of a broken download
     present = sorted(there & by_file.keys())
     if not present:
         raise IdcError(f"{source} names no image of {root / part}, which holds {found_in(root / part)}")

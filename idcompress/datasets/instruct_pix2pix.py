@@ -15,6 +15,7 @@ from ..console import progress
 from ..errors import IdcError
 from ..images.photo_sets import Photograph, PhotographSet, cut, folders, found_in
 from ..images.pictures import some, walk, warn_once
+from ..images.prompts import prompt_in
 
 _LAYOUTS = (
     "seeds.json beside folders with prompt.json, <seed>_0.jpg and <seed>_1.jpg (clip-filtered-dataset), or *.parquet "
@@ -94,7 +95,7 @@ class _Folders(PhotographSet):
         place = self._root / name.partition("/")[0] / "prompt.json"
         try:
             texts = json.loads(place.read_text(encoding="utf-8-sig"))
-            prompt = texts["edit"]
+            prompt = prompt_in({"edit": texts["edit"]}, str(place))
         except FileNotFoundError:
             raise IdcError(f"there is no {place}, though seeds.json lists it") from None
         except (ValueError, KeyError, TypeError):
@@ -149,8 +150,11 @@ class _Tables(PhotographSet):
         part = self.shard(index)
         table, group, first, _ = self._parts[part]
         row = first + index - int(self._starts[part])
-        texts = {name: str(self._cell(table, group, row, name) or "") for name in ("edit_prompt", *_CAPTIONS)}
-        name = f"{table.stem}/{group}_{row}"
+        name, place = f"{table.stem}/{group}_{row}", f"{table}, row group {group}, row {row}"
+        texts = {
+            column: prompt_in({column: self._cell(table, group, row, column)}, place, (column,))
+            for column in ("edit_prompt", *_CAPTIONS)
+        }
         before, after = (
             functools.partial(self._image, table, group, row, column) for column in ("original_image", "edited_image")
         )

@@ -223,6 +223,19 @@ _HARD = (
 EDITS: dict[str, Edit] = {edit.name: edit for edit in (*_EASY, *_HARD)}
 
 
+def _interleaved() -> tuple[Edit, ...]:
+    """All edits, so that every stretch of them holds its share of hard ones, to within one."""
+    easy, hard, made = iter(_EASY), iter(_HARD), list[Edit]()
+    for position in range(len(EDITS)):
+        # Hard number k stands in the middle of the k-th of len(_HARD) equal stretches.
+        before, after = ((2 * p * len(_HARD) + len(EDITS)) // (2 * len(EDITS)) for p in (position, position + 1))
+        made.append(next(hard if after > before else easy))
+    return tuple(made)
+
+
+TURNS: tuple[Edit, ...] = _interleaved()  # The order in which searches and evaluations take the edits.
+
+
 def edit_for_prompt(prompt: str) -> Edit | None:
     """Return the edit one of whose phrasings equals `prompt`, ignoring case and spacing; None when there is none."""
     words = " ".join(prompt.lower().split())

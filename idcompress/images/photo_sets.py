@@ -11,7 +11,8 @@ import io
 import math
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -22,7 +23,7 @@ import numpy as np
 
 from ..errors import IdcError, did_you_mean
 from ..runs import files
-from .pictures import decode_image, is_image, list_files, load_image
+from .pictures import decode_image, is_image, list_files, load_image, some, warn_once
 from .prompts import count_missing, has_text_file, prompts_of, text_file_prompt
 
 if TYPE_CHECKING:
@@ -260,7 +261,7 @@ def from_folder(path: str | Path | Sequence[str], leave_out: Callable[[str], boo
         leave_out: whether an image, named from the folder on, is none of the photographs.
 
     Raises:
-        IdcError: no such folder, no image in it, or a row of the metadata that is wrong.
+        IdcError: no such folder, no image in it, only empty ones, or a row of the metadata that is wrong.
     """
     rows: list[tuple[str, str]] = []
     prompts: dict[str, str] = {}
@@ -269,6 +270,7 @@ def from_folder(path: str | Path | Sequence[str], leave_out: Callable[[str], boo
     for root in roots:
         listed = list_files(root)
         images = [name for name in listed if is_image(name) and not (leave_out and leave_out(name))]
+        images = _without_empty(root, images)
         stems = Counter(image.rpartition(".")[0] for image in images)
         prefix = f"{root.name}/" if len(roots) > 1 else ""
         everything = set(listed)
@@ -287,6 +289,21 @@ def from_folder(path: str | Path | Sequence[str], leave_out: Callable[[str], boo
         raise IdcError(f"data.path: {', '.join(map(str, roots))} hold files of the same names; rename a folder")
     count_missing(f"data.path={', '.join(map(str, roots))}", sorted(missing), len(names))
     return Files(names, [file for _, file in rows], prompts=prompts, texts=True)
+
+
+def _without_empty(root: Path, images: list[str]) -> list[str]:
+    """The images whose files have any content; others, as in a partial download, are counted.
+
+    Raises:
+        IdcError: none has.
+    """
+    empty = [image for image in images if not (root / image).stat().st_size]
+    if empty and len(empty) == len(images):
+        raise IdcError(f"{root} holds {len(empty)} images, and all are empty (0 bytes); copy or fetch them again")
+    if empty:
+        warn_once(f"{root}: {len(empty)} of {len(images)} images are empty and are left out: {some(sorted(empty))}")
+        images = sorted({*images} - {*empty})
+    return images
 
 
 def folders(path: str | Path | Sequence[str]) -> list[Path]:
@@ -315,7 +332,24 @@ def without(photographs: PhotographSet, digests: Collection[str]) -> PhotographS
     """Those whose content is not among `digests` (SHA-256 of file bytes); all of them are read if there are any."""
     if not digests:
         return photographs
-    return Subset(photographs, [i for i, photograph in enumerate(photographs) if photograph.digest not in digests])
+
+    def is_left(index: int) -> bool:
+        try:
+            return photographs[index].digest not in digests
+        except IdcError:  # told by whoever opens it
+            return True
+
+    return Subset(photographs, list(filter(is_left, range(len(photographs)))))
+
+
+def digests_of(photographs: Sequence[Photograph], indices: Iterable[int]) -> dict[str, str]:
+    """Name -> SHA-256 of the file's bytes, of those that can be read."""
+    found = {}
+    for index in indices:
+        with suppress(IdcError):
+            photograph = photographs[index]
+            found[photograph.name] = photograph.digest
+    return found
 
 
 def check_split(split: str, known: Sequence[str] = SPLITS) -> None:

@@ -22,7 +22,9 @@ _TEXT_FILES = (".txt", ".caption")
 
 
 def prompt_in(row: Mapping[Any, Any], place: str, keys: Sequence[str] = PROMPT_KEYS) -> str:
-    """The prompt of a row by the first of the usual keys that it has; of a list the first entry; "" where it has none.
+    """The prompt of a row by the first of the usual keys that it has, "" where it has none.
+
+    Of a list the first that is not empty counts.
 
     Raises:
         IdcError: it is no text.
@@ -31,7 +33,7 @@ def prompt_in(row: Mapping[Any, Any], place: str, keys: Sequence[str] = PROMPT_K
     for key in keys:
         value = named.get(key)
         if isinstance(value, list):
-            value = value[0] if value else None
+            value = next((entry for entry in value if entry not in ("", None)), None)
         if value is not None and not isinstance(value, str):
             raise IdcError(f"{place}: {key} must be a text, got {type(value).__name__}")
         if value and value.strip():
@@ -44,12 +46,15 @@ def read_csv(path: Path, text: str, wanted: str) -> Iterator[tuple[int, dict[str
     a column. Line breaks inside quoted cells belong to them.
 
     Raises:
-        IdcError: a row has more cells than the header, or its quotes do not end.
+        IdcError: a column comes twice, a row has more cells than the header, or its quotes do not end.
     """
     header = text.partition("\n")[0]
     split = next((mark for mark in ",;\t" if wanted in [name.strip(' "\r') for name in header.split(mark)]), ",")
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=split, strict=True, skipinitialspace=True)
     reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+    twice = [name for name, number in Counter(map(str.lower, reader.fieldnames)).items() if name and number > 1]
+    if twice:
+        raise IdcError(f"{path} has the column {twice[0]} twice; rename or remove one")
     try:
         for row in reader:
             if row.pop(None, None):  # type: ignore[call-overload]
@@ -69,7 +74,7 @@ def prompts_of(root: Path, listed: Collection[str]) -> dict[str, str]:
         listed: the folder's files, those of subfolders included.
 
     Raises:
-        IdcError: a row is wrong, names no file there, or a table's texts have other names than `PROMPT_KEYS`.
+        IdcError: a row is wrong, rows name files that are not there and no prompt is left, or a table's texts have other names than `PROMPT_KEYS`.
     """
     found: dict[str, str] = {}
     plain = {unicodedata.normalize("NFC", name): name for name in listed}
@@ -86,6 +91,7 @@ def prompts_of(root: Path, listed: Collection[str]) -> dict[str, str]:
 def _of_table(root: Path, table: str, plain: Mapping[str, str], before: Mapping[str, str]) -> dict[str, str]:
     path, folder = root / table, table.rpartition("/")[0]
     found: dict[str, str] = {}
+    gone: list[tuple[str, str]] = []
     repeated: list[str] = []
     other: Counter[str] = Counter()
     used: set[str] = set()
@@ -96,7 +102,8 @@ def _of_table(root: Path, table: str, plain: Mapping[str, str], before: Mapping[
             raise IdcError(f'{place} has no file_name; want {{"file_name": "photo.png", "prompt": "..."}}')
         image = _listed(given, folder, plain)
         if image is None:
-            raise IdcError(f"{place} names {given}, and there is no such file in {path.parent}")
+            gone.append((place, given))
+            continue
         prompt = prompt_in(named, place)
         used |= {key for key in PROMPT_KEYS if named.get(key)}
         if not prompt:
@@ -104,6 +111,10 @@ def _of_table(root: Path, table: str, plain: Mapping[str, str], before: Mapping[
         if found.setdefault(image, prompt) != prompt:
             repeated.append(given)
             found[image] = found[image] or prompt
+    if gone and not any(found.values()):
+        raise IdcError(f"{gone[0][0]} names {gone[0][1]}, and there is no such file in {path.parent}")
+    if gone:  # as in a partial download
+        warn_once(f"{path}: {len(gone)} rows name files that are not there: {some([given for _, given in gone])}")
     if other and not any(found.values()):
         raise IdcError(f"{path} has no prompt under a known name, but {', '.join(other)}; want {_WANTED}")
     if len(used) > 1:

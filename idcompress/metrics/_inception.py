@@ -41,6 +41,7 @@ class InceptionMetric(ImageMetric):
 
     unit = ""
     higher_is_better = False
+    by_image = False
     needs = ("image",)
     compares = f"all outputs with every {AGAINST['image']}"
     weights: ClassVar[str] = f"{WEIGHTS_FILE} ({_SOURCE}), by torch-fidelity (pip install idcompress[fid])"

@@ -55,6 +55,14 @@ def perfect_ones(values: Mapping[str, MetricValue]) -> dict[str, list[str]]:
     return {"perfect": names} if names else {}
 
 
+def together(value: MetricValue, other: MetricValue) -> MetricValue:
+    """A metric of two sets of images as one, from its values by image."""
+    numbers = value.per_image | other.per_image
+    if not numbers:
+        return MetricValue(None, {}, other.note, perfect=value.perfect or other.perfect)
+    return MetricValue(math.fsum(numbers.values()) / len(numbers), numbers, other.note)
+
+
 class ImageMetric(ABC):
     """A metric over a set of images; one file each, whose `Metric` class this is the base of.
 
@@ -66,6 +74,7 @@ class ImageMetric(ABC):
         weights: where its weights come from; "" if it has none.
         weight_digests: SHA-256 of the weight files in use, by file name.
         nothing: the note where no image has anything to compare with.
+        by_image: whether images have values of their own, whose mean it is; False for distances of sets.
     """
 
     unit: ClassVar[str]
@@ -74,6 +83,7 @@ class ImageMetric(ABC):
     compares: str
     weights: ClassVar[str] = ""
     nothing: ClassVar[str] = "no image of this set has anything to compare with"
+    by_image: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.weight_digests: dict[str, str] = {}

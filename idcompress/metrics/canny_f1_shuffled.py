@@ -35,6 +35,7 @@ class Metric(ImageMetric):
 
     unit = ""
     higher_is_better = False
+    by_image = False
     needs = ("condition",)
     compares = "edges of the output with another photograph's condition"
     nothing = "no two photographs of this set have conditions of one size"

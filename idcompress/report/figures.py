@@ -154,7 +154,8 @@ def gamma_curves(search: Stage) -> Picture | None:
     for found in search.metrics.get("searches", []):
         steps = int(found["num_inference_steps"])
         rows = [r for r in search.trace if r["num_inference_steps"] == steps and r.get("gamma") is not None]
-        points = sorted((float(r["gamma"]), float(r[metric])) for r in rows if r[metric] is not None)
+        last = {float(r["gamma"]): r for r in rows if r[metric] is not None}  # of several looks at a list
+        points = sorted((gamma, float(r[metric]), not r.get("num_skipped")) for gamma, r in last.items())
         if len(points) > 2 and "gamma" in found:
             panels.append((steps, found, points))
     if not panels:
@@ -167,7 +168,12 @@ def gamma_curves(search: Stage) -> Picture | None:
         for place, (steps, found, points) in enumerate(panels):
             axes = figure.add_subplot(lines, columns, place + 1)
             axes.set_xscale("log")
-            axes.plot(*zip(*points, strict=True), color=OPTIMISED, linewidth=1.2, marker="o", markersize=3.5)
+            whole = [(gamma, value) for gamma, value, all_images in points if all_images]
+            some = [(gamma, value) for gamma, value, all_images in points if not all_images]
+            axes.plot(*zip(*whole, strict=True), color=OPTIMISED, linewidth=1.2, marker="o", markersize=3.5)
+            if some:
+                text = "mean of the images that were judged"
+                axes.scatter(*zip(*some, strict=True), s=14, facecolors="none", edgecolors=OPTIMISED, label=text)
             for gamma, value, marker, colour, name in (
                 (1.0, found[f"{metric}_uniform"], "s", UNIFORM, r"uniform ($\gamma$ = 1)"),
                 (found["gamma"], found[metric], "*", FAILED, rf"chosen ($\gamma$ = {found['gamma']:.3g})"),

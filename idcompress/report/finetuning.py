@@ -78,7 +78,9 @@ def _before_and_after(
     rows: list[list[Cell]] = []
     probed = {int(row["depth"]): row for row in search.trace} if search else {}
     for name in judged.get("metrics", {}):
-        label = f"{name}, {judged['num_images']} images of the depth search"
+        before = probed.get(metrics["depth"], {}).get("num_images", judged["num_images"])
+        count = f"{judged['num_images']}" if before == judged["num_images"] else f"{before} and {judged['num_images']}"
+        label = f"{name}, {count} images of the depth search"
         rows.append([label, _value(name, probed.get(metrics["depth"], {}), units), _value(name, judged, units)])
     for name in metrics["before"]:
         label = f"{name}, {metrics['num_images']} validation images"

@@ -126,6 +126,10 @@ def _depth(compression: Compression) -> list[Block]:
         text += " No level could go."
     blocks += [Text(text), figures.depth_curve(search, units, finetuning.tuned_point(compression))]
     lines = []
+    few = [row for row in rows if row.get("num_skipped")]
+    if few:
+        judged = ", ".join(f"{row['depth']} on {row['num_images']}" for row in few)
+        lines.append(f"Depths that were judged on fewer images, which left no doubt about the others: {judged}.")
     if rows[-1]["depth"] > 1:
         how = "a lower depth_search.min_depth" if rows[-1]["passed"] else "depth_search.whole_curve=true"
         lines.append(f"Only depths {rows[0]['depth']} to {rows[-1]['depth']} were probed; {how} goes on below.")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import math
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +45,39 @@ def _make_temporary(path: Path) -> tuple[int, str]:
     return tempfile.mkstemp(dir=path.parent, prefix=f".{_first_bytes(path.name, 200)}.")
 
 
-def write_bytes(path: Path, data: bytes) -> Path:
-    """Write by renaming a finished temporary file, so that an interrupted write leaves nothing behind."""
-    handle, temporary = _make_temporary(path)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> Path:
+    """Write by renaming a finished temporary file, so that an interrupted write leaves nothing behind.
+
+    Args:
+        durable: wait until the bytes are on the disk, where a loss of power must not leave an empty file either.
+    """
+    with whole(path, durable=durable) as temporary:
+        temporary.write_bytes(data)
     return path
+
+
+@contextmanager
+def whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A hidden file beside a path to write into, at whatever length; renamed at the end, removed after an error."""
+    handle, name = _make_temporary(path)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        if durable:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what a process that was killed left of a path's next version; only where no other process writes it."""
+    for temporary in path.parent.glob(f".{glob.escape(_first_bytes(path.name, 200))}.*"):
+        temporary.unlink(missing_ok=True)
 
 
 def write_new(path: Path, data: bytes) -> Path:

@@ -42,6 +42,7 @@ class RunDir:
         path: the folder.
         resumed: whether an interrupted run of the same command is being continued.
         explicit: whether the user chose the folder, so that other things may lie in it.
+        scaffolding: folders inside it that only an unfinished run needs.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class RunDir:
     info: dict[str, Any]
     _lock: IO[bytes] | None = field(default=None, repr=False)
     explicit: bool = False
+    scaffolding: list[Path] = field(default_factory=list)
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -73,10 +75,12 @@ class RunDir:
         return bool(self.info["finished"])
 
     def finish(self) -> None:
-        """Mark the run as complete; its recipes can now be found by later stages."""
+        """Mark the run as complete; its recipes can now be found by later stages. The scaffolding goes."""
         self.info["finished"] = True
         self.info["finished_seconds"] = time.time()
         self._write_info()
+        for folder in self.scaffolding:
+            files.remove_folder(folder)
         self.release()
 
     def release(self) -> None:

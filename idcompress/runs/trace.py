@@ -39,6 +39,10 @@ class Trace:
         """The first row whose fields hold these values."""
         return next((row for row in self.rows if all(row.get(k) == v for k, v in key.items())), None)
 
+    def last(self, **key: Any) -> dict[str, Any] | None:
+        """The last row whose fields hold these values."""
+        return next((row for row in reversed(self.rows) if all(row.get(k) == v for k, v in key.items())), None)
+
     def append(self, row: dict[str, Any]) -> dict[str, Any]:
         """Add one row and wait until it is on disk."""
         line = json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n"

@@ -19,7 +19,7 @@ from torch import nn
 from .. import registry
 from ..adapters.pipeline import native_latents
 from ..console import warn
-from ..errors import IdcError
+from ..errors import IdcError, is_out_of_memory
 from ..runs import files
 from ..schedulers import process_of
 from . import folders
@@ -86,6 +86,8 @@ def _loaded(folder: Path, class_name: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:  # the libraries raise any kind of exception for files that they cannot use
+        if is_out_of_memory(error):
+            raise
         text = " ".join(str(error).split()).partition(" If you want to instead")[0] or type(error).__name__
         raise IdcError(f"{folder} does not load as a {class_name}: {text[:400]}") from None
 

@@ -124,6 +124,19 @@ def variant_of(component: Path) -> str | None:
     return chosen or None
 
 
+def stored_dtypes(component: Path) -> set[str]:
+    """The dtypes of the weights that are loaded of a network's folder, as safetensors spells them: {"F16"}."""
+    variant = variant_of(component) or ""
+    names = ((path, _WEIGHTS.fullmatch(path.name)) for path in component.glob("*.safetensors"))
+    found: set[str] = set()
+    for path, name in names:
+        if name is not None and (name["variant"] or name["old_variant"] or "") == variant:
+            with path.open("rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            found |= {entry["dtype"] for key, entry in header.items() if key != "__metadata__"}
+    return found
+
+
 def _check_shards(component: Path, variant: str) -> None:
     """Raise IdcError unless the index of a network's shards is there, and every shard that it names."""
     ending = f".safetensors.index{f'.{variant}' if variant else ''}.json"

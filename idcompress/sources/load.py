@@ -18,7 +18,7 @@ from ..adapters.fold import fold_pipeline
 from ..adapters.pipeline import choose_device, choose_dtype, own_pipeline
 from ..console import say
 from ..core.plan import Plan
-from ..errors import IdcError
+from ..errors import IdcError, is_out_of_memory
 from ..runs import files
 from ..runs.recipe import Recipe
 from . import folders, hub
@@ -54,7 +54,8 @@ def load_source(
     where = choose_device(device)
     pipeline = _load_folders(entry, places, choose_dtype(dtype, where))
     digest = folders.folder_digest(list(places.values()))
-    model = Model(pipeline.to(where), {**source, "digest": digest}, prune, parameters or {})
+    inside = {name: places["pipeline"] / name for name in pipeline.components if name not in places}
+    model = Model(pipeline.to(where), {**source, "digest": digest}, prune, parameters or {}, inside | places)
     check_digest(source, model)
     return model
 
@@ -81,6 +82,11 @@ def check_digest(source: dict[str, Any], model: Model) -> None:
             f"the weights of model {source['name']} are not those that the recipe was made for; "
             "an exported folder is used by model.path=FOLDER, not by the recipe in it"
         )
+
+
+def forget_shared_model() -> None:
+    """Let go of the model that `shared_model` would return again, because its networks are changed or in the way."""
+    _loaded.clear()
 
 
 def model_folders(task: str, source: dict[str, Any]) -> dict[str, Path]:
@@ -132,6 +138,8 @@ def _load_folders(task: Any, places: dict[str, Path], dtype: torch.dtype) -> Any
         entry = getattr(importlib.import_module(task.pipeline_library), pipeline_class)
         pipeline = entry.from_pretrained(folder, dtype=dtype, use_safetensors=True, **components, **left_out(task))
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise IdcError(f"{folder} does not load as a {pipeline_class}: {error}") from None
     pipeline.set_progress_bar_config(disable=True)
     for component in pipeline.components.values():

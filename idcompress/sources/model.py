@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,11 +9,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from .. import registry
 from ..adapters.pipeline import with_components
+from ..adapters.unet import sharing
 from ..core.cut import Cut
 from ..core.process import Process
 from ..errors import IdcError
@@ -23,6 +24,8 @@ from ..runs.recipe import Recipe
 from ..schedulers import process_of
 from ..types import CutRequest
 from . import folders
+
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,14 @@ class Model:
         source: what a recipe says of it: name, path, revision, digest.
         prune: registered name of the prune method for cuts that do not exist yet; a cut that does names its own.
         parameters: the configured ones of that method's `candidates`.
+        places: the folder of each component that was loaded from one.
     """
 
     pipeline: Any
     source: dict[str, Any]
     prune: str = "depth_skip"
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    places: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -90,7 +95,7 @@ class Model:
         return cut is None or not self._replaced(cut)
 
     def at(self, cut: Cut | None) -> Any:
-        """The pipeline after a cut; components that the cut leaves alone are shared, not copied."""
+        """The pipeline after a cut. What it keeps of the whole model is shared with it: copy what is to be trained."""
         return self.pipeline if cut is None else with_components(self.pipeline, self._replaced(cut))
 
     def cut_further(self, pipeline: Any, depth: int) -> Any:
@@ -101,12 +106,15 @@ class Model:
     def for_recipe(self, recipe: Recipe) -> Any:
         """The pipeline cut as a recipe says, with its fine-tuned weights if it has any."""
         pipeline = self.at(recipe.cut)
-        if recipe.weights:
-            # A component that the cut did not replace is the whole model's own: copy it before loading weights into it.
-            shared = [name for name in recipe.weights if getattr(pipeline, name) is getattr(self.pipeline, name)]
-            pipeline = with_components(pipeline, {name: copy.deepcopy(getattr(pipeline, name)) for name in shared})
+        if recipe.weights:  # which take the place of the whole model's in modules of their own
+            pipeline = with_components(pipeline, {name: sharing(getattr(pipeline, name)) for name in recipe.weights})
             load_weights(pipeline, recipe)
         return pipeline
+
+    def stored_dtype(self, component: str) -> torch.dtype:
+        """The dtype of a network's weights on disk; float32 where they have several, or come from nowhere."""
+        found = folders.stored_dtypes(self.places[component]) if component in self.places else set()
+        return _DTYPES.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
 
     def _replaced(self, cut: Cut) -> dict[str, Any]:
         replaced: dict[str, Any] = self._method(cut.method).apply(self.pipeline.components, cut)
@@ -117,7 +125,7 @@ class Model:
 
 
 def load_weights(pipeline: Any, recipe: Recipe) -> None:
-    """Put a recipe's fine-tuned weights into a pipeline that was cut as it says.
+    """Put a recipe's fine-tuned weights in the place of those of a pipeline that was cut as it says.
 
     Raises:
         IdcError: a file is missing, was changed since the recipe was written, or does not fit.
@@ -132,6 +140,6 @@ def load_weights(pipeline: Any, recipe: Recipe) -> None:
         component: nn.Module = getattr(pipeline, name)
         like = next(component.parameters())
         try:
-            component.load_state_dict({k: v.to(like) for k, v in load_file(path).items()})
+            component.load_state_dict({k: v.to(like) for k, v in load_file(path).items()}, assign=True)
         except RuntimeError as error:
             raise IdcError(f"{path} does not fit the {name} after the cut of this recipe: {error}") from None

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from ..bench.bench import Bench
@@ -19,6 +19,7 @@ from ..report.figures import recovery_curve
 from ..report.finetuning import preview_grid
 from ..runs import files
 from ..runs.run_dir import RunDir, is_main_process
+from ..sources.load import forget_shared_model
 
 
 class Preview:
@@ -30,7 +31,8 @@ class Preview:
         trained: names of the components that are trained.
         metrics: what is measured; the first one decides which validation is the best.
         keep_best: keep the trained weights of the best validation so far.
-        keep_full: leave the full model on its device after the first look, because training distils from it.
+        keep_full: keep the full model's networks after the first look, because training distils from them. Else their
+            weights go, since nothing needs them any more, and leave the shapes.
 
     Attributes:
         best: file with the weights of the best validation so far.
@@ -67,8 +69,9 @@ class Preview:
             bench.model.pipeline.to(device)
             self.references = bench.references(None, self.plan, "full model")
             if not self.keep_full:
+                forget_shared_model()
                 for name in self.trained:
-                    getattr(bench.model.pipeline, name).to("cpu")
+                    getattr(bench.model.pipeline, name).to("meta")
         try:
             outputs = bench.images(self.student, self.plan, f"step {step}")
         except NotFiniteError as error:
@@ -90,7 +93,8 @@ class Preview:
             say(f"  step {step:>5}  {cells}  (validation images)")
             earlier = self.trace.rows
             if self.keep_best and earlier and self._score(row) > max(map(self._score, earlier)):
-                files.write_bytes(self.best, save(self._weights()))
+                with files.whole(self.best) as temporary:
+                    save_file(self._weights(), temporary)
             self._draw(row, outputs)
             self.trace.append(row)
         return row

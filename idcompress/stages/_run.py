@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Run:
     run_dir: RunDir
     recipe_argument: str
 
-    def finish(self, made: list[Recipe], seconds: dict[str, float]) -> None:
+    def finish(self, made: list[Recipe], seconds: timing.Record) -> None:
         """Leave what a stage has made, and mark the run as complete."""
         if not is_main_process():
             return
@@ -44,7 +45,8 @@ class Run:
             save_recipes(made, self.run_dir)
         timing.save(seconds, self.run_dir.path)
         self.run_dir.finish()
-        say(f"done: {show(self.run_dir.path)}")
+        sampled = f" ({seconds.image_steps:,} steps of images)" if seconds.image_steps else ""
+        say(f"done: {show(self.run_dir.path)}{sampled}")
 
 
 def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
@@ -97,6 +99,36 @@ def explicit(hydra_config: Any) -> Path | None:
     if any(override.lstrip("+").startswith(chosen) for override in hydra_config.overrides.hydra):
         return Path(str(hydra_config.runtime.output_dir))
     return None
+
+
+# What a part of a run does (runs/timing.py), in an error's words.
+_DOING = {
+    "load": "loading the model",
+    "encode": "encoding pictures and prompts",
+    "denoise": "sampling",
+    "decode": "decoding pictures",
+    "measure": "computing metrics",
+    "train": "training",
+}
+
+
+def out_of_memory(error: BaseException, command: str, config: Config) -> IdcError:
+    """One line for memory that is full: what was being done, how much was wanted, and the keys that make it less."""
+    part = timing.part_of(error)
+    wanted = re.search(r"tried to allocate ([\d.,]+ ?\w+)", str(error), re.IGNORECASE)
+    amount = f", {wanted[1]} more wanted" if wanted else ""
+    keys = f"batch_size={config.batch_size}, dtype={config.dtype} (float16 and bfloat16 take half of float32)"
+    if part == "train":
+        accumulated = config.trainer.get("accumulate_grad_batches", 1)
+        keys = (
+            f"finetune.batch_size={config.finetune.batch_size}, raise trainer.accumulate_grad_batches={accumulated}, "
+            "set finetune.gradient_checkpointing=true, finetune.ema_decay=null or a lower finetune.resolution; of the "
+            f"validations {keys}"
+        )
+    return IdcError(
+        f"memory is full (device={config.device}{amount}) while {_DOING.get(part, 'working')} in idc {command}; lower "
+        f"{keys}; the same command continues what it had begun"
+    )
 
 
 def model_label(config: Config) -> str:

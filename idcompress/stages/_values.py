@@ -96,6 +96,7 @@ def bench_for(
         seed=config.seed,
         batch_size=config.batch_size,
         metrics=config.metrics,
+        cache_gb=config.cache_gb,
     )
 
 
@@ -178,7 +179,7 @@ def configured_search(config: Config) -> Search:
         _check_needs(("teacher",), f"sampler={config.sampler}", config.task.name)
 
     def search(process: Process, num_inference_steps: int, **sources: Any) -> Schedule:
-        """The strategy's answer for so many steps; of score, teacher and denoiser it gets those that it asks for."""
+        """The strategy's answer for so many steps; of the sources it gets those that it asks for."""
         asked = {need: sources[need] for need in needs if need in sources}
         request = ScheduleRequest(num_inference_steps, process, seed=config.seed, **asked)
         schedule: Schedule = strategy.timesteps(request, **parameters)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..bench.bench import Bench
-from ..bench.comparison import judge
+from ..bench.early_stop import Judged, Positions, judge
 from ..bench.thresholds import Threshold, parse_thresholds
 from ..config import Config
 from ..console import say
@@ -43,23 +43,35 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         say(f"depth {config.depth} given, nothing searched: {_size(bench, cut)}")
         return [_derive(config, recipe, bench, run_dir, cut)]
 
-    # 1. what the whole model makes at the reference steps
+    # 1. what the whole model makes at the reference steps, once it is asked for
     original = uniform_plan(config, bench.model.process, config.num_inference_steps)
     plan = uniform_plan(config, bench.model.process, settings.num_inference_steps)
-    references, trace = bench.references(None, original, "full model"), run_dir.trace()
+    trace, confidence = run_dir.trace(), None if settings.whole_curve else config.early_stop
+
+    def references(positions: Positions) -> Tensor:
+        return bench.references(None, original, "full model", positions)
 
     # 2. Alg. 1 over candidates that are evaluated once and then read from the trace
     whole, *smaller = bench.model.candidates(cut_request(config, recipe, bench, settings.num_samples))
     least = settings.min_depth  # of cuts by depth; others have none
     candidates = [whole, *(cut for cut in smaller if cut.choice.get("depth", least) >= least)]
 
+    pictures: dict[Cut, dict[int, Tensor]] = {}  # of the last candidate that held, by position
+
     def passes(cut: Cut) -> bool:
         row = trace.find(**_key(cut))
         if row is None:
-            whole = cut == candidates[0] and plan == original  # the reference itself: never sampled twice
-            began = time.perf_counter()
-            outputs = references if whole else bench.images(bench.model.at(cut), plan, bench.model.words(cut))
-            row = trace.append(_row(bench, cut, outputs, references, thresholds, began))
+            pipeline, began = bench.model.at(cut), time.perf_counter()
+
+            def make(positions: Positions) -> Tensor:
+                return bench.images(pipeline, plan, bench.model.words(cut), positions)
+
+            itself = cut == candidates[0] and plan == original  # the reference: never sampled twice
+            judged = judge(bench, references if itself else make, references, thresholds, confidence)
+            row = trace.append(_row(bench, cut, judged, began))
+            if all(row["passed"] for row in trace.rows):
+                pictures.clear()
+                pictures[cut] = judged.images
         say(_line(bench, cut, row, thresholds))
         return bool(row["passed"])
 
@@ -72,7 +84,10 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             "depth_search.thresholds or use a better model"
         ) from None
 
-    # 3. the recipe
+    # 3. the recipe, and what was sampled for it where a timestep search may look for it
+    made = _derive(config, recipe, bench, run_dir, cut)
+    if not made.weights:
+        bench.keep(made, plan, pictures.get(cut, {}))
     if cut == candidates[0]:
         next_one = bench.model.words(candidates[1]) if len(candidates) > 1 else "nothing smaller"
         say(f"no level can go: {next_one} misses a threshold; the recipe keeps the full model")
@@ -88,6 +103,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             **_key(cut),
             "full_depth": bench.model.full_depth,
             "num_images": len(bench.examples),
+            "num_judged": _found(trace, cut)["num_images"],
             "thresholds": [vars(threshold) for threshold in thresholds],
             "probed": [probed.choice.get("depth") or probed.to_json() for probed, _ in probes],
             "metrics": _found(trace, cut)["metrics"],
@@ -95,7 +111,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             "params_full": trace.rows[0]["params"],
         },
     )
-    return [_derive(config, recipe, bench, run_dir, cut)]
+    return [made]
 
 
 def _key(cut: Cut) -> Row:
@@ -109,16 +125,16 @@ def _found(trace: Trace, cut: Cut) -> Row:
     return row
 
 
-def _row(bench: Bench, cut: Cut, outputs: Tensor, references: Tensor, thresholds: list[Threshold], began: float) -> Row:
+def _row(bench: Bench, cut: Cut, judged: Judged, began: float) -> Row:
     """A candidate's row of the trace; `began` is when its sampling started."""
-    values, failing = judge(bench, outputs, references, thresholds)
     return {
         **_key(cut),
-        "passed": not failing,
-        "metrics": {name: value.value for name, value in values.items()},
-        **perfect_ones(values),
-        "notes": {name: value.note for name, value in values.items() if value.note},
-        "missed": failing,
+        "passed": not judged.missed,
+        "metrics": {name: value.value for name, value in judged.values.items()},
+        **perfect_ones(judged.values),
+        "notes": {name: value.note for name, value in judged.values.items() if value.note},
+        "missed": judged.missed,
+        **judged.counts(bench),
         "params": count_parameters(bench.model.at(cut).unet)[0],
         "evaluation_seconds": round(time.perf_counter() - began, 3),
     }
@@ -131,7 +147,9 @@ def _line(bench: Bench, cut: Cut, row: Row, thresholds: list[Threshold]) -> str:
     cells = [f"{t.metric} {found[t.metric]} (want {t.direction} {t.bound:g})" for t in thresholds]
     depth, full = cut.choice.get("depth"), bench.model.full_depth
     name = bench.model.words(cut) if depth is None else f"depth {depth:>2}/{full}"
-    return f"  {name}  {'  '.join(cells)}  {'holds' if row['passed'] else 'fails'}"
+    verdict = "holds" if row["passed"] else "fails"
+    few = f" beyond doubt on {row['num_images']} images" if row["num_skipped"] else ""
+    return f"  {name}  {'  '.join(cells)}  {verdict}{few}"
 
 
 def _size(bench: Bench, cut: Cut) -> str:

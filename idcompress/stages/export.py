@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..adapters.pipeline import own_pipeline, vae_scale_factor
+from ..adapters.pipeline import check_weights, own_pipeline, vae_scale_factor
 from ..adapters.unet import depth as depth_of
 from ..adapters.unet import full_depth
 from ..config import Config
@@ -53,7 +53,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     """Write the folder export.path, whole or not at all; the first of several recipes is used. No recipe is made.
 
     Raises:
-        IdcError: the model does not load, there is something in export.path, the format does not go with the other
+        IdcError: the model does not load or holds NaN, there is something in export.path, the format does not go with the other
             keys, or a graph differs from its network.
     """
     recipe = with_depth(recipes[0], config)
@@ -69,6 +69,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     if recipe.plan is not None:  # a folder is the recipe's own model, whatever else is asked for on the command line
         plan = dataclasses.replace(plan, guidance=recipe.guidance)
     cut = model.for_recipe(recipe)
+    check_weights(cut)
     task = make_task(config, recipe.task)
     present = task.networks_of_a_step
     before, uncompressed = ({name: size(getattr(p, name)) for name in present} for p in (cut, model.pipeline))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import signal
 import sys
@@ -11,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..adapters import training
-from ..adapters.pipeline import native_size, vae_scale_factor, with_components
+from ..adapters import checkpoints, training
+from ..adapters.pipeline import native_size, vae_scale_factor, with_copies
 from ..bench.bench import Bench
-from ..bench.comparison import judge
+from ..bench.early_stop import judge
 from ..bench.selection import choose_photographs
 from ..bench.thresholds import parse_thresholds
 from ..bench.training_samples import LISTED, TrainingSamples, held_out
 from ..config import Config, instantiate
 from ..console import progress_bar, say, warn
 from ..errors import IdcError
-from ..images.photo_sets import PhotographSet
+from ..images.photo_sets import PhotographSet, digests_of
 from ..metrics._metric import in_words, perfect_ones
 from ..runs import files
 from ..runs.recipe import Recipe
@@ -34,6 +33,8 @@ from ..sources.model import Model
 from ._preview import Preview, part_of
 from ._run import provenance, show, with_depth
 from ._values import bench_for, data_of, plan_of, uniform_plan
+
+SAID_FROM = 1e9  # bytes of memory: a smaller fine-tuning runs anywhere
 
 
 @dataclasses.dataclass
@@ -78,11 +79,12 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     training.quiet_lightning()
     session = _prepare(config, recipes[0], run_dir)
     module = _module(config, session)
+    number = sum(p.numel() for p in module.parameters() if p.requires_grad)
     say(
         f"fine-tuning {', '.join(session.trained)} at depth {session.depth} of {session.bench.model.full_depth}: "
-        f"{sum(p.numel() for p in module.parameters() if p.requires_grad):,} parameters, {session.samples.count} "
-        f"photographs, {config.finetune.batch_size} images per update"
+        f"{number:,} parameters, {session.samples.count} photographs, {config.finetune.batch_size} images per update"
     )
+    _say_needs(config, session, number)
     trainer, last = _train(config, session, module, run_dir)
     if not is_main_process():
         return []
@@ -134,14 +136,12 @@ def _distils(config: Config) -> bool:
 
 
 def _student(model: Model, recipe: Recipe, trained: list[str]) -> Any:
-    """The pruned pipeline with trained components of its own: the full model stays as it is."""
+    """The pruned pipeline with copies of what is trained; the rest is shared with the full model."""
     unknown = [name for name in trained if not isinstance(getattr(model.pipeline, name, None), torch.nn.Module)]
     if unknown:
         networks = [name for name, part in model.pipeline.components.items() if isinstance(part, torch.nn.Module)]
         raise IdcError(f"finetune.components: the pipeline has no network {unknown[0]!r}; it has {', '.join(networks)}")
-    pipeline = model.for_recipe(recipe)
-    shared = [name for name in trained if getattr(pipeline, name) is getattr(model.pipeline, name)]
-    return with_components(pipeline, {name: copy.deepcopy(getattr(pipeline, name)) for name in shared})
+    return with_copies(model.for_recipe(recipe), trained)
 
 
 def _resolution(wanted: int | None, pipeline: Any) -> int:
@@ -152,6 +152,31 @@ def _resolution(wanted: int | None, pipeline: Any) -> int:
     if wanted < multiple or wanted % multiple:
         raise IdcError(f"finetune.resolution must be a multiple of {multiple} px, got {wanted}")
     return wanted
+
+
+def _say_needs(config: Config, session: Session, number: int) -> None:
+    """What a fine-tuning of some size will take of memory and disk, before it takes it.
+
+    Args:
+        number: of trained parameters.
+    """
+    settings, pipeline = config.finetune, session.bench.model.pipeline
+    networks = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    held = {name: sum(p.numel() for p in part.parameters()) for name, part in networks.items()}
+    frozen = sum(n for name, n in held.items() if _distils(config) or name not in session.trained)
+    moments = 2 if "adam" in str(settings.optimizer.get("_target_", "")).lower() else 1
+    average = settings.ema_decay is not None
+    memory = 4 * (frozen + number * (2 + moments + average))  # all in float32; 2: weights and gradients
+    disk = 2 * 4 * number * (1 + moments + average)  # the newest checkpoint, and the one before it
+    if memory < SAID_FROM:
+        return
+    at_once = max(1, settings.batch_size // int(config.trainer["accumulate_grad_batches"]))
+    recomputed = "" if settings.gradient_checkpointing else "; finetune.gradient_checkpointing=true keeps fewer of them"
+    say(
+        f"it needs {memory / 1e9:.1f} GB of memory for weights, gradients and optimizer, and more for the activations "
+        f"of {at_once} images at a time (finetune.batch_size over trainer.accumulate_grad_batches and the devices)"
+        f"{recomputed}; and {disk / 1e9:.1f} GB of disk until it is done"
+    )
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -197,7 +222,7 @@ def _train(
         training.UnreadableImages(len(session.photos), warn),
         training.Progress(say, progress_bar),
         training.checkpoints(folder, settings.checkpoint_every_n_steps),
-        training.FinalCheckpoint(folder / training.CHECKPOINT),
+        training.FinalCheckpoint(folder / checkpoints.CHECKPOINT),
     ]
     if settings.ema_decay is not None:
         callbacks.append(training.average_weights(settings.ema_decay))
@@ -207,28 +232,41 @@ def _train(
     _fit(trainer, module, data, checkpoint)
     if not is_main_process():
         return trainer, {}
-    own = folder / training.CHECKPOINT
-    done = own if own.is_file() else checkpoint  # the given one had already reached max_steps, so nothing was trained
-    assert done is not None
-    last: dict[str, Tensor] = torch.load(done, weights_only=True, map_location="cpu")["state_dict"]
+    done = folder / checkpoints.CHECKPOINT
+    if not done.is_file():  # the one that was given had already reached max_steps, so nothing was trained
+        assert checkpoint is not None
+        done = checkpoint
+    last: dict[str, Tensor] = checkpoints.read(done)["state_dict"]
     with trainer.precision_plugin.val_step_context():
         session.preview.last(trainer.global_step, last)
+    if not config.finetune.keep_checkpoint:
+        run_dir.scaffolding.append(folder)
     return trainer, last
 
 
 def _checkpoint(config: Config, run_dir: RunDir, identity: dict[str, Any]) -> Path | None:
-    """Where to go on: this run's own checkpoint, else finetune.checkpoint."""
-    own = run_dir / "checkpoints" / training.CHECKPOINT
-    given = config.finetune.checkpoint
-    path = own if own.is_file() else Path(given) if given else None
-    if path is None:
-        return None
+    """Where to go on: this run's own newest whole checkpoint, else finetune.checkpoint.
+
+    Raises:
+        IdcError: none of this run's checkpoints is whole, or the given one is not or is of another model.
+    """
+    folder, given = run_dir / "checkpoints", config.finetune.checkpoint
     try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        path, wrong = checkpoints.newest(folder)
+    except FileNotFoundError as error:
+        if error.args[0]:
+            raise IdcError(f"{'; '.join(error.args[0])}; remove {show(folder)} to train from the start") from None
+        if given is None:
+            return None
+        path, wrong = Path(given), []
+    for reason in wrong:
+        warn(f"{reason}; the one before it is taken")
+        if is_main_process():
+            (folder / checkpoints.CHECKPOINT).unlink(missing_ok=True)  # or the next one would push out the whole one
+    try:
+        checkpoint = checkpoints.read(path)
     except FileNotFoundError:
         raise IdcError(f"finetune.checkpoint={given}: no such file") from None
-    except Exception as error:  # torch raises many kinds of exception for a truncated file or one that holds code
-        raise IdcError(f"{show(path)} is not a whole checkpoint ({str(error).splitlines()[0][:100]})") from None
     training.check_identity(checkpoint, identity, show(path))
     say(f"continuing at step {checkpoint['global_step']} of {show(path)}")
     return path
@@ -266,11 +304,6 @@ def _fit(trainer: Any, module: Any, data: Any, checkpoint: Path | None) -> None:
             say("terminated; the same command continues at the last checkpoint")
             sys.exit(128 + signal.SIGTERM)
         raise KeyboardInterrupt from None
-    except torch.OutOfMemoryError as error:
-        raise IdcError(
-            f"the device's memory is full ({str(error).splitlines()[0][:100]}); split updates by "
-            "trainer.accumulate_grad_batches, set finetune.gradient_checkpointing=true or lower finetune.resolution"
-        ) from None
     except OSError as error:
         raise IdcError(
             f"writing failed ({error.strerror or error}); make room and repeat the command, which continues at the "
@@ -300,7 +333,8 @@ def _hand_on(
         say("no validation beats the start, whose weights are kept")
     else:
         state = load_file(preview.best) if settings.keep == "best" else last
-        weights = {name: _save(state, name, run_dir) for name in session.trained}
+        model = session.bench.model
+        weights = {name: _save(state, name, model.stored_dtype(name), run_dir) for name in session.trained}
 
     # 2. a cut that is deeper than the recipe's must hold the thresholds again
     judged: dict[str, Any] = {}
@@ -313,7 +347,7 @@ def _hand_on(
 
     # 3. what was done
     _write_metrics(config, session, run_dir, steps, kept, judged)
-    listed = {photo.name: photo.digest for photo in session.photos} if len(session.photos) <= LISTED else {}
+    listed = digests_of(session.photos, range(len(session.photos))) if len(session.photos) <= LISTED else {}
     entry = provenance(
         "finetune",
         config,
@@ -343,15 +377,19 @@ def _judge(config: Config, tuned: Recipe) -> dict[str, Any]:
     original, plan = (
         uniform_plan(config, bench.model.process, n) for n in (config.num_inference_steps, settings.num_inference_steps)
     )
-    references = bench.references(None, original, "full model")
-    outputs = bench.images(bench.model.for_recipe(tuned), plan, "fine-tuned")
-    values, failing = judge(bench, outputs, references, thresholds)
+    judged = judge(
+        bench,
+        lambda positions: bench.references(tuned, plan, "fine-tuned", positions),  # a timestep search wants them again
+        lambda positions: bench.references(None, original, "full model", positions),
+        thresholds,
+        config.early_stop,
+    )
     return {
-        "num_images": len(bench.examples),
+        **judged.counts(bench),
         "thresholds": [vars(threshold) for threshold in thresholds],
-        "metrics": {name: value.value for name, value in values.items()},
-        **perfect_ones(values),
-        "missed": failing,
+        "metrics": {name: value.value for name, value in judged.values.items()},
+        **perfect_ones(judged.values),
+        "missed": judged.missed,
     }
 
 
@@ -367,9 +405,11 @@ def _verdict(judged: dict[str, Any], depth: int, searched: int) -> str:
     return f"depth {depth} holds the thresholds after fine-tuning ({values}); without it {searched} was the smallest"
 
 
-def _save(state: dict[str, Tensor], component: str, run_dir: RunDir) -> dict[str, str]:
-    """Write a component's trained weights, names as in the full model."""
-    path = files.write_bytes(run_dir / f"{component}.safetensors", save(part_of(state, component)))
+def _save(state: dict[str, Tensor], component: str, dtype: torch.dtype, run_dir: RunDir) -> dict[str, str]:
+    """Write a component's trained weights, names and dtype as in the full model's files."""
+    path = run_dir / f"{component}.safetensors"
+    with files.whole(path) as temporary:
+        save_file({name: tensor.to(dtype) for name, tensor in part_of(state, component).items()}, temporary)
     return {"file": path.name, "sha256": files.file_digest(path)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ..adapters.pipeline import choose_device, choose_dtype, native_size, vae_scale_factor
+from ..adapters.pipeline import check_weights, choose_device, choose_dtype, native_size, vae_scale_factor
 from ..bench.costs import cut_networks
 from ..config import Config
 from ..console import say
@@ -33,7 +33,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     The published models are counted on the meta device and timed with random weights, which take the same time.
 
     Raises:
-        IdcError: no architecture is known, or the image size does not fit it.
+        IdcError: no architecture is known, weights of a folder hold NaN, or the image size does not fit it.
     """
     recipe, settings = with_depth(recipes[0], config), config.profile
     task = make_task(config, recipe.task)
@@ -89,7 +89,9 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
 def _load(config: Config, recipe: Recipe) -> Any:
     """The recipe's model, whatever its weights are."""
     source = {k: v for k, v in recipe.model.items() if k != "digest"}
-    return load_model(config, dataclasses.replace(recipe, model=source)).pipeline
+    pipeline = load_model(config, dataclasses.replace(recipe, model=source)).pipeline
+    check_weights(pipeline)
+    return pipeline
 
 
 def _check_size(image_px: int, pipeline: Any) -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from torch import Tensor
 
+from ..bench.early_stop import EarlyStop, Positions
 from ..bench.fitting import Lists, joined
+from ..bench.translate import wants_coefficients
 from ..config import Config
 from ..console import say
 from ..core.plan import Plan, Step
 from ..errors import IdcError
-from ..metrics._metric import ImageMetric, in_words, perfect_ones
+from ..metrics._metric import ImageMetric, MetricValue, in_words, perfect_ones, together
 from ..runs import files
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
@@ -25,13 +26,11 @@ from ..types import Schedule
 from ._run import provenance, with_depth
 from ._values import bench_for, configured_search, fit_settings, uniform_plan, wants_run
 
-Score = Callable[..., float]
-
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     """Search a timestep list for every wanted step count; one recipe each.
 
-    Writes trace.jsonl (a row per sampled list) and metrics.json.
+    Writes trace.jsonl (a row per look at a list) and metrics.json.
     """
     recipe = with_depth(recipes[0], config)
     search = configured_search(config)
@@ -54,18 +53,19 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     for num_inference_steps in config.step_counts():
         # 2. uniform first: what there is to beat
         plan = dataclasses.replace(uniform_plan(config, process, num_inference_steps), sampler=config.sampler)
-        score = _score(lists, plan, references, trace, metric)
+        scores = Scores(lists, plan, references, trace, metric, config.early_stop)
         uniform_timesteps = list(plan.timesteps)
-        uniform = score(uniform_timesteps, gamma=1.0)
+        uniform = scores.score(uniform_timesteps, gamma=1.0)
         # 3. the strategy's search; it sees what it asks for, and nothing else
         schedule = search(
             process,
             num_inference_steps,
-            score=score,
+            score=scores.score,
+            better=None if config.early_stop is None else scores.better,
             teacher=reference_run,
             denoiser=lambda plan=plan: bench.denoisers(pipeline, plan, reference_run().final),
         )
-        found = score(schedule.timesteps)
+        found = scores.score(schedule.timesteps)
         plan = lists.finished(_over(plan, schedule.timesteps))
         # 4. the recipe
         say(_line(bench.metric(metric), sign, num_inference_steps, schedule, uniform, found))
@@ -99,41 +99,101 @@ def _over(plan: Plan, timesteps: list[float]) -> Plan:
     return dataclasses.replace(plan, steps=tuple(map(Step, timesteps)))
 
 
-def _score(lists: Lists, plan: Plan, references: Tensor, trace: Trace, metric: str) -> Score:
-    """The mean of a metric as a function of the list, higher is better; every list is sampled once and then read back.
+class Scores:
+    """Lists of timesteps, by the mean of a metric of what they make; higher is better.
 
-    Images that all equal their references are the best that there can be; where nothing was compared there is no score.
-    A list of the trace that has no number, and of which the trace does not say why, is sampled again.
+    An image is sampled once per list. The trace has a row for each look at a list, which says of how many images it
+    knows and how many were skipped; the last row of a list knows all that was seen of it.
+
+    Args:
+        lists: samples them.
+        plan: whose sampler and guidance all lists share.
+        references: of all examples.
+        confidence: of a comparison before all images were looked at; None compares on all.
     """
-    bench = lists.bench
-    sign = 1 if bench.metric(metric).higher_is_better else -1
 
-    def score(timesteps: list[float], **known: float) -> float:
-        tried = _over(plan, timesteps)
-        row = trace.find(num_inference_steps=len(tried), timesteps=list(tried.timesteps))
-        if row is None or (row[metric] is None and metric not in row.get("perfect", ())):
-            began = time.perf_counter()
-            parts = [
-                (some, bench.images(lists.pipeline, fitted, f"{len(tried)} steps", some, lists.beginnings))
-                for some, fitted in lists.plans(tried)
-            ]
-            value = bench.measure([metric], joined(parts), references)[metric]
-            if value.value is None and not value.perfect:
-                raise IdcError(f"tsopt.metric={metric} cannot judge a list: {value.note}; choose another")
-            row = trace.append(
-                {
-                    "num_inference_steps": len(tried),
-                    **known,
-                    "timesteps": list(tried.timesteps),
-                    metric: value.value,
-                    **perfect_ones({metric: value}),
-                    "evaluation_seconds": round(time.perf_counter() - began, 3),
-                }
-            )
-            say(f"  {_named(known)}{metric} {in_words(value.value, perfect=value.perfect)}")
-        return math.inf if metric in row.get("perfect", ()) else sign * float(row[metric])
+    def __init__(
+        self,
+        lists: Lists,
+        plan: Plan,
+        references: Tensor,
+        trace: Trace,
+        metric: str,
+        confidence: float | None,
+    ) -> None:
+        self.bench, self.lists, self.plan, self.references, self.trace = lists.bench, lists, plan, references, trace
+        self.metric, self.sign = metric, 1 if self.bench.metric(metric).higher_is_better else -1
+        fits = wants_coefficients(plan.sampler)  # which takes all images anyway
+        self.stop = EarlyStop.of(self.bench, [metric], None if fits else confidence)
 
-    return score
+    def score(self, timesteps: list[float], **known: float) -> float:
+        """The mean over all images. Where all equal their references there is nothing better: infinity.
+
+        Args:
+            known: goes into the trace's row, like gamma=0.8.
+
+        Raises:
+            IdcError: nothing was compared, so there is no score.
+        """
+        value = self._look(timesteps, self.stop.looks[-1], known)
+        return math.inf if value.value is None else self.sign * value.value
+
+    def better(self, timesteps: list[float], other: list[float], **known: tuple[float, float]) -> bool:
+        """Whether a list scores higher than another, by the first look where that leaves no doubt.
+
+        Args:
+            known: as for `score`, of the one and of the other.
+        """
+        if timesteps == other:
+            return False
+        ours, theirs = ({name: pair[which] for name, pair in known.items()} for which in (0, 1))
+        for look in self.stop.looks[:-1]:
+            found = self.stop.better(self._at(timesteps, look, ours), self._at(other, look, theirs), look)
+            if found is not None:
+                return found is (self.sign > 0)
+        return self.score(timesteps, **ours) > self.score(other, **theirs)
+
+    def _at(self, timesteps: list[float], look: Positions, known: dict[str, float]) -> MetricValue:
+        """The values of a look's images, and no others."""
+        value, looked = self._look(timesteps, look, known), {self.bench.examples[position].index for position in look}
+        return MetricValue(value.value, {i: number for i, number in value.per_image.items() if i in looked})
+
+    def _look(self, timesteps: list[float], look: Positions, known: dict[str, float]) -> MetricValue:
+        """What is known of a list, from these images at least."""
+        tried = _over(self.plan, timesteps)
+        row: dict[str, Any] = {"num_inference_steps": len(tried), **known, "timesteps": list(tried.timesteps)}
+        seen = self.trace.last(num_inference_steps=len(tried), timesteps=row["timesteps"])
+        earlier, looked = MetricValue(None, {}), 0
+        if seen is not None and (seen[self.metric] is not None or self.metric in seen.get("perfect", ())):
+            numbers = {int(index): number for index, number in seen.get("per_image", {}).items()}
+            earlier = MetricValue(seen[self.metric], numbers, perfect=self.metric in seen.get("perfect", ()))
+            row, looked = dict(seen), seen.get("num_images", len(self.bench.examples))
+        fresh = sorted(look[looked:])
+        if not fresh:
+            return earlier
+        began = time.perf_counter()
+        parts = []
+        for some, plan in self.lists.plans(tried):
+            picked = [position for position in some if position in fresh]
+            if picked:
+                what, begun = f"{len(tried)} steps", self.lists.beginnings
+                parts.append((picked, self.bench.images(self.lists.pipeline, plan, what, picked, begun)))
+        value = self.bench.measure([self.metric], joined(parts), self.references[fresh], fresh)[self.metric]
+        value = together(earlier, value) if looked else value
+        if value.value is None and not value.perfect:
+            raise IdcError(f"tsopt.metric={self.metric} cannot judge a list: {value.note}; choose another")
+        row.pop("perfect", None)
+        skipped = len(self.bench.examples) - len(look)
+        self.trace.append(
+            row
+            | {self.metric: value.value, **perfect_ones({self.metric: value})}
+            | {"num_images": len(look), "num_skipped": skipped, "per_image": value.per_image}
+            | {"evaluation_seconds": round(time.perf_counter() - began, 3)}
+        )
+        few = f"  ({len(look)} of {len(self.bench.examples)} images)" if skipped else ""
+        named = _named({name: row[name] for name in known})
+        say(f"  {named}{self.metric} {in_words(value.value, perfect=value.perfect)}{few}")
+        return value
 
 
 def _named(known: dict[str, float]) -> str:

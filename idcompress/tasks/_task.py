@@ -232,19 +232,39 @@ class Task(ABC):
     ) -> list[Example]:
         """Examples first .. num_samples - 1: photographs in turn, each time round another crop, prompts in turn.
 
+        Those of a photograph that cannot be read are left out and counted; the others stay as they are.
+
         Args:
             size: side of the square crops, in pixels.
             prompts: to use in turn; empty takes the photograph's own prompt, else the task's.
-        """
-        from ..images.pictures import crop_square
 
-        made = []
+        Raises:
+            IdcError: none of the photographs can be read.
+        """
+        from ..images.pictures import crop_square, some, warn_once
+
+        made: list[Example] = []
+        unreadable: dict[str, str] = {}
         for index in range(first, num_samples):
-            photo, number = photographs[index % len(photographs)], index // len(photographs)
-            image = crop_square(photo.open(), size, number)
+            place, number = index % len(photographs), index // len(photographs)
+            name = f"photograph {place}"
+            try:
+                photo = photographs[place]
+                name = photo.name
+                image = crop_square(photo.open(), size, number)
+                target = None if photo.target is None or prompts else crop_square(photo.target.open(), size, number)
+            except IdcError as error:
+                unreadable[name] = str(error)
+                continue
             prompt = prompts[index % len(prompts)] if prompts else photo.prompt or None
-            target = None if photo.target is None or prompts else crop_square(photo.target.open(), size, number)
             made.append(self.example(index, photo, image, prompt, target))
+        if unreadable:
+            first_one = next(iter(unreadable.values()))
+            if not made:
+                raise IdcError(f"no photograph can be read; the first: {first_one}")
+            warn_once(
+                f"{len(unreadable)} photographs cannot be read and are left out, {some(list(unreadable))}: {first_one}"
+            )
         return made
 
 

@@ -14,7 +14,7 @@ from ..core.ddim import without_cache
 from ..core.guidance import classifier_free_guidance, dual_guidance
 from ..core.sample import Denoise
 from ..errors import IdcError
-from ..images.edits import EDITS, edit_for_prompt
+from ..images.edits import EDITS, TURNS, edit_for_prompt
 from ..types import Example
 from . import _task
 
@@ -54,7 +54,7 @@ output = null + {guidance_scale} * (both - image) + {image_guidance_scale} * (im
     def example(
         self, index: int, photo: Photograph, image: Tensor, prompt: str | None, target: Tensor | None = None
     ) -> Example:
-        """Without a prompt the computable edits take turns, and the example gets its true result as target.
+        """Without a prompt the computable edits take turns, easy and hard ones mixed; their true result is the target.
 
         Each round of the edits starts one edit later, so that an edit does not always meet the same photograph.
         """
@@ -62,8 +62,7 @@ output = null + {guidance_scale} * (both - image) + {image_guidance_scale} * (im
             name = f"{index:04d}_{photo.name}"
             return Example(index, name, photo.digest, image, prompt, target, captions=photo.captions)
         if prompt is None:
-            edits = list(EDITS.values())
-            prompt = edits[(index + index // len(edits)) % len(edits)].phrasings[0]
+            prompt = TURNS[(index + index // len(TURNS)) % len(TURNS)].phrasings[0]
         edit = edit_for_prompt(prompt)
         return Example(
             index=index,

@@ -9,7 +9,7 @@ from ..types import Schedule, ScheduleRequest
 SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Sec. 3.3 and Alg. 2"
 
 
-NEEDS = ("score",)
+NEEDS = ("score", "better")
 
 
 def timesteps(
@@ -32,6 +32,11 @@ def timesteps(
     score = request.score
     if score is None:
         raise IdcError("timesteps=gamma searches by sampling; give timesteps.gamma=VALUE to use a known one")
-    found = gamma_search(lambda value: score(sequence(value), gamma=value), search=search)
+    better = request.better
+    found = gamma_search(
+        lambda value: score(sequence(value), gamma=value),
+        better=better and (lambda value, other: better(sequence(value), sequence(other), gamma=(value, other))),
+        search=search,
+    )
     walk = [dataclasses.asdict(probe) for probe in found.probes]
     return Schedule(sequence(found.gamma), {"gamma": found.gamma, "bias": bias, "search": search, "walk": walk})

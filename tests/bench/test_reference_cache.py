@@ -1,11 +1,13 @@
 """References kept on disk: a result is served again only where everything that it depends on is the same."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from idcompress import Recipe, registry
 from idcompress.bench import references
@@ -239,6 +241,70 @@ def test_a_value_without_a_digest_is_an_error_that_names_it(bench, value, where,
     with pytest.raises(IdcError, match=rf"example\.{where} holds a {kind}"):
         bench(extra(value)).references(None, plan_of([0]), "")
     assert not cached()
+
+
+# What is kept, and for how long.
+
+
+@pytest.fixture
+def counted(bench, monkeypatch):
+    """Make references with a counter of the images that were computed; each is the example's own picture."""
+    made = []
+
+    def images(self, pipeline, plan, description, positions):
+        made.extend(positions)
+        return torch.stack([self.examples[position].image for position in positions])
+
+    monkeypatch.setattr(Bench, "images", images)
+
+    def references_of(*examples, **settings):
+        made.clear()
+        return bench(*examples, **settings).references(None, plan_of([0]), ""), list(made)
+
+    return references_of
+
+
+@pytest.mark.parametrize("harm", ["shorter", "other bytes", "no safetensors", "an older version"])
+def test_a_damaged_entry_is_said_and_computed_again(counted, harm, caplog, monkeypatch):
+    monkeypatch.setattr("idcompress.console.log.propagate", True)
+    first, _ = counted(EXAMPLE)
+    (path,) = Path(references.CACHE).glob("*")
+    whole = path.read_bytes()
+    if harm == "an older version":
+        path.write_bytes(save({"image": IMAGE}))
+    else:
+        flipped = whole[:-1] + bytes([whole[-1] ^ 1])
+        path.write_bytes({"shorter": whole[:-100], "other bytes": flipped, "no safetensors": b"{}"}[harm])
+    again, computed = counted(EXAMPLE)
+    assert computed == [0]
+    assert torch.equal(first, again)
+    assert ("is damaged; it is computed again" in caplog.text) == (harm != "an older version")
+    assert path.read_bytes() == whole
+    assert counted(EXAMPLE)[1] == []
+
+
+def test_the_cache_keeps_to_its_limit_and_lets_the_longest_unused_go(counted):
+    one, other, third = (dataclasses.replace(EXAMPLE, index=i, prompt=f"make it {i}") for i in range(3))
+    size = 3 * 32 * 32 * 4 + 300  # an image and its header
+    for number, example in enumerate((one, other)):
+        counted(example)
+        newest = max(Path(references.CACHE).glob("*"), key=lambda path: path.stat().st_mtime)
+        os.utime(newest, (number + 1, number + 1))
+    counted(one)  # used again: now the other one is the longest unused
+    assert len(cached()) == 2
+    counted(third, cache_gb=2 * size / 1e9)
+    assert len(cached()) == 2
+    assert [counted(example)[1] for example in (one, third, other)] == [[], [], [0]]
+    assert counted(dataclasses.replace(EXAMPLE, prompt="make it blue"), cache_gb=0)[0].shape == (1, 3, 32, 32)
+    assert not cached()
+
+
+def test_no_image_waits_for_the_disk(counted, monkeypatch):
+    def fsync(descriptor):
+        raise AssertionError("an image waited for the disk")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert counted(EXAMPLE)[1] == [0]
 
 
 # What a bench keeps in memory.

@@ -130,7 +130,7 @@ def test_a_disturbed_run_ends_where_an_undisturbed_one_does(idc, command, work, 
 
     def check(name, step):
         run = work / name
-        assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+        assert {path.name for path in (run / "checkpoints").iterdir()} - {"previous.ckpt"} == {"last.ckpt"}
         assert not (run / "recipe.json").exists()
         result = idc(*arguments, f"hydra.run.dir={name}")
         assert result.code == 0, result.err
@@ -139,6 +139,7 @@ def test_a_disturbed_run_ends_where_an_undisturbed_one_does(idc, command, work, 
         assert all((whole[k] == broken[k]).all() for k in whole)
         assert losses(work / "whole") == losses(run)
         assert (work / "whole" / "trace.jsonl").read_text() == (run / "trace.jsonl").read_text()
+        assert not (run / "checkpoints").exists()
 
     with monkeypatch.context() as patch:
         at_step(patch, 5, interrupt)
@@ -166,6 +167,47 @@ def test_a_disturbed_run_ends_where_an_undisturbed_one_does(idc, command, work, 
     check("full", 2)
 
 
+def test_a_broken_checkpoint_falls_back_to_the_one_before(idc, command, work, monkeypatch):
+    arguments = command("ip2p", "trainer.max_steps=4", "trainer.val_check_interval=4", "finetune.ema_decay=null")
+    assert idc(*arguments, "finetune.checkpoint_every_n_steps=1", "hydra.run.dir=whole").code == 0
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, interrupt)
+        assert idc(*arguments, "finetune.checkpoint_every_n_steps=1", "hydra.run.dir=run").code == 130
+    folder = work / "run/checkpoints"
+    last = folder / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-5000])
+    result = idc(*arguments, "finetune.checkpoint_every_n_steps=1", "hydra.run.dir=run")
+    assert result.code == 0, result.err
+    assert "warning: run/checkpoints/last.ckpt is not a whole checkpoint (" in result.out
+    assert "the one before it is taken" in result.out
+    assert "continuing at step 2 of run/checkpoints/previous.ckpt" in result.out
+    assert file_digest(work / "run/unet.safetensors") == file_digest(work / "whole/unet.safetensors")
+
+
+def test_checkpoints_that_are_all_broken_are_one_line(idc, command, work, monkeypatch):
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, interrupt)
+        assert idc(*command(), "hydra.run.dir=run").code == 130
+    last = work / "run/checkpoints/last.ckpt"
+    last.write_bytes(b"nothing")
+    result = idc(*command(), "hydra.run.dir=run")
+    assert result.code == 2
+    assert result.err.count("\n") == 1
+    assert "remove run/checkpoints to train from the start" in result.err
+
+
+@pytest.mark.parametrize("loss", ["task", "distill"])
+def test_a_large_one_says_what_it_needs_before_it_starts(idc, command, monkeypatch, loss):
+    """Weights, gradients, two moments and the average, the frozen networks, and two files on the disk."""
+    monkeypatch.setattr(finetune, "SAID_FROM", 0)
+    monkeypatch.setattr(training.Finetuning, "setup", lambda self, stage: interrupt())
+    result = idc(*command("ip2p", f"loss={loss}"))
+    assert result.code == 130
+    line = next(line for line in result.out.splitlines() if line.startswith("it needs "))
+    assert "of 2 images at a time" in line  # four an update, in two parts
+    assert "finetune.gradient_checkpointing=true" in line
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 def test_a_signal_loses_nothing(command, sent, tmp_path):
@@ -186,7 +228,8 @@ def test_a_signal_loses_nothing(command, sent, tmp_path):
 
 
 def test_a_checkpoint_of_another_depth_or_none_at_all(idc, command, work):
-    assert idc(*command(), "hydra.run.dir=run", "trainer.max_steps=1", "trainer.val_check_interval=1").code == 0
+    one = ("trainer.max_steps=1", "trainer.val_check_interval=1", "finetune.keep_checkpoint=true")
+    assert idc(*command(), "hydra.run.dir=run", *one).code == 0
     checkpoint = "finetune.checkpoint=run/checkpoints/last.ckpt"
     result = idc(*command(), checkpoint, "depth=4")
     assert result.code == 2
@@ -262,7 +305,7 @@ def test_keys_of_lightning_and_of_memory(idc, command, work):
     logger = "{_target_: lightning.pytorch.loggers.CSVLogger, save_dir: extra}"
     keys = ["loss=distill", "finetune.gradient_checkpointing=true", "+trainer.gradient_clip_algorithm=value"]
     keys += [f"+finetune.logger.extra={logger}", "trainer.max_steps=1", "finetune.ema_decay=null"]
-    result = idc(*command("ip2p", *keys), "hydra.run.dir=run")
+    result = idc(*command("ip2p", *keys), "hydra.run.dir=run", "finetune.keep_checkpoint=true")
     assert result.code == 0, result.err
     rows = [list(csv.DictReader(path.open())) for path in sorted(Path().glob("**/metrics.csv"))]
     assert len(rows) == 2

@@ -68,6 +68,14 @@ def test_every_command_that_makes_pictures_refuses_them(idc, random_model, tmp_p
     assert result.code == 2 and "NaN or infinity" in result.err and result.err.count("\n") == 1, result.err
 
 
+@pytest.mark.parametrize("command", ["export", "profile"])
+def test_commands_that_sample_nothing_look_at_the_weights(idc, random_model, tmp_path, command):
+    folder = broken(random_model("ip2p"), tmp_path / "m", "vae", "decoder.conv_out.bias", float("nan"))
+    result = idc(command, SMOKE, f"model.path={folder}", "recipe=none", "export.path=x", "profile.latency=false")
+    assert result.code == 2 and "decoder.conv_out.bias of vae holds NaN or infinity" in result.err
+    assert result.err.count("\n") == 1 and not Path("x").exists()
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 @pytest.mark.parametrize("key", ["guidance_scale", "image_guidance_scale", "finetune.ema_decay", "timesteps.bias"])
 def test_a_number_that_is_none_is_refused(idc, key, value):

@@ -84,6 +84,23 @@ def coco(tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def div2k(tmp_path):
+    """DIV2K-valid: four photographs, and small copies that are not to be read."""
+    for number in range(801, 805):
+        put(tmp_path / "DIV2K" / "DIV2K_valid_HR" / f"{number:04d}.png", number % 250)
+        put(tmp_path / "DIV2K" / "DIV2K_valid_LR_bicubic" / "X4" / f"{number:04d}x4.png", 1)
+    return tmp_path / "DIV2K"
+
+
+@pytest.fixture
+def captioned(coco):
+    """COCO with a caption of a captioning model for every photograph of val2017."""
+    names = sorted(path.name for path in (coco / "val2017").iterdir())
+    (coco / "blip.json").write_text(json.dumps({name: f"a square, {name}" for name in names}))
+    return coco
+
+
 def write_tar(path, members):
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as archive:

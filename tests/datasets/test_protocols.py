@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import put
 from hydra import compose, initialize_config_dir
 
 from idcompress import config as configuration
@@ -51,21 +50,6 @@ def test_a_protocol_fixes_what_the_paper_says(task):
     for name in metrics:  # their parameters fit, whether or not the weights are here
         registry.bind(registry.load("metric", name).Metric, made.metrics.get(name, {}), f"metrics.{name}")
     assert made.metrics["fid"].get("against", "image") == ("target" if task == "stablesr" else "image")
-
-
-@pytest.fixture
-def div2k(tmp_path):
-    for number in range(801, 805):
-        put(tmp_path / "DIV2K" / "DIV2K_valid_HR" / f"{number:04d}.png", number % 250)
-        put(tmp_path / "DIV2K" / "DIV2K_valid_LR_bicubic" / "X4" / f"{number:04d}x4.png", 1)
-    return tmp_path / "DIV2K"
-
-
-@pytest.fixture
-def captioned(coco):
-    names = sorted(path.name for path in (coco / "val2017").iterdir())
-    (coco / "blip.json").write_text(json.dumps({name: f"a square, {name}" for name in names}))
-    return coco
 
 
 def times_add_up(run, elapsed):

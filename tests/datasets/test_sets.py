@@ -246,6 +246,15 @@ def test_pairs_in_other_formats(pairs, told, suffix):
     assert abs(colour(found[5].target.open()) - colour(found[5].open()) - 20) <= 2
 
 
+def test_of_a_list_of_edits_the_first_counts(pairs):
+    place = pairs / "0000000" / "prompt.json"
+    place.write_text(json.dumps({"edit": ["make it red", "make it blue"]}))
+    assert load("instruct_pix2pix", str(pairs), "all")[0].prompt == "make it red"
+    place.write_text(json.dumps({"edit": 5}))
+    with pytest.raises(IdcError, match="edit must be a text, got int"):
+        load("instruct_pix2pix", str(pairs), "all")[0]
+
+
 def test_linked_folders_of_pairs_tables_and_shards(pairs, tmp_path):
     (tmp_path / "disk").mkdir()
     (pairs / "0000000").rename(tmp_path / "disk" / "0000000")

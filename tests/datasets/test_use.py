@@ -12,7 +12,7 @@ from idcompress import config as configuration
 from idcompress import registry
 from idcompress.bench.selection import choose_photographs
 from idcompress.errors import IdcError
-from idcompress.images.photo_sets import Photograph
+from idcompress.images.photo_sets import Photograph, digests_of, without
 from idcompress.runs.recipe import Recipe
 from idcompress.stages._values import data_of
 
@@ -127,6 +127,29 @@ def test_a_pair_brings_its_result_and_captions(pairs):
     assert examples[1].photo == found[1].digest
     assert [round(float(getattr(examples[1], name).mean()) * 255) for name in ("image", "target")] == [176, 196]
     assert examples[1].tags == ()
+
+
+def test_what_cannot_be_read_is_left_out_and_counted(pairs, monkeypatch):
+    """A picture cut short, a damaged prompt, a result that is no image: the other examples stay as they were."""
+    lines = []
+    monkeypatch.setattr("idcompress.images.pictures.warn", lines.append)
+    whole = registry.load("data", "instruct_pix2pix").load(str(pairs), "all")
+    wanted = ip2p().examples(whole, 8, 8)
+    for name, data in {
+        "0000000/100_0.jpg": b"\xff\xd8",
+        "0000001/prompt.json": b"{",
+        "0000002/102_1.jpg": b"x",
+    }.items():
+        (pairs / name).write_bytes(data)
+    found = registry.load("data", "instruct_pix2pix").load(str(pairs), "all")
+    made = ip2p().examples(found, 8, 8)
+    kept = [example for example in wanted if example.prompt != "edit 1" and example.index not in (0, 3)]
+    assert [(e.index, e.name, e.prompt) for e in made] == [(e.index, e.name, e.prompt) for e in kept]
+    assert len(lines) == 1 and lines[0].startswith("3 photographs cannot be read and are left out, 0000000/100, ")
+    assert digests_of(found, range(3)).keys() == {"0000000/100", "0000000/200"}
+    assert len(without(found, [found[1].digest])) == len(found) - 1
+    with pytest.raises(IdcError, match="no photograph can be read; the first: .*100_0.jpg"):
+        ip2p().examples(found, 1, 8)
 
 
 def test_the_result_is_cut_as_the_image_is(tmp_path):

@@ -59,6 +59,18 @@ def test_a_folder_gives_sorted_photographs_with_unique_names(folder):
     assert all(p.prompt == "" for p in found)
 
 
+def test_empty_files_are_left_out_and_counted(folder, monkeypatch):
+    lines = []
+    monkeypatch.setattr("idcompress.images.pictures.warn", lines.append)
+    (folder / "c.png").write_bytes(b"")
+    assert [p.name for p in photo_sets.from_folder(folder)] == ["a", "d", "e", "sub/b"]
+    assert lines == [f"{folder}: 1 of 5 images are empty and are left out: c.png"]
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(IdcError, match="5 images, and all are empty"):
+        photo_sets.from_folder(folder)
+
+
 def test_halves_are_disjoint_and_complete(folder):
     found = photo_sets.from_folder(folder)
     search, evaluate = (found.half(name) for name in photo_sets.HALVES)

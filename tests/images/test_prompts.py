@@ -75,12 +75,19 @@ def test_the_usual_keys(folder, told, key):
 def test_of_a_list_the_first_counts(folder, told):
     jsonl(
         folder / "metadata.jsonl",
-        {"file_name": "a.png", "text": ["one", "two"]},
+        {"file_name": "a.png", "text": ["", "one", "two"]},
         {"file_name": "b.png", "caption": []},
         {"file_name": "c.png", "caption": None},
     )
     assert found(folder) == {"a": "one", "b": "", "c": ""}
     assert told == [f"data.path={folder}: 2 of 3 photographs have no prompt: b, c"]
+
+
+def test_rows_of_files_that_are_not_there_are_left_out_and_counted(folder, told):
+    rows = ({"file_name": f"{name}.png", "text": name} for name in ("a", "gone", "b", "c", "lost"))
+    jsonl(folder / "metadata.jsonl", *rows)
+    assert found(folder) == {name: name for name in "abc"}
+    assert told == [f"{folder / 'metadata.jsonl'}: 2 rows name files that are not there: gone.png, lost.png"]
 
 
 def test_several_keys_are_told(folder, told):
@@ -137,6 +144,7 @@ def test_other_marks_between_cells(folder, mark):
         ("metadata.csv", "file_name,text\na.png,one, two\n", "line 2 has more cells"),
         ("metadata.csv", 'file_name,text\na.png,"one\nb.png,two\n', "no CSV"),
         ("metadata.csv", "name,text\na.png,one\n", "line 2 has no file_name"),
+        ("metadata.csv", "file_name,text, Text\na.png,one,two\n", "has the column text twice"),
         ("metadata.csv", "file_name,text\ngone.png,one\n", "line 2 names gone.png, and there is no such file"),
         (
             "metadata.csv",

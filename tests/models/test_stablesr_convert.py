@@ -23,6 +23,7 @@ from idcompress.models.stablesr import (
     prune_structure_encoder,
 )
 from idcompress.models.stablesr import convert as conversion
+from scripts.full_size import original_names
 
 TINY_CONFIG = {
     "unet": {
@@ -51,24 +52,12 @@ TINY_CONFIG = {
 
 
 def original_weights(model, names):
-    """A state dict in original names with the shapes a model needs: the inverse of the conversion's renaming."""
+    """A random state dict in original names with the shapes a model needs."""
     generator = torch.Generator().manual_seed(0)
-    ours_to_theirs = {ours: theirs for theirs, ours in names.items()}
-    weights, fused = {}, {}
-    for name, tensor in model.state_dict().items():
-        draw = 0.05 * torch.randn(tensor.shape, generator=generator)
-        module, _, kind = name.rpartition(".")
-        head, _, last = module.rpartition(".")
-        if last in ("to_q", "to_k", "to_v") and f"{head}.qkv" in ours_to_theirs:
-            fused.setdefault(f"{ours_to_theirs[f'{head}.qkv']}.{kind}", []).append(draw)
-            continue
-        while module not in ours_to_theirs:
-            module = module.rpartition(".")[0]
-        weights[ours_to_theirs[module] + name[len(module) :]] = draw
-    for key, parts in fused.items():  # the heads do not matter for shapes
-        joined = torch.cat(parts)
-        weights[key] = joined[..., None] if joined.ndim == 2 else joined
-    return weights
+    state = model.state_dict().items()
+    return original_names(
+        {name: 0.05 * torch.randn(tensor.shape, generator=generator) for name, tensor in state}, names
+    )
 
 
 @pytest.fixture(scope="module")

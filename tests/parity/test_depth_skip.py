@@ -69,8 +69,8 @@ def test_pruned_control_branch_gives_the_same_residuals(official_controlnet, dep
 
 
 @pytest.mark.parametrize("model", ["instruct_pix2pix", "sd15_controlnet_unet", "control_branch"])
-def test_full_size_counts(depth_skip_fixtures, model):
-    table = json.loads((depth_skip_fixtures.folder / "params_by_depth.json").read_text())
+def test_full_size_counts(parity_fact, model):
+    table = json.loads(parity_fact("depth_skip/params_by_depth.json").read_text())
     branch = model == "control_branch"
     with torch.device("meta"):
         unet = UNet2DConditionModel(

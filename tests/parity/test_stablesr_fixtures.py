@@ -1,11 +1,9 @@
 """StableSR against numbers of the published classes: every tensor of the fixtures, through converted checkpoints."""
 
-import importlib.util
 import json
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+import synthetic_weights
 import torch
 from safetensors.torch import load_file
 
@@ -35,22 +33,28 @@ def close(ours, theirs, tolerance=TOLERANCE):
     assert error <= tolerance, f"relative error {error:.1e}"
 
 
+class Official:
+    """The converted pipeline, its configuration, and the fixture files as attributes; an absent one skips its test."""
+
+    def __init__(self, pipe, config, find):
+        self.pipe, self.config, self._find = pipe, config, find
+
+    def __getattr__(self, name):
+        tensors = load_file(self._find(f"stablesr/{name}.safetensors"))
+        setattr(self, name, tensors)
+        return tensors
+
+
 @pytest.fixture(scope="module")
-def official(shared, tmp_path_factory) -> SimpleNamespace:
-    """The converted pipeline, and the fixture files by name."""
-    folder = shared / "fixtures" / "stablesr"
-    spec = importlib.util.spec_from_file_location("weights_recipe", folder / "weights_recipe.py")
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    config = json.loads((folder / "config.json").read_text())
-    checkpoints = tmp_path_factory.mktemp("checkpoints")
-    for which in ("main", "cfw"):
-        recipe.save_ckpt(folder / "state_dict_index.json", which, checkpoints / f"{which}.ckpt")
+def official(parity_fact, tmp_path_factory) -> Official:
+    config = json.loads(parity_fact("stablesr/config.json").read_text())
+    index, checkpoints = parity_fact("stablesr/state_dict_index.json"), tmp_path_factory.mktemp("checkpoints")
+    for which, expected in config["weights_sha256"].items():
+        assert synthetic_weights.save_checkpoint(index, which, checkpoints / f"{which}.ckpt") == expected
     pipe = from_original(checkpoints / "main.ckpt", checkpoints / "cfw.ckpt", config)
     for model in (pipe.unet, pipe.structure_encoder, pipe.vae):
         model.requires_grad_(False)
-    tensors = {file.stem: load_file(file) for file in Path(folder).glob("*.safetensors")}
-    return SimpleNamespace(pipe=pipe, config=config, **tensors)
+    return Official(pipe, config, parity_fact)
 
 
 def structure(official, latents, timestep):

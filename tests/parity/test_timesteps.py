@@ -10,8 +10,8 @@ from idcompress.core.timestep_search import gamma_search
 
 
 @pytest.fixture(scope="module")
-def table(shared):
-    return json.loads((shared / "fixtures" / "depth_skip" / "timesteps.json").read_text())
+def table(parity_fact):
+    return json.loads(parity_fact("depth_skip/timesteps.json").read_text())
 
 
 def test_all_released_sequences(table):

@@ -8,7 +8,7 @@ import torch
 
 from idcompress import registry
 from idcompress.adapters import training, training_batch
-from idcompress.adapters.pipeline import with_components
+from idcompress.adapters.pipeline import with_copies
 from idcompress.errors import IdcError
 from idcompress.sources.model import Model
 from idcompress.types import Example
@@ -59,9 +59,7 @@ def batch_of(name, size=4):
 
 def module_of(name, model: Model, depth=5, weights=TASK, *, lr=2e-3, dropout=NO_DROPOUT, preview=lambda step: {}):
     task = task_of(name)
-    pipeline = model.at(None if depth is None else model.chosen(depth))
-    shared = {n: copy.deepcopy(getattr(pipeline, n)) for n in task.trained if depth == model.full_depth}
-    student = with_components(pipeline, shared)
+    student = with_copies(model.at(None if depth is None else model.chosen(depth)), task.trained)
     return training.Finetuning(
         task,
         student,
@@ -271,3 +269,23 @@ def test_averages_warm_up():
     moved = function(torch.zeros(1), torch.ones(1), torch.tensor(1))
     assert torch.allclose(moved, torch.tensor([1 - 2 / 11]))
     assert torch.allclose(function(torch.zeros(1), torch.ones(1), torch.tensor(10**6)), torch.tensor([0.001]))
+
+
+def test_lightning_and_sharding_leave_a_batch_alone():
+    """Under FSDP all three walk through what a training step is given; pixels must not be rounded to bfloat16."""
+    from lightning.pytorch.plugins.precision import FSDPPrecision
+    from lightning_utilities.core.apply_func import apply_to_collection
+    from torch.distributed.utils import _apply_to_tensors
+
+    batch = batch_of("ip2p", 2)
+    images = [example.image.clone() for example in batch.examples]
+    halved = [
+        apply_to_collection(batch, torch.Tensor, lambda tensor: tensor.half()),
+        FSDPPrecision("bf16-mixed").convert_input(batch),
+        _apply_to_tensors(lambda tensor: tensor.half(), batch),
+    ]
+    for passed in halved:
+        assert passed.numbers == batch.numbers
+        for example, image in zip(passed.examples, images, strict=True):
+            assert example.image.dtype == torch.float32
+            assert torch.equal(example.image, image)

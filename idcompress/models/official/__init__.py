@@ -43,12 +43,7 @@ def random_components(task: str, device: str) -> dict[str, nn.Module]:
                 "vae": stablesr.StableSRAutoencoderKL(**convert.autoencoder_config(stablesr.PUBLISHED_CONFIG)),
             }
         else:
-            path = _FOLDER / f"{task}.json"
-            if not path.is_file():
-                known = ", ".join(sorted(["stablesr", *(p.stem for p in _FOLDER.glob("*.json"))]))
-                raise IdcError(f"no published architecture is stored for task={task}; there are: {known}")
-            configs = json.loads(path.read_text(encoding="utf-8"))
-            components = {name: _build(dict(config)) for name, config in configs.items()}
+            components = {name: build(config) for name, config in architectures(task).items()}
     for component in components.values():
         component.eval().requires_grad_(False)
     return components
@@ -66,8 +61,23 @@ def published_networks(task: str, device: str = "meta", dtype: torch.dtype = tor
     return SimpleNamespace(components=components, **components)
 
 
-def _build(config: dict[str, Any]) -> nn.Module:
-    name = config.pop("_class_name")
+def architectures(task: str) -> dict[str, dict[str, Any]]:
+    """The configurations of a published pipeline's networks, by component; StableSR's are made by its converter.
+
+    Raises:
+        IdcError: no architecture is stored for the task.
+    """
+    path = _FOLDER / f"{task}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(["stablesr", *(p.stem for p in _FOLDER.glob("*.json"))]))
+        raise IdcError(f"no published architecture is stored for task={task}; there are: {known}")
+    found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def build(config: dict[str, Any]) -> nn.Module:
+    """A network by its configuration, on torch's current device."""
+    name, config = config["_class_name"], {key: value for key, value in config.items() if key != "_class_name"}
     if name == "CLIPTextModel":
         model: nn.Module = transformers.CLIPTextModel(transformers.CLIPTextConfig(**config))
     else:

@@ -497,6 +497,8 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor], names: Mapping[str, s
     _refuse(unknown, f"keys that {type(model).__name__} has no place for")
     missing = [f"{prefix}... -> {name}" for name in wanted if name not in renamed]
     _refuse(missing, f"weights of {type(model).__name__} that the checkpoint lacks")
+    not_finite = [origin[name] for name, tensor in renamed.items() if not bool(tensor.isfinite().all())]
+    _refuse(not_finite, f"weights of {type(model).__name__} that hold NaN or infinity")
     for name, tensor in renamed.items():
         # 1x1 convolutions of the original are linear layers here.
         if tensor.ndim > wanted[name].ndim:

@@ -4,7 +4,6 @@ It is the encoder half of a small U-Net, built of diffusers' blocks; what each l
 halved, goes through one more residual block to the channels that SPADE expects.
 """
 
-import copy
 from typing import Any
 
 import torch
@@ -121,7 +120,7 @@ def prune_structure_encoder(encoder: StableSRStructureEncoder, num_feature_level
     """Return a smaller encoder that computes the finest levels only, with the same features at those.
 
     Args:
-        encoder: left as it is; surviving parameters are copied and keep their names.
+        encoder: left as it is; surviving parameters are shared with it and keep their names.
         num_feature_levels: what `num_structure_levels(unet)` says about the pruned U-Net.
 
     Raises:
@@ -132,6 +131,7 @@ def prune_structure_encoder(encoder: StableSRStructureEncoder, num_feature_level
         raise ValueError(f"the encoder has {present} feature levels, got num_feature_levels={num_feature_levels}")
     with torch.device("meta"):
         pruned = StableSRStructureEncoder.from_config(encoder.config, num_feature_levels=num_feature_levels)
-    weights = encoder.state_dict()
-    pruned.load_state_dict({name: copy.deepcopy(weights[name]) for name in pruned.state_dict()}, assign=True)
-    return pruned.train(encoder.training).requires_grad_(next(encoder.parameters()).requires_grad)
+    pruned.requires_grad_(next(encoder.parameters()).requires_grad)  # which assigning would turn on for both
+    weights = encoder.state_dict(keep_vars=True)
+    pruned.load_state_dict({name: weights[name] for name in pruned.state_dict()}, assign=True)
+    return pruned.train(encoder.training)
