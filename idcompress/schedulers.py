@@ -12,7 +12,10 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor
 
 from .core.ddim import ddim_step
+from .core.fit import MAX_ORDER, Fitted
+from .core.plan import Step
 from .core.process import CLEAN, Level, Prediction, Process, RectifiedFlow, VariancePreserving, check_timesteps, predict
+from .core.sample import Moment
 
 
 def process_of(scheduler: Any) -> Process:
@@ -29,6 +32,9 @@ def process_of(scheduler: Any) -> Process:
     raise ValueError(f"{type(scheduler).__name__} has neither a noise schedule nor a flow to sample by")
 
 
+_OWN = ("timesteps", "eta", "coefficients")  # what DDIMScheduler does not know
+
+
 class FixedTimestepsScheduler(DDIMScheduler):
     """DDIM that follows a list of timesteps kept in its configuration.
 
@@ -43,10 +49,12 @@ class FixedTimestepsScheduler(DDIMScheduler):
     Args:
         timesteps: training-timestep indices, never increasing, within [0, num_train_timesteps - 1]; None for uniform.
         eta: of steps that are called with eta 0, as pipelines do that are told none; 1 samples ancestrally.
+        coefficients: a row of numbers for each of the timesteps, which correct the steps of DDIM; they were fitted for
+            this list, one model and its guidance (`sampler=fitted`), and hold for nothing else.
         The rest is DDIMScheduler's. The defaults are Stable Diffusion's noise schedule and no clipping.
 
     Raises:
-        ValueError: the list is empty, increases or leaves the range.
+        ValueError: the list is empty, increases or leaves the range, or coefficients do not go with it.
     """
 
     @register_to_config
@@ -69,9 +77,14 @@ class FixedTimestepsScheduler(DDIMScheduler):
         rescale_betas_zero_snr: bool = False,
         timesteps: Sequence[int] | None = None,
         eta: float = 0.0,
+        coefficients: Sequence[Sequence[float]] | None = None,
     ) -> None:
-        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__", "timesteps", "eta")}
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__", *_OWN)}
         super().__init__(**arguments)
+        if coefficients is not None:
+            if timesteps is None or len(coefficients) != len(timesteps):
+                raise ValueError("coefficients must have a row for each of the timesteps, which they were fitted for")
+            self.register_to_config(coefficients=[[float(number) for number in row] for row in coefficients])
         if timesteps is not None:
             self.register_to_config(timesteps=check_timesteps(timesteps, num_train_timesteps))
             self.set_timesteps()
@@ -84,6 +97,10 @@ class FixedTimestepsScheduler(DDIMScheduler):
     ) -> None:
         """Start a run over `timesteps`, else the configured list, else `num_inference_steps` uniform steps."""
         chosen = timesteps if timesteps is not None else self.config.timesteps
+        if self.config.coefficients is not None and list(chosen) != list(self.config.timesteps):
+            raise ValueError(
+                "this scheduler's coefficients were fitted for its own list; make one without them for others"
+            )
         if chosen is not None:
             values = check_timesteps(chosen, self.config.num_train_timesteps)
             self.num_inference_steps = len(values)
@@ -99,6 +116,7 @@ class FixedTimestepsScheduler(DDIMScheduler):
             self.timesteps = self.timesteps - max(beyond, 0)
         process = process_of(self)
         self._levels = [process.level(t) for t in self.timesteps.tolist()]
+        self._history: tuple[Moment, ...] = ()
         self._step_index: int | None = None
         self._begin_index: int | None = None
 
@@ -141,14 +159,18 @@ class FixedTimestepsScheduler(DDIMScheduler):
 
         prediction = predict(model_output, sample, level, self.config.prediction_type)
         prediction = self._limit(prediction, sample, level, use_clipped_model_output)
-        prev_sample = ddim_step(
-            prediction,
-            level,
-            next_level,
-            eta=eta or self.config.eta,
-            generator=generator,
-            variance_noise=variance_noise,
-        )
+        eta = eta or self.config.eta
+        rows = self.config.coefficients
+        if rows is not None:
+            if eta > 0:
+                raise ValueError(f"eta must be 0 where the steps have fitted coefficients, got {eta}")
+            moment = Moment(Step(int(self.timesteps[position])), level, sample, prediction)
+            self._history = (*self._history, moment)[-MAX_ORDER:]
+            prev_sample = Fitted().advance(self._history, next_level, coefficients=rows[position])
+        else:
+            prev_sample = ddim_step(
+                prediction, level, next_level, eta=eta, generator=generator, variance_noise=variance_noise
+            )
         if not return_dict:
             return (prev_sample, prediction.pred_original_sample)
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=prediction.pred_original_sample)

@@ -201,7 +201,8 @@ def check_resolution(resolution_px: int, factor: int) -> None:
 def fixed_scheduler(pipeline: Any, plan: Plan) -> FixedTimestepsScheduler:
     """The pipeline's noise schedule and prediction type, over the timesteps of a plan.
 
-    It takes the steps of DDIM, and of ancestral sampling where the plan says so.
+    It takes the steps of DDIM, with the plan's fitted numbers if it has any, and of ancestral sampling where the plan
+    says so.
 
     Raises:
         IdcError: a step does not compute everything, which a scheduler cannot bring about.
@@ -216,11 +217,13 @@ def fixed_scheduler(pipeline: Any, plan: Plan) -> FixedTimestepsScheduler:
             f"the model's {type(pipeline.scheduler).__name__} is that of a flow, and a pipeline follows lists of whole "
             "timesteps only; sample it by idc translate and the other commands"
         )
-    eta = {"eta": 1.0} if plan.sampler == "ancestral" else {}
+    own: dict[str, Any] = {"eta": 1.0} if plan.sampler == "ancestral" else {}
+    if plan.coefficients is not None:
+        own["coefficients"] = [list(row) for row in plan.coefficients]
     # diffusers' private notes say which entries to replace by another class's defaults, positional ones among them.
     config = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
     scheduler: FixedTimestepsScheduler = FixedTimestepsScheduler.from_config(
-        config, timesteps=list(plan.timesteps), clip_sample=False, **eta
+        config, timesteps=list(plan.timesteps), clip_sample=False, **own
     )
     return scheduler
 

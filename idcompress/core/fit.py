@@ -73,6 +73,28 @@ def combined(moved: Tensor, history: Sequence[Moment], row: Sequence[float | int
     return moved
 
 
+class Fitted:
+    """x' = DDIM's move + a x + b x_0 + c x_0 of the step before + ...; a move without numbers is DDIM's.
+
+    The numbers are found by `fit_plan`, and hold for the list, model and guidance that they were fitted for.
+    """
+
+    ORDER = MAX_ORDER
+    STOCHASTIC = False
+    SKIPS_REPEATS = False
+
+    def advance(
+        self,
+        history: Sequence[Moment],
+        next_level: Level,
+        *,
+        coefficients: Sequence[float | int] | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        now = history[-1]
+        return combined(ddim_step(now.prediction, now.level, next_level), history, coefficients or ())
+
+
 def fit_row(
     moves: Iterable[tuple[Sequence[Moment], Tensor]], next_level: Level, settings: FitSettings
 ) -> tuple[float, ...]:

@@ -237,8 +237,12 @@ def timesteps_at(process: Process, half_log_snrs: Iterable[float]) -> list[float
     """The timesteps whose levels are nearest to given ones, which are half log signal-to-noise ratios in any order."""
     if not process.real_timesteps:
         known = [half_log_snr(process.level(t)) for t in range(process.num_train_timesteps)]  # falls as t grows
-        return [min(range(len(known)), key=lambda t, wanted=value: abs(known[t] - wanted)) for value in half_log_snrs]
+        return [_nearest(known, value) for value in half_log_snrs]
     return [_real_timestep_at(process, value) for value in half_log_snrs]
+
+
+def _nearest(known: list[float], value: float) -> int:
+    return min(range(len(known)), key=lambda position: abs(known[position] - value))
 
 
 def _real_timestep_at(process: Process, value: float) -> float:

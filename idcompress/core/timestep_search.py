@@ -67,6 +67,19 @@ def uniform_timesteps(num_inference_steps: int, process: Process) -> list[float 
     return [process.max_timestep * (1 - i / num_inference_steps) for i in range(num_inference_steps)]
 
 
+def trailing_timesteps(num_inference_steps: int, process: Process) -> list[float | int]:
+    """Evenly spaced timesteps from the noisiest one down to one stride above 0: round(T - i T / n) - 1 for i < n.
+
+    Raises:
+        ValueError: num_inference_steps is not between 1 and T.
+    """
+    n, length = num_inference_steps, process.num_train_timesteps
+    check_num_inference_steps(n, length)
+    if process.real_timesteps:  # where uniform ones end at T / n
+        return uniform_timesteps(n, process)
+    return [round(length - i * length / n) - 1 for i in range(n)]
+
+
 def move_gamma(gamma: float, step: float, direction: int) -> float:
     """One move on the search grid: additive in gamma above 1, additive in 1/gamma below; moves towards 1 stop there."""
     if direction > 0:

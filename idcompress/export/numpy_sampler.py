@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from textwrap import indent
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..core.fit import MAX_ORDER
 from ..core.process import CLEAN, Level
 
 if TYPE_CHECKING:
@@ -52,6 +53,21 @@ for timestep, (signal, noise), (next_signal, next_noise) in zip(timesteps, level
     sample = next_signal * x0 + next_noise * epsilon
 {decode}
 """
+_FITTED_LOOP = """
+# fitted to these steps: for the sample, then for the predictions of x0 from the latest back
+coefficients = {coefficients}
+{start}
+predictions = []
+for timestep, (signal, noise), (next_signal, next_noise), row in zip(timesteps, levels, levels[1:], coefficients):
+{output}
+    {prediction}
+    features = [sample, x0, *predictions]
+    predictions.insert(0, x0)
+    sample = next_signal * x0 + next_noise * epsilon
+    for weights, feature in zip(row, features):
+        sample = sample + np.array(weights, np.float32).reshape(1, -1, 1, 1) * feature
+{decode}
+"""
 _SAVE = """
 pixels = (decoded[0] / 2 + 0.5).clip(0, 1).transpose(1, 2, 0)
 Image.fromarray((pixels * 255).round().astype(np.uint8)).save("output.png")
@@ -68,6 +84,7 @@ def numpy_code(
     prediction_type: str,
     latent_channels: int,
     factor: int,
+    coefficients: Sequence[Sequence[float]] | None = None,
 ) -> list[str]:
     """Lines that make output.png.
 
@@ -76,6 +93,7 @@ def numpy_code(
         graphs: their names.
         levels: (signal, noise) at the timesteps.
         factor: pixels per latent.
+        coefficients: a plan's; None samples by DDIM.
     """
     prompts = list(example.prompts)
     head = _HEAD + ("from transformers import CLIPTokenizer\n" if prompts else "")
@@ -91,10 +109,18 @@ def numpy_code(
     )
     numbers = {"guidance_scale": 1.0, "image_guidance_scale": 1.0} | guidance
     numbers |= {"latent_channels": latent_channels, "factor": factor}
-    loop = _LOOP.format(
+    loop = (_LOOP if coefficients is None else _FITTED_LOOP).format(
+        coefficients=[_by_feature(row, latent_channels) for row in coefficients or ()],
         start=example.start.format(**numbers),
         output=indent(example.output.format(**numbers), " " * 4),
         prediction=_PREDICTIONS[prediction_type],
         decode=example.decode.format(**numbers),
     )
     return (head + networks + text + picture + loop + _SAVE).splitlines()
+
+
+def _by_feature(row: Sequence[float], channels: int) -> list[Any]:
+    """A row of coefficients with one entry per feature: a number, or a list of one per channel."""
+    if len(row) <= 1 + MAX_ORDER:
+        return list(row)
+    return [list(row[first : first + channels]) for first in range(0, len(row), channels)]

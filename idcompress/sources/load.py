@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -225,5 +226,8 @@ def _load_folder(folder: Path, device: str, dtype: str) -> Any:
             if timesteps is None:
                 return own_pipeline(pipeline, None)
             sampler = "ddim" if exported is None or exported.sampler is None else exported.sampler
-            return own_pipeline(pipeline, Plan.over(timesteps, sampler=sampler))
+            plan = Plan.over(timesteps, sampler=sampler)
+            rows = pipeline.scheduler.config.get("coefficients")
+            numbers = None if rows is None else tuple(map(tuple, rows))
+            return own_pipeline(pipeline, replace(plan, coefficients=numbers))
     raise IdcError(f"{folder} is a {pipeline_class}, which no task of idcompress uses")

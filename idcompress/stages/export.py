@@ -92,6 +92,9 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         row |= {"base": without_path(recipe.model), "files": digests}
         here = {"name": recipe.model["name"], "path": None, "repositories": None, "revision": None}
         here["digest"] = files.digest(digests) if onnx else folders.folder_digest([partial])
+        if plan.coefficients is not None:
+            exported = dataclasses.replace(recipe, model=here, cut=None, weights={})
+            row["fit"] = {"key": exported.fit_key(plan, model.process.to_json())}
         recipe.derive(row, model=here, cut=None, weights={}, plan=plan).save(partial / "recipe.json")
         after = {name: size(getattr(written.pipeline, name)) for name in present}
         card = Card(
@@ -114,7 +117,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     say(f"unet by the paper's count, without time embedding: {ours:,} of {theirs:,} ({ours / theirs:.1%})")
     for line in written.lines:
         say(line)
-    if config.sampler == "dpm_solver" or (config.sampler == "ancestral" and onnx):
+    if config.sampler in ("dpm_solver", "unipc") or (config.sampler == "ancestral" and onnx):
         warn(f"sampler={config.sampler}, but what was exported samples by DDIM; its timesteps may not suit")
     how = "its README.md runs it in onnxruntime" if onnx else f"use it by model.path={show(folder)}"
     say(f"exported: {show(folder)}; {how}")
@@ -145,7 +148,8 @@ def write_diffusers(config: Config, recipe: Recipe, task: Task, plan: Plan, cut:
     depth = depth_of(cut.unet)
     obstacle, branch = stock_obstacle(cut.unet, depth), branch_obstacle(cut)
     host = host_depth(cut.unet) if config.export.host and obstacle else None
-    stock = branch is None and (obstacle is None or host is not None)
+    fitted = followed is not None and followed.coefficients is not None
+    stock = branch is None and (obstacle is None or host is not None) and not fitted
     exported = (stock_pipeline if stock else own_pipeline)(cut, followed)
     save_pipeline(exported, folder)
     if stock:
@@ -153,6 +157,11 @@ def write_diffusers(config: Config, recipe: Recipe, task: Task, plan: Plan, cut:
         line = f"stock form{inside}: plain diffusers loads it; its README.md shows how to follow the timesteps"
     elif branch is not None:
         line = f"{recipe.kept} has no stock form ({branch}): idcompress.load_pipeline loads it"
+    elif fitted:
+        line = (
+            "stock diffusers has no scheduler for fitted numbers: idcompress.load_pipeline loads it; sampler=ddim "
+            "exports the list alone, for plain diffusers"
+        )
     else:
         others = [d for d in range(1, full_depth(cut.unet)) if stock_obstacle(cut.unet, d) is None]
         advice = f"; export.host=true pads it, depths {', '.join(map(str, others))} have one" if others else ""
@@ -173,7 +182,8 @@ def write_diffusers(config: Config, recipe: Recipe, task: Task, plan: Plan, cut:
 
 def write_onnx(config: Config, recipe: Recipe, task: Task, plan: Plan, cut: Any, folder: Path) -> Written:
     """ONNX graphs, compared with torch; folded, in place, if the user wants it."""
-    exported = own_pipeline(cut, None if recipe.free_steps else dataclasses.replace(plan, sampler="ddim"))
+    followed = dataclasses.replace(plan, sampler="ddim", coefficients=None)
+    exported = own_pipeline(cut, None if recipe.free_steps else followed)
     graphs, timesteps = task.graphs(exported), [int(timestep) for timestep in plan.timesteps]
     errors, saved = export_onnx(exported, graphs, folder, timesteps, fold=config.export.fold)
     process = process_of(cut.scheduler)
@@ -183,6 +193,7 @@ def write_onnx(config: Config, recipe: Recipe, task: Task, plan: Plan, cut: Any,
         list(plan.timesteps),
         [process.level(timestep) for timestep in plan.timesteps],
         dict(plan.guidance),
+        coefficients=plan.coefficients,
         prediction_type=cut.scheduler.config.prediction_type,
         latent_channels=cut.vae.config.latent_channels,
         factor=vae_scale_factor(cut),

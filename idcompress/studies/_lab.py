@@ -15,6 +15,7 @@ from ..bench.bench import Bench
 from ..bench.comparison import affordable_steps, paired
 from ..bench.costs import called_steps
 from ..bench.thresholds import missed, parse_thresholds
+from ..bench.translate import wants_coefficients
 from ..config import Config
 from ..console import say
 from ..core.depth_search import FullModelFailsError, depth_search
@@ -47,6 +48,11 @@ class Lab:
         self, config: Config, recipe: Recipe, run_dir: RunDir, *, num_evaluated: int, num_searched: int = 0
     ) -> None:
         self.config, self.trace, self.benches = config, run_dir.trace(), dict[str, Bench]()
+        if wants_coefficients(config.sampler):
+            raise IdcError(
+                f"study={config.study['name']} samples many lists, and sampler={config.sampler} wants numbers fitted "
+                "for each; use sampler=ddim here, and idc tsopt to fit"
+            )
         self.search = configured_search(config)
         if num_searched:
             self.benches["search"] = bench_for(config, recipe, split="search", num_samples=num_searched)

@@ -186,8 +186,8 @@ decoded = (decoded - ours) / spread * std + mean  # the input's colours""",
         """
         _refuse_guidance(plan.guidance)
         _check_prompt(pipeline)
-        if plan.sampler not in self.reported_samplers:
-            raise IdcError(f"task=stablesr translates by sampler=ddim or ancestral, got {plan.sampler}")
+        if plan.sampler not in self.reported_samplers and plan.coefficients is None:
+            raise IdcError(f"task=stablesr translates by sampler=ddim, ancestral or fitted, got {plan.sampler}")
         if self.process(pipeline).real_timesteps:
             raise IdcError(
                 f"task=stablesr wants whole timesteps; {type(pipeline.scheduler).__name__} is that of a flow; give "
@@ -211,6 +211,7 @@ decoded = (decoded - ours) / spread * std + mean  # the input's colours""",
             generator=_posterior_generator(seed, index),
             output_type="pt",
             step_noise=(lambda start: path.over(start, plan.timesteps)) if ancestral else None,
+            coefficients=plan.coefficients,
             **tiles,
         ).images
         return "", images[0].float().cpu()

@@ -149,3 +149,9 @@ def test_compress_fits_what_it_cut(idc, random_model):
     assert result.code == 0, result.err
     recipe = Recipe.load("run/tsopt")
     assert recipe.depth == 9 and recipe.plan.coefficients is not None
+
+
+def test_a_study_says_before_anything_runs_that_it_fits_nothing(idc):
+    result = idc("study", "study=step_counts", "sampler=fitted", "model.path=nowhere", "recipe=none")
+    assert result.code == 2
+    assert "study=step_counts samples many lists, and sampler=fitted wants numbers fitted for each" in result.err

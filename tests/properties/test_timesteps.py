@@ -1,17 +1,24 @@
 """What holds for every timestep strategy that is registered, and what the gamma family promises."""
 
+import functools
 import itertools
 import json
 import math
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
+from diffusers.schedulers import AysSchedules
 
 import idcompress
 from idcompress import registry
+from idcompress.core.ddim import Ddim, without_cache
+from idcompress.core.plan import Plan
 from idcompress.core.process import VariancePreserving, check_timesteps, scaled_linear_alphas_cumprod
+from idcompress.core.sample import trajectory
+from idcompress.core.timestep_search import uniform_timesteps
 from idcompress.errors import IdcError
-from idcompress.types import ScheduleRequest
+from idcompress.types import ScheduleRequest, Teacher
 
 STRATEGIES = registry.names("timesteps")
 PROCESS = VariancePreserving(scaled_linear_alphas_cumprod())
@@ -27,12 +34,26 @@ def request(num_inference_steps, num_train_timesteps=1000):
         assert all(isinstance(value, (int, float)) for value in known.values())
         return 30 - abs(sum(timesteps) / len(timesteps) / num_train_timesteps - 0.45)
 
-    return ScheduleRequest(
-        num_inference_steps=num_inference_steps,
-        process=VariancePreserving(scaled_linear_alphas_cumprod(num_train_timesteps)),
-        score=score,
-        seed=3,
+    process = VariancePreserving(scaled_linear_alphas_cumprod(num_train_timesteps))
+    return ScheduleRequest(num_inference_steps, process, score=score, teacher=lambda: teacher(process), seed=3)
+
+
+@functools.cache
+def teacher(process):
+    """Sixty steps over data of two clusters."""
+
+    def denoise(state, timestep):
+        level = process.level(timestep.item())
+        return (state - level.signal * torch.tanh(level.signal * state / level.noise**2)) / level.noise
+
+    start = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    plan = Plan.over(uniform_timesteps(60, process))
+    visits = list(trajectory(without_cache(denoise), start, plan, process, Ddim()))
+    samples, originals = (
+        torch.stack([part(visit.moment) for visit in visits])
+        for part in (lambda m: m.sample, lambda m: m.prediction.pred_original_sample)
     )
+    return Teacher(plan.timesteps, samples, originals, visits[-1].finished[0][1])
 
 
 def timesteps_of(strategy, *arguments):
@@ -149,3 +170,57 @@ def test_gamma_strategy_takes_a_known_gamma_without_sampling():
 
 def test_quadratic_formula():
     assert timesteps_of("quadratic", 4).timesteps == [999, 561, 249, 62]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5, 7, 10, 50, 1000])
+def test_trailing_is_diffusers(steps):
+    scheduler = DDIMScheduler(timestep_spacing="trailing")
+    scheduler.set_timesteps(steps)
+    assert timesteps_of("trailing", steps).timesteps == scheduler.timesteps.tolist()
+
+
+def test_ays_is_the_published_list():
+    assert timesteps_of("ays", 10).timesteps == AysSchedules["StableDiffusionTimesteps"]
+    half, others = timesteps_of("ays", 5).timesteps, AysSchedules["StableDiffusionTimesteps"]
+    assert half == others[::2]
+    for coarse, fine in (
+        (half, timesteps_of("ays", 20).timesteps[::4]),
+        (others, timesteps_of("ays", 20).timesteps[::2]),
+    ):
+        assert coarse == fine
+
+
+def test_arctan_takes_a_known_number_without_sampling():
+    arctan = registry.load("timesteps", "arctan")
+    found = {c: arctan.timesteps(ScheduleRequest(6, PROCESS), c=c).timesteps for c in (0.05, 1.0, 20.0)}
+    assert {tuple(timesteps[::5]) for timesteps in found.values()} == {(999, 0)}
+    # c = 1: the angle of signal and noise is even
+    angles = [math.atan2(*reversed(PROCESS.level(t))) for t in found[1.0]]
+    assert all(abs(a - b - (angles[0] - angles[-1]) / 5) < 5e-3 for a, b in itertools.pairwise(angles))
+    for smaller, larger in itertools.pairwise(found.values()):
+        assert all(a < b for a, b in zip(smaller[1:-1], larger[1:-1], strict=True))
+    with pytest.raises(IdcError, match=r"timesteps\.c=VALUE"):
+        arctan.timesteps(ScheduleRequest(6, PROCESS))
+
+
+@pytest.mark.parametrize("strategy", ["autodiffusion", "pattern"])
+def test_a_search_has_a_budget_and_is_no_worse_than_uniform(strategy):
+    asked = []
+
+    def value(timesteps):
+        return 30 - abs(sum(timesteps) / len(timesteps) - 450)
+
+    def score(timesteps, **_):
+        asked.append(tuple(timesteps))
+        return value(timesteps)
+
+    given = ScheduleRequest(5, PROCESS, score=score, teacher=lambda: teacher(PROCESS))
+    budget = (
+        {"population": 8, "epochs": 3, "mutations": 4, "crossovers": 2}
+        if strategy == "autodiffusion"
+        else {"budget": 20}
+    )
+    found = registry.load("timesteps", strategy).timesteps(given, **budget)
+    assert len(asked) == len(set(asked)) == found.details["evaluations"] <= 23
+    assert found.timesteps == list(max(asked, key=value))
+    assert value(found.timesteps) > value(timesteps_of("uniform", 5).timesteps)

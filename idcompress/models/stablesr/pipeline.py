@@ -12,7 +12,8 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from ...core.ddim import Ddim, DrawnNoise, Generators, GivenNoise, without_cache
-from ...core.plan import Plan
+from ...core.fit import Fitted
+from ...core.plan import Plan, Step
 from ...core.process import check_timesteps
 from ...core.random import randn_like
 from ...core.sample import Noise, trajectory
@@ -96,6 +97,7 @@ class StableSRPipeline(DiffusionPipeline):
         patch_size: int = 1280,
         patch_overlap: int = 280,
         step_noise: Callable[[Tensor], Iterable[Tensor]] | None = None,
+        coefficients: Sequence[Sequence[float]] | None = None,
     ) -> Any:
         """Restore a batch of images of one size.
 
@@ -125,6 +127,8 @@ class StableSRPipeline(DiffusionPipeline):
             patch_overlap: pixels that neighbouring patches share.
             step_noise: start of a patch (B, 4, h, w) -> unit noise of every step but the last, in place of draws from
                 `generator`; `idcompress.core.ddim.path_noise` makes it.
+            coefficients: numbers of each step that were fitted for these timesteps, see `idcompress.core.fit`; the
+                scheduler's own come with its list. Steps with numbers are deterministic.
 
         Returns:
             images of `upscale` times the input's size.
@@ -148,7 +152,9 @@ class StableSRPipeline(DiffusionPipeline):
                 f"got {patch_size} and {patch_overlap}"
             )
         if timesteps is None:
-            timesteps = self.scheduler.config.get("timesteps")
+            timesteps, coefficients = (self.scheduler.config.get(name) for name in ("timesteps", "coefficients"))
+        if coefficients is not None and eta:
+            raise ValueError(f"eta must be 0 or None where the steps have fitted coefficients, got {eta}")
         process = process_of(self.scheduler)
         if timesteps is None:
             timesteps = respaced_timesteps(num_inference_steps, process.num_train_timesteps)[::-1]
@@ -186,9 +192,11 @@ class StableSRPipeline(DiffusionPipeline):
                     noisy = level.signal * image_latents + level.noise * noisy
             noise: Noise = DrawnNoise(generator) if step_noise is None else GivenNoise(step_noise(noisy))
             denoise = without_cache(self.denoiser(image_latents, prompt_embeds, tile_size, tile_overlap))
-            sampler = Ddim(1.0 if eta is None else eta)
+            sampler = Fitted() if coefficients is not None else Ddim(1.0 if eta is None else eta)
+            numbers = None if coefficients is None else tuple(map(tuple, coefficients))
+            plan = Plan(tuple(map(Step, timesteps)), coefficients=numbers)
             with self.progress_bar(total=len(timesteps)) as progress_bar:
-                for visit in trajectory(denoise, noisy, Plan.over(timesteps), process, sampler, noise=noise):
+                for visit in trajectory(denoise, noisy, plan, process, sampler, noise=noise):
                     restored = visit.moment.prediction.pred_original_sample
                     what = "the output of unet and structure_encoder in the step at timestep"
                     _check_finite(restored, f"{what} {timesteps[visit.position]}", self.unet.dtype)

@@ -1,0 +1,32 @@
+"""Every strategy on the command line, under the sampler that will run its list, on each task."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from idcompress import Recipe
+
+SMALL = ("tsopt.num_inference_steps=3", "tsopt.num_samples=2", "tsopt.reference_steps=5", "recipe=none")
+SCALES = {"ip2p": ("guidance_scale=1", "image_guidance_scale=1"), "controlnet": ("guidance_scale=1",), "stablesr": ()}
+CASES = [
+    ("gits", "fitted", "ip2p"),
+    ("pattern", "fitted", "stablesr", "timesteps.budget=4"),
+    ("arctan", "unipc", "controlnet", "timesteps.factor=4"),
+    ("autodiffusion", "dpm_solver", "stablesr", "timesteps.population=2", "timesteps.epochs=2"),
+]
+
+
+@pytest.mark.parametrize(("name", "sampler", "task", "keys"), [(*case[:3], case[3:]) for case in CASES])
+def test_a_strategy_searches_under_the_sampler_that_will_run_its_list(idc, random_model, name, sampler, task, keys):
+    words = (f"task={task}", f"model.path={random_model(task)}", f"timesteps={name}", f"sampler={sampler}")
+    result = idc("tsopt", *words, *SMALL, *SCALES[task], *keys, "hydra.run.dir=run")
+    assert result.code == 0, result.err
+    recipe = Recipe.load("run")
+    assert (recipe.sampler, len(recipe.timesteps)) == (sampler, 3)
+    assert (recipe.plan.coefficients is not None) == (sampler == "fitted")
+    rows = [json.loads(line) for line in Path("run/trace.jsonl").read_text().splitlines()]
+    assert list(recipe.timesteps) in [row["timesteps"] for row in rows]
+    assert len(rows) > 1  # more lists than the uniform one
+    best = max(row["psnr"] for row in rows)
+    assert next(row["psnr"] for row in rows if row["timesteps"] == list(recipe.timesteps)) == best or name == "gits"
