@@ -102,6 +102,8 @@ def run(command: str, arguments: Sequence[str], flags: Sequence[str]) -> None:
     Raises:
         IdcError: the configuration does not compose, or jobs failed by a mistake of the user.
     """
+    if command == "compare" and not any(re.match(r"\+*compare=", argument) for argument in arguments):
+        arguments = [*arguments, f"compare={configuration.DEFAULT_COMPARISON}"]
     configuration.register()
     Plugins.instance().register(PackagedConfigs)
     failures: list[IdcError] = []
