@@ -107,7 +107,7 @@ def _compare(
     run_dir: RunDir,
     *,
     rows: dict[str, Any],
-    num_inference_steps: Any = 5,
+    num_inference_steps: Any = None,
     guidance: dict[str, Any] | None = None,
     metrics: Any = None,
     num_searched: int = 8,
@@ -116,7 +116,7 @@ def _compare(
 ) -> dict[str, Any]:
     """What compare.json holds; the parameters are explained in conf/compare/equal_cost.yaml."""
     methods = {name: _method(name, entry) for name, entry in rows.items() if entry is not None}
-    blocks = list(_blocks(config, num_inference_steps, guidance or {}))
+    blocks = list(_blocks(config, num_inference_steps or 5, guidance or {}))
     methods = _those_that_can_run(config, methods, recipe)
     plain = dataclasses.replace(config, sampler="ddim")  # a row says what it samples by
     lab = Lab(plain, recipe, run_dir, num_evaluated=num_evaluated, num_searched=num_searched)
@@ -187,6 +187,8 @@ def _method(name: str, entry: Any) -> Method:
         registry.check("timesteps", _named(method.timesteps, f"{where}.timesteps")["name"], f"{where}.timesteps")
     if method.cut not in ("none", "search", "recipe"):
         registry.check("prune", _named(method.cut, f"{where}.cut")["name"], f"{where}.cut")
+    if method.recipe is not None:
+        _recipe_file(method.recipe)
     count = method.num_inference_steps
     if count is not None and (type(count) is not int or count < 1):
         raise IdcError(f"{where}.num_inference_steps must be null or a whole number from 1 on, got {count!r}")
@@ -294,7 +296,7 @@ def _arm(lab: Lab, method: Method, given: Recipe | None, changes: dict[str, Any]
             lab.shallowest(lab.config.depth_search.num_inference_steps, sampler="ddim", **guidance), **changes
         )
     named = _named(method.cut, "cut")
-    cut = Cut(named["name"], {name: value for name, value in named.items() if name != "name"})
+    cut = Cut(named["name"], {key: value for key, value in named.items() if key != "name"})
     return lab.of(dataclasses.replace(lab.recipe, cut=cut, weights={}), **changes)
 
 
@@ -490,10 +492,10 @@ def _only(value: MetricValue, some: set[int] | None) -> MetricValue:
 
 
 def _kinds(examples: Sequence[Any]) -> dict[str, set[int]]:
-    """Kinds of input by the examples' tags, where there is more than one."""
+    """Kinds of input by the examples' first tags, where there is more than one."""
     kinds: dict[str, set[int]] = {}
     for example in examples:
-        for tag in example.tags:
+        for tag in example.tags[:1]:
             kinds.setdefault(tag, set()).add(example.index)
     return kinds if len(kinds) > 1 else {}
 
