@@ -228,16 +228,17 @@ class Arm:
         }
 
     def _images(self, split: str, plan: Plan, against: "Target | None") -> Tensor:
-        if against is not None and plan.coefficients is None and wants_coefficients(plan.sampler):
-            lists = self.lists(against)
-            parts = [
-                (some, lists.bench.images(lists.pipeline, fitted, f"{len(plan)} steps", some, lists.beginnings))
-                for some, fitted in lists.plans(plan)
-            ]
-            return joined(parts)
-        if plan in (self.plan(len(plan)), None if against is None else against[0].plan(against[1])):
+        what, fits = f"{len(plan)} steps", plan.coefficients is None and wants_coefficients(plan.sampler)
+        if not fits and plan in (self.plan(len(plan)), None if against is None else against[0].plan(against[1])):
             return self.results(split, plan)  # wanted more than once
-        return self.bench(split).images(self.pipeline, plan, f"{len(plan)} steps")
+        if split != "search" or against is None:
+            return self.bench(split).images(self.pipeline, plan, what)
+        lists = self.lists(against)
+        parts = [
+            (some, lists.bench.images(self.pipeline, fitted, what, some, lists.beginnings))
+            for some, fitted in lists.plans(plan)
+        ]
+        return joined(parts)
 
     def search(self, num_inference_steps: int, against: "Target") -> Schedule:
         """The configured strategy's list by PSNR over the search's images."""

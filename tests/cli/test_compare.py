@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+
 @pytest.fixture
 def common(random_model):
     # Rows of the default comparison would stay beside those given: none of its own are merged in.
