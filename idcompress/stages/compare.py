@@ -101,6 +101,14 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     return []
 
 
+def check(config: Config) -> None:
+    """Raise IdcError for rows or parameters that could not be run, before hours are spent on what comes before."""
+    settings = {key: value for key, value in config.compare.items() if key != "name"}
+    bound = registry.bind(_compare, settings, "compare")
+    _methods(bound["rows"])
+    list(_blocks(config, bound.get("num_inference_steps"), bound.get("guidance")))
+
+
 def _compare(
     config: Config,
     recipe: Recipe,
@@ -115,9 +123,8 @@ def _compare(
     num_images: int = 3,
 ) -> dict[str, Any]:
     """What compare.json holds; the parameters are explained in conf/compare/equal_cost.yaml."""
-    methods = {name: _method(name, entry) for name, entry in rows.items() if entry is not None}
-    blocks = list(_blocks(config, num_inference_steps or 5, guidance or {}))
-    methods = _those_that_can_run(config, methods, recipe)
+    blocks = list(_blocks(config, num_inference_steps, guidance))
+    methods = _those_that_can_run(config, _methods(rows), recipe)
     plain = dataclasses.replace(config, sampler="ddim")  # a row says what it samples by
     lab = Lab(plain, recipe, run_dir, num_evaluated=num_evaluated, num_searched=num_searched)
     bench = lab.benches["evaluate"]
@@ -172,6 +179,10 @@ def _compare(
 # --- what is asked for ------------------------------------------------------------------------------------------------
 
 
+def _methods(rows: Mapping[str, Any]) -> dict[str, Method]:
+    return {name: _method(name, entry) for name, entry in rows.items() if entry is not None}
+
+
 def _method(name: str, entry: Any) -> Method:
     """One row of the configuration, checked."""
     known = {f.name: f.default for f in dataclasses.fields(Method)}
@@ -203,9 +214,10 @@ def _named(value: Any, key: str) -> dict[str, Any]:
     return named
 
 
-def _blocks(config: Config, budgets: Any, guidance: Mapping[str, Any]) -> Iterator[Block]:
+def _blocks(config: Config, budgets: Any, guidance: Mapping[str, Any] | None) -> Iterator[Block]:
     """Every budget with every combination of scales."""
     counts = budgets if isinstance(budgets, list) else [budgets]
+    guidance = guidance or {}
     for count in counts:
         if type(count) is not int or not 1 <= count <= 1000:
             raise IdcError(f"compare.num_inference_steps must be a number of steps or a list of them, got {budgets!r}")
@@ -383,6 +395,7 @@ def _finished_row(path: str, evaluation: Evaluation, first: Evaluation, seed: in
         "bytes": round(1e6 * known["weights_mb"]["compressed"]),
         "time_ratio": known["latency_ms"]["ratio"] if "latency_ms" in known else None,
         "search": None,
+        "metrics": metrics,
     }
 
 

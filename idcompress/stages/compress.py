@@ -29,6 +29,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     for name in stages:
         if name not in known:
             raise IdcError(f"compress.stages: no stage is called {name!r}; there are: {', '.join(known)}")
+    if "compare" in stages:
+        registry.load("command", "compare").check(config)
     for name in stages:
         if name == "finetune" and recipes[0].cut is None:
             say("== finetune: left out, because nothing is cut and there is nothing to recover")

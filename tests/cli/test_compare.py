@@ -127,7 +127,7 @@ def test_compress_ends_with_a_comparison_where_one_is_named(idc, common):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["compare.rows.uniform={sampler: dddim}"], "compare.rows.uniform.sampler"),
+        (["+compare.rows.new={sampler: dddim}"], "compare.rows.new.sampler"),
         (["+compare.rows.new={timestep: gamma}"], "did you mean 'timesteps'"),
         (["+compare.rows.new={timesteps: gama}"], "no timesteps is called 'gama'"),
         (["+compare.rows.new={cut: {name: depth_skp}}"], "no prune is called 'depth_skp'"),
