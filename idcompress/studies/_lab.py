@@ -26,7 +26,7 @@ from ..errors import IdcError
 from ..metrics._metric import MetricValue
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
-from ..stages._values import bench_for, configured_search
+from ..stages._values import bench_for, check_process, configured_search
 from ..types import Schedule, Series
 
 Over = int | list[float]  # a number of uniform steps, or timesteps
@@ -60,6 +60,7 @@ class Lab:
             recipe = recipe.derive({"stage": "study", "photographs": photographs})
         self.benches["evaluate"] = bench_for(config, recipe, split="evaluate", num_samples=num_evaluated)
         self.model, self.recipe = self.benches["evaluate"].model, recipe
+        check_process(config, self.model.process)
         if num_searched and {*photographs.values()} & {*self.benches["evaluate"].photographs.values()}:
             raise IdcError(
                 f"data.split={config.data.split} gives search and results the same photographs; leave it at auto"
