@@ -30,7 +30,7 @@ from ..runs import files, timing
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
 from ..types import Schedule, Series
-from ._values import bench_for, configured_search, fit_settings
+from ._values import bench_for, check_process, configured_search, fit_settings
 
 Over = int | list[float] | Plan  # a number of uniform steps, timesteps, or all that is sampled
 
@@ -65,6 +65,7 @@ class Lab:
             recipe = recipe.derive({"stage": "study", "photographs": photographs})
         self.benches["evaluate"] = bench_for(config, recipe, split="evaluate", num_samples=num_evaluated)
         self.model, self.recipe = self.benches["evaluate"].model, recipe
+        check_process(config, self.model.process)
         if num_searched and {*photographs.values()} & {*self.benches["evaluate"].photographs.values()}:
             raise IdcError(
                 f"data.split={config.data.split} gives search and results the same photographs; leave it at auto"

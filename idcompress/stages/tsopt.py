@@ -24,7 +24,7 @@ from ..runs.run_dir import RunDir
 from ..runs.trace import Trace
 from ..types import Schedule
 from ._run import provenance, with_depth
-from ._values import bench_for, configured_search, fit_settings, uniform_plan, wants_run
+from ._values import bench_for, check_process, configured_search, fit_settings, uniform_plan, wants_run
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
@@ -35,6 +35,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     recipe = with_depth(recipes[0], config)
     search = configured_search(config)
     bench = bench_for(config, recipe, split="search", num_samples=config.tsopt.num_samples)
+    check_process(config, bench.model.process)
     recipe = recipe.derive_model(bench.model.source)
     process, pipeline, metric = bench.model.process, bench.model.for_recipe(recipe), config.tsopt.metric
     sign = 1 if bench.metric(metric).higher_is_better else -1
