@@ -250,6 +250,7 @@ class Arm:
                 raise IdcError(f"the search compares images by psnr, which has no value here: {found.note}")
             return math.inf if found.value is None else found.value
 
+        check_process(self.config, self.lab.model.process)
         return configured_search(self.config)(
             self.lab.model.process, num_inference_steps, score=score, teacher=self.lists(against).run
         )
