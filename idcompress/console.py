@@ -106,6 +106,7 @@ def heartbeat(part: Callable[[], str]) -> Iterator[None]:
         yield
         return
     began, stop = time.monotonic(), threading.Event()
+    _counted.clear()  # of a run in this process that was broken off
 
     def beat() -> None:
         while not stop.wait(_SILENCE_S / 20):

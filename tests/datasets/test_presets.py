@@ -157,8 +157,6 @@ def test_a_protocol_runs_every_stage_with_its_own_metrics(name, idc, pipeline, m
 def test_a_fine_tuning_preset_trains_and_its_result_is_used(name, idc, pipeline, stand_ins, request):
     task = name.removeprefix("finetune_")
     folder = request.getfixturevalue("coco" if task == "controlnet" else LAYOUTS[task])
-    if task == "stablesr":
-        (folder / "DIV2K_valid_HR").rename(folder / "DIV2K_train_HR")
     keys = [*pipeline(task), f"data.path={folder}", f"finetune.resolution={stand_ins.side}", *FEW]
     result = idc("finetune", f"experiment={name}", "recipe=none", *keys, "hydra.run.dir=tuned")
     assert result.code == 0, result.err
