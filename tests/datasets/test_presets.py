@@ -176,6 +176,9 @@ def test_every_command_runs(idc, pipeline, stand_ins, metric_keys, pairs):
     Image.radial_gradient("L").convert("RGB").save("photo.png")
     common = [*pipeline("ip2p"), f"data.path={pairs}", "data=instruct_pix2pix", *metric_keys, *FEW]
     psnr = "depth_search.thresholds=[{metric: psnr, bound: 0}]"
+    few_rows = ["compare=equal_cost", "compare.metrics=[psnr]", "compare.num_inference_steps=1"]
+    few_rows += ["evaluate.latency=false"]
+    few_rows += [f"compare.rows.{name}=null" for name in ("dpm_solver", "unipc", "gamma", "paper", "fitted", "best")]
     commands = {
         "profile": ["recipe=none", "depth=9", "profile.latency=false"],
         "depth-search": [psnr],
@@ -186,6 +189,7 @@ def test_every_command_runs(idc, pipeline, stand_ins, metric_keys, pairs):
         "translate": ["image=photo.png", "prompt=make it blue", "output.path=made"],
         "export": ["export.path=small", "export.host=true", "dtype=float16"],
         "study": ["study=stochastic", "study.num_inference_steps=[1]", "study.num_searched=1", "study.num_evaluated=2"],
+        "compare": ["recipe=none", *few_rows, "compare.num_searched=1", "compare.num_evaluated=2"],
         "compress": ["compress.stages=[depth_search,evaluate,report]", psnr, "evaluate.metrics=[psnr]"],
         "convert": None,
     }
