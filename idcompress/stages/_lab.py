@@ -15,7 +15,7 @@ from ..adapters.pipeline import vae_scale_factor, working_size
 from ..bench.bench import Bench
 from ..bench.comparison import affordable_steps, paired
 from ..bench.costs import called_steps
-from ..bench.fitting import Lists, joined
+from ..bench.fitting import Lists
 from ..bench.thresholds import missed, parse_thresholds
 from ..bench.translate import wants_coefficients
 from ..config import Config
@@ -235,11 +235,7 @@ class Arm:
         if split != "search" or against is None:
             return self.bench(split).images(self.pipeline, plan, what)
         lists = self.lists(against)
-        parts = [
-            (some, lists.bench.images(self.pipeline, fitted, what, some, lists.beginnings))
-            for some, fitted in lists.plans(plan)
-        ]
-        return joined(parts)
+        return self.bench(split).images_by_plan(self.pipeline, lists.plans(plan), what, beginnings=lists.beginnings)
 
     def search(self, num_inference_steps: int, against: "Target") -> Schedule:
         """The configured strategy's list by PSNR over the search's images."""

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..bench.early_stop import EarlyStop, Positions
-from ..bench.fitting import Lists, joined
+from ..bench.fitting import Lists
 from ..bench.translate import wants_coefficients
 from ..config import Config
 from ..console import say
@@ -173,13 +173,10 @@ class Scores:
         if not fresh:
             return earlier
         began = time.perf_counter()
-        parts = []
-        for some, plan in self.lists.plans(tried):
-            picked = [position for position in some if position in fresh]
-            if picked:
-                what, begun = f"{len(tried)} steps", self.lists.beginnings
-                parts.append((picked, self.bench.images(self.lists.pipeline, plan, what, picked, begun)))
-        value = self.bench.measure([self.metric], joined(parts), self.references[fresh], fresh)[self.metric]
+        images = self.bench.images_by_plan(
+            self.lists.pipeline, self.lists.plans(tried), f"{len(tried)} steps", fresh, self.lists.beginnings
+        )
+        value = self.bench.measure([self.metric], images, self.references[fresh], fresh)[self.metric]
         value = together(earlier, value) if looked else value
         if value.value is None and not value.perfect:
             raise IdcError(f"tsopt.metric={self.metric} cannot judge a list: {value.note}; choose another")
