@@ -229,13 +229,16 @@ class Arm:
         }
 
     def _images(self, split: str, plan: Plan, against: "Target | None") -> Tensor:
-        what, fits = f"{len(plan)} steps", plan.coefficients is None and wants_coefficients(plan.sampler)
-        if not fits and plan in (self.plan(len(plan)), None if against is None else against[0].plan(against[1])):
-            return self.results(split, plan)  # wanted more than once
+        """Of a split's examples; those that only a search will ever look at are not kept on disk."""
+        fits = plan.coefficients is None and wants_coefficients(plan.sampler)
         if split != "search" or against is None:
-            return self.bench(split).images(self.pipeline, plan, what)
+            return self.results(split, plan)
+        if not fits and plan in (self.plan(len(plan)), against[0].plan(against[1])):
+            return self.results(split, plan)
         lists = self.lists(against)
-        return self.bench(split).images_by_plan(self.pipeline, lists.plans(plan), what, beginnings=lists.beginnings)
+        return lists.bench.images_by_plan(
+            self.pipeline, lists.plans(plan), f"{len(plan)} steps", beginnings=lists.beginnings
+        )
 
     def search(self, num_inference_steps: int, against: "Target") -> Schedule:
         """The configured strategy's list by PSNR over the search's images."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from .. import registry
 from ..bench.comparison import paired
@@ -83,10 +85,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     if config.runs is not None:
         value = _of_finished(config, Path(config.runs))
     else:
-        settings = {key: value for key, value in config.compare.items() if key != "name"}
-        value = _compare(
-            config, with_depth(recipes[0], config), run_dir, **registry.bind(_compare, settings, "compare")
-        )
+        value = _compare(config, with_depth(recipes[0], config), run_dir, **_settings(config))
     picture, drawing = charts(report.charts(value), value["title"])
     files.write_json(run_dir / "compare.json", value)
     files.write_text(run_dir / "compare.csv", report.to_csv(value))
@@ -103,10 +102,15 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
 
 def check(config: Config) -> None:
     """Raise IdcError for rows or parameters that could not be run, before hours are spent on what comes before."""
+    settings = _settings(config)
+    _methods(settings["rows"])
+    list(_blocks(config, settings.get("num_inference_steps"), settings.get("guidance")))
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """The parameters of the chosen comparison, checked against those of `_compare`."""
     settings = {key: value for key, value in config.compare.items() if key != "name"}
-    bound = registry.bind(_compare, settings, "compare")
-    _methods(bound["rows"])
-    list(_blocks(config, bound.get("num_inference_steps"), bound.get("guidance")))
+    return registry.bind(_compare, settings, "compare")
 
 
 def _compare(
@@ -138,13 +142,13 @@ def _compare(
             plan, arm, search = _found(lab, method, block, target)
             row = _row(name, method, block, arm, plan, search, target)
             values[row["name"]] = arm.measure("evaluate", plan, list(ready), target)
-            if block is blocks[0] and pictures:
-                row["images"] = _keep_images(run_dir, name, arm, plan, pictures)
+            if block is blocks[0]:
+                row["images"] = name
+                _keep(run_dir / "images" / name, bench.examples, arm.results("evaluate", plan), pictures)
             found.append(row)
-    if pictures:
-        _keep_references(
-            run_dir, lab, (lab.full(**blocks[0].guidance, sampler="ddim"), config.num_inference_steps), pictures
-        )
+    arm, many = _target(lab, blocks[0])
+    _keep(run_dir / "images" / "reference", bench.examples, arm.results("evaluate", many), pictures)
+    _keep(run_dir / "images" / "image", bench.examples, [example.image for example in bench.examples], pictures)
     kinds = _kinds(bench.examples)
     for row in found:
         row["metrics"] = _qualities(row, found, values, ready, kinds, config.seed)
@@ -519,22 +523,8 @@ def _spread(examples: Sequence[Any], number: int) -> list[Any]:
     return [examples[i * len(examples) // number] for i in range(number)]
 
 
-def _keep_images(run_dir: RunDir, name: str, arm: Arm, plan: Plan, shown: Mapping[str, str]) -> str:
-    """Write a row's pictures of the examples that are shown; returns their folder's name."""
-    bench = arm.bench("evaluate")
-    positions = [place for place, example in enumerate(bench.examples) if example.name in shown]
-    folder = run_dir / "images" / name
-    wanted = [folder / f"{bench.examples[place].name}.png" for place in positions]
-    if not all(path.is_file() for path in wanted):
-        for path, image in zip(wanted, bench.images(arm.pipeline, plan, "pictures", positions), strict=True):
-            save_png(image, path)
-    return name
-
-
-def _keep_references(run_dir: RunDir, lab: Lab, target: Target, shown: Mapping[str, str]) -> None:
-    """Write what the rows are compared with, and what went in."""
-    references = target[0].results("evaluate", target[1])
-    for example, image in zip(lab.benches["evaluate"].examples, references, strict=True):
+def _keep(folder: Path, examples: Sequence[Any], images: Iterable[Tensor], shown: Mapping[str, str]) -> None:
+    """Write the pictures of the examples that are shown, by the examples' names."""
+    for example, image in zip(examples, images, strict=True):
         if example.name in shown:
-            save_png(image, run_dir / "images" / "reference" / f"{example.name}.png")
-            save_png(example.image, run_dir / "images" / "image" / f"{example.name}.png")
+            save_png(image, folder / f"{example.name}.png")
