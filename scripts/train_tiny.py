@@ -761,7 +761,7 @@ def given_job(args: argparse.Namespace, make: Callable[[Photos, AutoencoderKL, i
 
     Args:
         make: photographs, autoencoder, count -> `latents` (count, C, h, w) of the wanted pictures, and `given`
-            (count, ..., h, w), scaled like them where it is latents.
+            (count, ..., h, w), as the U-Net takes it.
     """
     device = device_of(args.device)
     photos, vae, noise = photos_of(args), trained_vae(args), Noise(device)
@@ -825,7 +825,7 @@ def high_frequency_job(args: argparse.Namespace) -> Job:
         image = photos.crops(count)
         low, high = (share * photos.size for share in SIGMA_SHARE)
         sigma = low + (high - low) * torch.rand(count, device=image.device)
-        given = encoded(vae, restored(image, sigma, torch.randn_like(image))) * vae.config.scaling_factor
+        given = encoded(vae, restored(image, sigma, torch.randn_like(image)))  # unscaled, as the instruction editor's
         return {"latents": encoded(vae, image), "given": given}
 
     return given_job(args, make)

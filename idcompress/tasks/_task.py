@@ -73,6 +73,7 @@ class Task(ABC):
         getting_weights: what to do where no hub repository has the published weights.
         networks_of_a_step: the pipeline components that are called at every step, the U-Net first.
         unet_inputs: how many latents, side by side, the U-Net takes: 1 for the noisy ones alone.
+        unet_mask_channels: channels of a mask that it takes beside them.
         encodes_image: whether the input image goes through the autoencoder's encoder.
         trained: the pipeline components that fine-tuning trains; the others are frozen.
         conditioning_dropout: share of training images without a condition; a task says which conditions.
@@ -92,6 +93,7 @@ class Task(ABC):
     getting_weights: ClassVar[str] = "give model.path=FOLDER"
     networks_of_a_step: ClassVar[tuple[str, ...]] = ("unet",)
     unet_inputs: ClassVar[int] = 1
+    unet_mask_channels: ClassVar[int] = 0
     encodes_image: ClassVar[bool] = True
     trained: ClassVar[tuple[str, ...]] = ("unet",)
     conditioning_dropout: ClassVar[float] = 0.0
@@ -102,6 +104,11 @@ class Task(ABC):
     cannot_give: ClassVar[tuple[str, ...]] = ()
     cut_note: ClassVar[str] = ""
     numpy_example: ClassVar[NumpyExample]
+
+    @classmethod
+    def unet_channels(cls, latent_channels: int) -> int:
+        """Input channels of its U-Net."""
+        return latent_channels * cls.unet_inputs + cls.unet_mask_channels
 
     @abstractmethod
     def example(
@@ -224,8 +231,12 @@ class Task(ABC):
         from ..images.pictures import fit_to_multiple, to_tensor
 
         fitted = fit_to_multiple(picture, vae_scale_factor(pipeline), working_size(pipeline, resolution_px))
-        example = self.example(index, photo, to_tensor(fitted), prompt)
+        example = self.picture_example(index, photo, to_tensor(fitted), prompt)
         return example.prompt, translate(example)
+
+    def picture_example(self, index: int, photo: Photograph, image: Tensor, prompt: str | None) -> Example:
+        """The example of a picture that somebody wants translated, where a data set's would be degraded first."""
+        return self.example(index, photo, image, prompt)
 
     def examples(
         self,
