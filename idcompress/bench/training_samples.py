@@ -96,6 +96,10 @@ class TrainingSamples:
         return self._opened[index]
 
     def _example(self, number: int, photo: Photograph, image: torch.Tensor, target: torch.Tensor | None) -> Example:
+        if target is None:
+            image = self.task.training_target(image)
+        else:
+            target = self.task.training_target(target)
         prompt = self.prompts[number % len(self.prompts)] if self.prompts else photo.prompt or None
         if prompt is None and target is None:
             # Not the training step's own stream: its first draw is the timestep, so the prompt would depend on it.

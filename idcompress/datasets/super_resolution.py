@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from ..errors import IdcError
-from ..images.photo_sets import Files, PhotographSet, check_split, folders, found_in, from_folder
+from ..images.photo_sets import Files, Photograph, PhotographSet, check_split, folders, found_in, from_folder
 
 _WANTED = "DIV2K_train_HR/, DIV2K_valid_HR/, Flickr2K/ or other folders of images"
 
@@ -27,16 +30,21 @@ _HELD_OUT = _word("valid|validation|val|test|testing|eval|evaluation", "|HR|HQ|G
 _TRAINING = _word("train|training", "|HR|HQ|GT")
 
 
-def load(path: str | list[str] | None, split: str) -> PhotographSet:
-    """List the high-resolution pictures; small copies (*_LR_*, lr, LQ, low_res, ...) play no part, since the task
-    degrades for itself.
+def load(
+    path: str | list[str] | None, split: str, *, inputs: Literal["degraded", "given"] = "degraded"
+) -> PhotographSet:
+    """List the high-resolution pictures; small copies (*_LR_*, lr, LQ, low_res, ...) play no part where the task
+    degrades for itself, as it always does in training.
 
     Folders called HR, *_HR, hr_*, HQ, GT, high_res and the like hold the pictures where there are some. Of these, ones
     whose name, or else whose folder's, says valid, val, validation, test or eval serve searches and evaluations, a half
     each, and the others training. Without such folders halves of everything take their place.
 
+    Args:
+        inputs: given: searches and evaluations restore the small copies, files of the same names in a folder beside.
+
     Raises:
-        IdcError: no such folder, or none for this split.
+        IdcError: no such folder, or none for this split; a picture has no small copy, or several.
     """
     check_split(split)
     roots = [] if path is None else folders(path)
@@ -44,6 +52,12 @@ def load(path: str | list[str] | None, split: str) -> PhotographSet:
         found = "; ".join(f"{root}: {found_in(root)}" for root in roots) or "null"
         raise IdcError(f"data=super_resolution wants data.path=FOLDER with {_WANTED}; got {found}")
     chosen = [(root, folder) for root in roots for folder in _image_folders(root)]
+    pictures = _split(roots, chosen, split)
+    return pictures if inputs == "degraded" or split == "train" else _Pairs(pictures, [folder for _, folder in chosen])
+
+
+def _split(roots: list[Path], chosen: list[tuple[Path, Path]], split: str) -> PhotographSet:
+    """The pictures of a split, of folders that lie in roots."""
     held_out = [folder for root, folder in chosen if _is_held_out(root, folder)]
     training = [folder for _, folder in chosen if folder not in held_out]
     if not held_out or split == "all":
@@ -54,6 +68,43 @@ def load(path: str | list[str] | None, split: str) -> PhotographSet:
     kept = _list(roots, training if split == "train" else held_out)
     kept.own_splits = True
     return kept if split == "train" else kept.half(split)
+
+
+class _Pairs(PhotographSet):
+    """Pictures with their small copies, which have the same names in a folder called LR, lq, low or the like."""
+
+    def __init__(self, whole: PhotographSet, chosen: Sequence[Path]) -> None:
+        self._whole = whole
+        beside = {
+            folder: sorted(
+                entry
+                for place in (folder.parent, folder)
+                for entry in place.iterdir()
+                if entry.is_dir() and _is_low(entry.name)
+            )
+            for folder in chosen
+        }
+        self._low = [_small_copy(photo.path, beside) for photo in whole]
+        listing = [whole.digest, [path.stat().st_size for path in self._low]]
+        super().__init__(listing, [len(whole)], own_splits=whole.own_splits)
+
+    def photograph(self, index: int) -> Photograph:
+        photo, low = self._whole[index], self._low[index]
+        return dataclasses.replace(photo, low=Photograph(photo.name, low))
+
+
+def _small_copy(picture: Path, beside: dict[Path, list[Path]]) -> Path:
+    """The file of a picture's name in a folder of small copies, of those that lie beside or in the picture's."""
+    folder = next(folder for folder in beside if folder in picture.parents)
+    found = [low / picture.relative_to(folder) for low in beside[folder]]
+    there = [path for path in found if path.is_file()]
+    if len(there) == 1:
+        return there[0]
+    looked = ", ".join(map(str, beside[folder])) or "no folder called LR, lq, low or the like"
+    raise IdcError(
+        f"data.options.inputs=given: {picture} has {len(there) or 'no'} small {'copies' if there else 'copy'} of its "
+        f"name in {looked}; want one, or data.options.inputs=degraded"
+    )
 
 
 def _list(roots: list[Path], chosen: list[Path]) -> Files:

@@ -74,10 +74,11 @@ class Task(ABC):
         networks_of_a_step: the pipeline components that are called at every step, the U-Net first.
         unet_inputs: how many latents, side by side, the U-Net takes: 1 for the noisy ones alone.
         encodes_image: whether the input image goes through the autoencoder's encoder.
-        trained: the pipeline components that fine-tuning trains; the others are frozen.
+        trained: the pipeline components that fine-tuning trains, or some parameters of; the others are frozen.
         conditioning_dropout: share of training images without a condition; a task says which conditions.
         guidance_scales: what guidance it has, by diffusers' names.
         tags: that its own examples may carry.
+        enlarges: how many times it enlarges a small copy that its data set gives; None where it takes none.
         own_sampler: what its pipeline samples by unless it is told otherwise.
         reported_samplers: what an evaluation compares beside the configured sampler.
         cannot_give: which of "score", "teacher" and "denoiser" a timestep strategy cannot have of this task.
@@ -97,6 +98,7 @@ class Task(ABC):
     conditioning_dropout: ClassVar[float] = 0.0
     guidance_scales: ClassVar[tuple[str, ...]] = ()
     tags: ClassVar[tuple[str, ...]] = ()
+    enlarges: ClassVar[int | None] = None
     own_sampler: ClassVar[str] = "ddim"
     reported_samplers: ClassVar[tuple[str, ...]] = ()
     cannot_give: ClassVar[tuple[str, ...]] = ()
@@ -110,7 +112,8 @@ class Task(ABC):
         """One example from a crop (3, H, W) in [0, 1] of a photograph; `prompt` None lets the task choose one.
 
         Args:
-            target: the same crop of the photograph's target, where its data set has pairs and the prompt is the pair's.
+            target: the same crop of the photograph's target, where its data set has pairs and the prompt is the pair's;
+                that of the photograph itself, where `image` is of its small copy, enlarged.
         """
 
     @abstractmethod
@@ -162,6 +165,10 @@ class Task(ABC):
     @abstractmethod
     def predict(self, pipeline: Any, sample: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """One call of the networks without guidance, for training: sample (B, 4, h, w), timesteps (B,), int64."""
+
+    def training_target(self, image: Tensor) -> Tensor:
+        """What fine-tuning takes in place of a crop (3, H, W) in [0, 1] that is to be reconstructed."""
+        return image
 
     def training_fault(self, photo: Photograph, prompt: str | None) -> str | None:
         """Why a photograph cannot be trained on, None if it can; `prompt` None lets the task choose one."""
@@ -247,7 +254,7 @@ class Task(ABC):
         Raises:
             IdcError: none of the photographs can be read.
         """
-        from ..images.pictures import crop_square, some, warn_once
+        from ..images.pictures import crop_pair, crop_square, some, warn_once
 
         made: list[Example] = []
         unreadable: dict[str, str] = {}
@@ -257,8 +264,13 @@ class Task(ABC):
             try:
                 photo = photographs[place]
                 name = photo.name
-                image = crop_square(photo.open(), size, number)
-                target = None if photo.target is None or prompts else crop_square(photo.target.open(), size, number)
+                target = None
+                if photo.low is not None and self.enlarges is not None:
+                    image, target = crop_pair(photo.low.open(), photo.open(), size, number, self.enlarges)
+                else:
+                    image = crop_square(photo.open(), size, number)
+                    if photo.target is not None and not prompts:
+                        target = crop_square(photo.target.open(), size, number)
             except IdcError as error:
                 unreadable[name] = str(error)
                 continue

@@ -17,7 +17,7 @@ from ..core.plan import Plan
 from ..core.random import image_generator
 from ..core.sample import Denoise
 from ..errors import IdcError
-from ..images.degrade import degrade
+from ..images.degrade import degrade, sharpen
 from ..models.stablesr import graphs
 from ..types import Example
 from . import _task
@@ -57,6 +57,8 @@ class Task(_task.Task):
         "model.path=FOLDER"
     )
     networks_of_a_step = ("unet", "structure_encoder")
+    trained = ("unet", "structure_encoder")
+    enlarges = UPSCALE
     # Deterministic restoration leaves artefacts; the original samples ancestrally (arXiv 2401.17547, S8).
     own_sampler = "ancestral"
     reported_samplers = ("ddim", "ancestral")
@@ -81,9 +83,13 @@ decoded = (decoded - ours) / spread * std + mean  # the input's colours""",
     )
 
     def __init__(
-        self, *, fidelity_weight: float = 0.5, color_fix: Literal["adain", "wavelet", "none"] = "adain"
+        self,
+        *,
+        fidelity_weight: float = 0.5,
+        color_fix: Literal["adain", "wavelet", "none"] = "adain",
+        sharpen_targets: bool = True,
     ) -> None:
-        """Options of `StableSRPipeline.__call__`.
+        """Options of `StableSRPipeline.__call__`, and whether fine-tuning sharpens photographs before it degrades them.
 
         Raises:
             IdcError: fidelity_weight is outside [0, 1].
@@ -92,14 +98,20 @@ decoded = (decoded - ours) / spread * std + mean  # the input's colours""",
             raise IdcError(f"task.options.fidelity_weight must be between 0 and 1, got {fidelity_weight}")
         self.fidelity_weight = float(fidelity_weight)
         self.color_fix = None if color_fix == "none" else color_fix
+        self.sharpen_targets = sharpen_targets
 
     def example(
         self, index: int, photo: "Photograph", image: Tensor, prompt: str | None, target: Tensor | None = None
     ) -> Example:
-        """The crop is the target; its degraded quarter, enlarged bicubically, is the image. Prompts play no part."""
+        """The crop is the target; its degraded quarter, enlarged bicubically, is the image. Prompts play no part.
+
+        Where the photograph has a small copy, that is the image.
+        """
+        name = f"{index:04d}_{photo.name}"
+        if photo.low is not None and target is not None:
+            return Example(index=index, name=name, photo=photo.digest, image=image, target=target)
         low = degrade(image[None], [image_generator(0, index)])
         enlarged = F.interpolate(low, size=image.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
-        name = f"{index:04d}_{photo.name}"
         return Example(index=index, name=name, photo=photo.digest, image=enlarged[0], target=image)
 
     def encode(self, pipeline: Any, examples: Sequence[Example], seed: int = 0) -> _task.Conditioning:
@@ -128,6 +140,10 @@ decoded = (decoded - ours) / spread * std + mean  # the input's colours""",
             "image_latents": draw_latents(pipeline, images, generators),
             "text": pipeline.encode_prompt(len(examples)),
         }
+
+    def training_target(self, image: Tensor) -> Tensor:
+        """Sharpened by unsharp masking, as the released training configuration has it (`use_usm`)."""
+        return sharpen(image) if self.sharpen_targets else image
 
     def predict(self, pipeline: Any, sample: Tensor, timesteps: Tensor, conditioning: _task.Conditioning) -> Tensor:
         features = pipeline.structure_encoder(conditioning["image_latents"], timesteps)
