@@ -228,6 +228,8 @@ _CACHE_HELP = """idc cache: show what is kept below outputs/cache of this folder
 
   idc cache                what is kept, and how large it is
   idc cache clear=true     remove it; what is needed again is computed again
+  idc cache clear=false    the first again, for scripts
+  idc compress cache_gb=2  keep no more than so much, in this run and before it
 
 references holds the results that others are compared with. cache_gb, a key of every command, limits it: those that were
 used longest ago go first. inception holds the features of real images, shards the index of a data set."""

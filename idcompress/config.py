@@ -222,6 +222,8 @@ class Config:
     timesteps: Dict[str, Any]
     loss: LossConfig = field(default_factory=LossConfig)
     study: Dict[str, Any] = field(default_factory=dict)
+    compare: Dict[str, Any] = field(default_factory=dict)
+    runs: File = None
     metrics: DictOfMetrics = field(default_factory=dict)
     recipe: Annotated[str, Text(path=True)] = "latest"
     depth: Optional[int] = None
@@ -309,6 +311,7 @@ STEPS = (
 )
 # Bounds that always hold, and what belongs to Lightning.
 _MAY_BE_INFINITE = ("depth_search.thresholds", "task.models", "trainer")
+DEFAULT_COMPARISON = "equal_cost"  # what `idc compare` runs where no compare= is given
 # Keys that change how fast a run is and not its result, so they are not part of its identity.
 NOT_IDENTITY = ("batch_size", "threads", "cache_gb")
 

@@ -35,8 +35,10 @@ def suit_terminal() -> None:
     A locale of C or POSIX, which Python takes for UTF-8, is one that knows ASCII only.
     """
     codecs.register_error("idcompress", _stand_in)
-    locale = next((os.environ[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if os.environ.get(name)), "")
-    told = os.environ.get("PYTHONIOENCODING") or os.environ.get("PYTHONUTF8")
+    told = os.environ.get("PYTHONIOENCODING") or os.environ.get("PYTHONUTF8") or "utf8" in sys._xoptions
+    # Where LANG alone says C, Python has set LC_CTYPE itself at its start, and its UTF-8 mode tells so (PEP 538, 540).
+    set_by_user = ("LC_ALL", "LANG") if sys.flags.utf8_mode and not told else ("LC_ALL", "LC_CTYPE", "LANG")
+    locale = next((os.environ[name] for name in set_by_user if os.environ.get(name)), "")
     for stream, own in ((sys.stdout, sys.__stdout__), (sys.stderr, sys.__stderr__)):
         if isinstance(stream, io.TextIOWrapper):
             ascii_only = locale in ("C", "POSIX") and not told and stream is own
@@ -104,6 +106,7 @@ def heartbeat(part: Callable[[], str]) -> Iterator[None]:
         yield
         return
     began, stop = time.monotonic(), threading.Event()
+    _counted.clear()  # of a run in this process that was broken off
 
     def beat() -> None:
         while not stop.wait(_SILENCE_S / 20):

@@ -27,6 +27,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, OverrideParseException
+from hydra.experimental.callback import Callback
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -92,6 +93,31 @@ class PackagedConfigs(SearchPathPlugin):  # type: ignore[misc]
         search_path.append("idcompress", f"file://{configuration.conf_dir()}")
 
 
+class SweepRefusedError(BaseException):
+    """A sweep that must not begin; Hydra turns what else a callback raises into a warning."""
+
+
+class SweepFolder(Callback):  # type: ignore[misc]
+    """Looks at hydra.sweep.dir before Hydra writes its multirun.yaml there, over whatever has the name.
+
+    That of another sweep is set aside, as `open_run` does with its jobs' folders.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        path = Path(config.hydra.sweep.dir) / "multirun.yaml"
+        if not os.path.lexists(path):
+            return
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() and not path.is_symlink() else ""
+        if not text.startswith("hydra:\n  run:\n"):  # as Hydra's own begin
+            raise SweepRefusedError(
+                f"{path.parent} holds {path.name}, which no sweep has made and this one would write over; choose "
+                "another hydra.sweep.dir"
+            )
+        if text != OmegaConf.to_yaml(config):
+            free = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+            path.rename(next(aside for aside in free if not os.path.lexists(aside)))
+
+
 def run(command: str, arguments: Sequence[str], flags: Sequence[str]) -> None:
     """Compose the configuration and run the command's stage, once or once per job of a sweep.
 
@@ -102,6 +128,8 @@ def run(command: str, arguments: Sequence[str], flags: Sequence[str]) -> None:
     Raises:
         IdcError: the configuration does not compose, or jobs failed by a mistake of the user.
     """
+    if command == "compare" and not any(re.match(r"\+*compare=", argument) for argument in arguments):
+        arguments = [*arguments, f"compare={configuration.DEFAULT_COMPARISON}"]
     configuration.register()
     Plugins.instance().register(PackagedConfigs)
     failures: list[IdcError] = []
@@ -112,6 +140,8 @@ def run(command: str, arguments: Sequence[str], flags: Sequence[str]) -> None:
     with _command_line([f"idc {command}", *arguments]), shown, _exceptions_pass() as user_wants_traceback:
         try:
             hydra.main(config_path=str(configuration.conf_dir()), config_name="config", version_base="1.3")(task)()
+        except SweepRefusedError as refusal:
+            raise IdcError(str(refusal)) from None
         except (HydraException, OmegaConfBaseException) as error:
             if user_wants_traceback:
                 raise

@@ -32,6 +32,7 @@ def process_of(scheduler: Any) -> Process:
     raise ValueError(f"{type(scheduler).__name__} has neither a noise schedule nor a flow to sample by")
 
 
+CARRIED = "fixed_timesteps"  # the module that brings FixedTimestepsScheduler in folders for plain diffusers
 _OWN = ("timesteps", "eta", "coefficients")  # what DDIMScheduler does not know
 
 

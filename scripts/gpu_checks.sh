@@ -7,7 +7,7 @@
 # (squeezenet1_1_features.pth). STATE keeps what later calls go on from. OUT gets the results, early and often: a tar
 # of every packed model, the autoencoder's too, the latency table, notes of the trainings, logs. SECONDS defaults to 530.
 # INIT may name packed folders of these architectures, from which an empty STATE goes on. Environment besides: PYTHON,
-# PIP; KEYS, TESTS, BENCH, PAIRS and PHOTOS for a rehearsal at toy size.
+# PIP; KEYS, TESTS, BENCH (none leaves it out), PAIRS and PHOTOS for a rehearsal at toy size.
 set -u
 carried=$1 state=$2 out=$3 total=${4:-530}
 python=${PYTHON:-python3} work=$state/work packed=$state/packed logs=$state/logs
@@ -20,10 +20,10 @@ collect() { # into OUT, each file complete at every moment
   local folder name
   for folder in "$packed"/*/ "$work/vae/"; do
     name=$(basename "$folder")
-    [ -d "$folder" ] && tar -cf "$state/collected.tar" -C "$(dirname "$folder")" "$name" && mv "$state/collected.tar" "$out/$name.tar"
+    [ -d "$folder" ] && tar -czf "$state/collected" -C "$(dirname "$folder")" "$name" && mv "$state/collected" "$out/$name.tar.gz"
   done
   cp "$state"/bench_latency.* "$out/" 2>/dev/null
-  "$python" -c 'import json, pathlib, sys; print(json.dumps({p.stem: json.loads(p.read_text()) for p in sorted(pathlib.Path(sys.argv[1]).glob("*.json"))}))' "$work" >"$state/training.json" && cp "$state/training.json" "$out/"
+  "$python" -c 'import json, pathlib, sys; print(json.dumps({p.stem: json.loads(p.read_text()) for p in sorted(pathlib.Path(sys.argv[1]).glob("*.json"))}))' "$work" >"$logs/training.json"
   tar -czf "$out/logs.tar.gz" -C "$state" logs
 }
 
@@ -50,7 +50,7 @@ fi
 train="$python -m scripts.train_tiny"
 data="--data $carried/photos --work $work --photos ${PHOTOS:-0}"
 if [ ! -e "$state/tests" ]; then
-  start 10 warm bash -c "for stage in ip2p base branch; do $train \$stage --warm $data --pool 1024 ${KEYS:-}; done"
+  start 10 warm bash -c "for stage in ip2p base branch high_frequency inpaint; do $train \$stage --warm $data --pool 1024 ${KEYS:-}; done"
   warm=$!
   timeout -k 5 50 "$python" -m pytest -q -m gpu -o addopts= -p no:cacheprovider ${TESTS:-tests/export/test_composition.py tests/cli/test_finetune.py} \
     >"$logs/tests.log" 2>&1 || say "tests ended with $?"
@@ -61,7 +61,7 @@ fi
 say "tested"
 
 # 3. Latency at real size.
-if [ ! -e "$state/bench" ]; then
+if [ ! -e "$state/bench" ] && [ "${BENCH:-}" != none ]; then
   timeout -k 5 120 "$python" -m scripts.bench_latency ${BENCH:---minutes 1.4 --dtype float16 --batch 1 --mode eager} --out "$state/bench_latency" \
     >"$logs/bench.log" 2>&1 || say "the benchmark ended with $?"
   touch "$state/bench"
@@ -76,13 +76,19 @@ for shard in 0 1 2 3 4 5; do
   start 15 "pairs_$shard" "$python" -m scripts.train_tiny_stablesr pairs $data --shard $shard --shards 6 --seconds "$total" ${PAIRS:---rounds 12}
 done
 shares=""
-add() { shares+="${shares:+,}$1=$2"; }
-[ -d "$work/vae" ] || add vae 80
-[ -e "$work/ip2p.pt" ] && add ip2p 100 || add ip2p 110
-[ -e "$work/base.pt" ] || add base 50
-[ -e "$work/branch.pt" ] && add branch 60 || add branch 60
-[ -e "$work/diffusion.pt" ] && add diffusion 45 || add diffusion 55
-add wrapping 35
+add() { # stage, its share in a first call and in a later one
+  local share=$3
+  [ -e "$work/$1.pt" ] || share=$2
+  [ "$share" = 0 ] || shares+="${shares:+,}$1=$share"
+}
+add vae 80 0
+add ip2p 170 60
+add base 35 0
+add branch 55 50
+add diffusion 60 30
+add wrapping 25 20
+add high_frequency 25 0
+add inpaint 35 15
 (while sleep 20; do collect; done) >/dev/null 2>&1 &
 collector=$!
 left=$((total - SECONDS - 15))

@@ -4,6 +4,8 @@
     python -m scripts.train_tiny ip2p --data PHOTOS     # instruction edits: text encoder and U-Net
     python -m scripts.train_tiny base --data PHOTOS     # captions: text encoder and U-Net, from those of ip2p
     python -m scripts.train_tiny branch --data PHOTOS   # frozen base, control branch from canny edges
+    python -m scripts.train_tiny inpaint --data PHOTOS          # from ip2p: the U-Net, mask and masked picture given
+    python -m scripts.train_tiny high_frequency --data PHOTOS   # from ip2p: the U-Net, a restored picture given
     python -m scripts.train_tiny pack --task ip2p --out FOLDER   # write the pipeline folder of a task
     python -m scripts.train_tiny all --data PHOTOS --shares vae=2,ip2p=3,base=1,branch=2,diffusion=2,wrapping=1
 
@@ -38,6 +40,7 @@ from diffusers import (
     ControlNetModel,
     DiffusionPipeline,
     StableDiffusionControlNetPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
     UNet2DConditionModel,
 )
@@ -45,7 +48,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from idcompress.export.stock_form import save_pipeline
+from idcompress.images.deblur import SIGMA_SHARE, restored
 from idcompress.images.edits import EDITS, luma
+from idcompress.images.masks import KINDS, draw_mask, masked
 from idcompress.models.tiny.build import (
     LATENT_CHANNELS,
     TEXT_TOKENS,
@@ -57,6 +62,7 @@ from idcompress.models.tiny.build import (
     build_vae,
 )
 from scripts.tiny_common import (
+    CROP_PX,
     Ema,
     Log,
     Photos,
@@ -81,7 +87,14 @@ POOL_CROPS = 24 * 1024  # whose latents are kept; on a CPU fewer, by --pool
 BLOCK_CROPS = 1024  # that are replaced together
 EDITS_PER_CROP = 4
 
-STAGES = {"ip2p": ("ip2p",), "controlnet": ("base", "branch")}
+STAGES = {
+    "ip2p": ("ip2p",),
+    "controlnet": ("base", "branch"),
+    "inpaint": ("inpaint",),
+    "high_frequency": ("high_frequency",),
+}
+EXTRA_CHANNELS = {"ip2p": LATENT_CHANNELS, "inpaint": 1 + LATENT_CHANNELS, "high_frequency": LATENT_CHANNELS}
+MASKS = 2048  # that are drawn once, of each kind
 
 _EMBEDDINGS = "embeddings.token_embedding.weight"  # of a text encoder
 _OVERSHOOT_FROM = 0.6  # least noise level at which a sample may overshoot its edit
@@ -561,10 +574,6 @@ def v_loss(output: Tensor, v: Tensor) -> Tensor:
     return functional.mse_loss(output.float(), v)
 
 
-def _in_channels(task: str) -> int:
-    return (2 if task == "ip2p" else 1) * LATENT_CHANNELS
-
-
 def tokens_of(tokenizer: Any, texts: list[str], device: torch.device) -> Tensor:
     ids: Tensor = tokenizer(
         texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
@@ -595,7 +604,12 @@ def text_and_unet(task: str, seed: int, init: str = "") -> tuple[Any, nn.ModuleD
     """Tokenizer, and the text encoder and U-Net that are trained together."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(vocabulary())
-    model = nn.ModuleDict({"text_encoder": build_text_encoder(tokenizer), "unet": build_unet(_in_channels(task))})
+    model = nn.ModuleDict(
+        {
+            "text_encoder": build_text_encoder(tokenizer),
+            "unet": build_unet(LATENT_CHANNELS + EXTRA_CHANNELS.get(task, 0)),
+        }
+    )
     if init:
         _start_from(init, tokenizer, model)
     return tokenizer, model
@@ -740,6 +754,81 @@ def branch_job(args: argparse.Namespace) -> Job:
     return Job(model, draw, loss, ("controlnet", "unet"))
 
 
+def given_job(args: argparse.Namespace, make: Callable[[Photos, AutoencoderKL, int], dict[str, Tensor]]) -> Job:
+    """A U-Net that sees something given beside the latents, under the empty prompt; from the editor's weights.
+
+    Args:
+        make: photographs, autoencoder, count -> `latents` (count, C, h, w) of the wanted pictures, and `given`
+            (count, ..., h, w), scaled like them where it is latents.
+    """
+    device = device_of(args.device)
+    photos, vae, noise = photos_of(args), trained_vae(args), Noise(device)
+    pool = Pool(args, partial(make, photos, vae))
+    tokenizer, model = text_and_unet(args.command, args.seed, args.init)
+    ip2p = Path(args.work) / "ip2p.pt"
+    if not args.init and ip2p.exists() and not args.warm:
+        _, trained = text_and_unet("ip2p", args.seed)
+        weights = averaged(trained, ip2p).state_dict()
+        stem = model["unet"].conv_in.weight.detach().clone()
+        if stem.shape[1] != weights["unet.conv_in.weight"].shape[1]:  # a mask between the two
+            stem[:, :LATENT_CHANNELS], stem[:, -LATENT_CHANNELS:] = weights["unet.conv_in.weight"].split(
+                LATENT_CHANNELS, 1
+            )
+            stem[:, LATENT_CHANNELS:-LATENT_CHANNELS] = 0
+            weights["unet.conv_in.weight"] = stem
+        model.load_state_dict(weights)
+    model["text_encoder"].requires_grad_(False)
+    allow_hidden_skips(model["unet"])
+    with torch.no_grad():
+        text = model["text_encoder"](tokens_of(tokenizer, [""], torch.device("cpu")))[0].to(device)
+
+    def draw(share: float) -> tuple[Tensor, ...]:
+        blocks, rows = pool.rows("latents", args.batch)
+        latents = pool.parts["latents"][blocks, rows].float() * vae.config.scaling_factor
+        sample, v, timesteps = noise(latents, share)
+        kept = kept_skips(timesteps, args.skip_dropout, share)
+        return torch.cat([sample, pool.parts["given"][blocks, rows].float()], 1), v, timesteps, kept
+
+    def loss(model: Any, sample: Tensor, v: Tensor, timesteps: Tensor, kept: Tensor) -> Tensor:
+        unet = model["unet"]
+        hide_skips(unet, kept)
+        prompt = text.to(unet.dtype).repeat(len(sample), 1, 1)
+        return v_loss(unet(sample.to(unet.dtype), timesteps, prompt).sample, v)
+
+    return Job(model, draw, loss, ("unet",))
+
+
+def inpaint_job(args: argparse.Namespace) -> Job:
+    """The inpainter: mask and masked picture beside the latents, in diffusers' order."""
+    generator = torch.Generator().manual_seed(args.seed)
+    bank = torch.stack([draw_mask(kind, CROP_PX, CROP_PX, generator) for kind in KINDS for _ in range(MASKS)])
+    bank = bank.to(device_of(args.device))
+
+    @torch.no_grad()
+    def make(photos: Photos, vae: AutoencoderKL, count: int) -> dict[str, Tensor]:
+        image = photos.crops(count)
+        mask = bank[torch.randint(len(bank), (count,), device=bank.device)]
+        hidden = encoded(vae, masked(image * 2 - 1, mask) / 2 + 0.5) * vae.config.scaling_factor
+        small = functional.interpolate(mask, hidden.shape[-2:]).to(hidden.dtype)
+        return {"latents": encoded(vae, image), "given": torch.cat([small, hidden], 1)}
+
+    return given_job(args, make)
+
+
+def high_frequency_job(args: argparse.Namespace) -> Job:
+    """The synthesis of lost detail: a blurred and deblurred picture beside the latents."""
+
+    @torch.no_grad()
+    def make(photos: Photos, vae: AutoencoderKL, count: int) -> dict[str, Tensor]:
+        image = photos.crops(count)
+        low, high = (share * photos.size for share in SIGMA_SHARE)
+        sigma = low + (high - low) * torch.rand(count, device=image.device)
+        given = encoded(vae, restored(image, sigma, torch.randn_like(image))) * vae.config.scaling_factor
+        return {"latents": encoded(vae, image), "given": given}
+
+    return given_job(args, make)
+
+
 # --- packing --------------------------------------------------------------------------------------------------------
 
 
@@ -747,7 +836,7 @@ def build_pipeline(task: str, args: argparse.Namespace) -> DiffusionPipeline:
     """Assemble the stock pipeline of a task from the averaged weights of its checkpoints."""
     folder = Path(args.work)
     tokenizer, model = text_and_unet(task, 0)
-    averaged(model, folder / f"{'ip2p' if task == 'ip2p' else 'base'}.pt")
+    averaged(model, folder / f"{STAGES[task][0]}.pt")
     parts: dict[str, Any] = {
         "vae": AutoencoderKL.from_pretrained(folder / "vae"),
         "text_encoder": model["text_encoder"],
@@ -758,7 +847,9 @@ def build_pipeline(task: str, args: argparse.Namespace) -> DiffusionPipeline:
         "feature_extractor": None,
         "requires_safety_checker": False,
     }
-    if task == "ip2p":
+    if task == "inpaint":
+        return StableDiffusionInpaintPipeline(**parts)
+    if task != "controlnet":
         return StableDiffusionInstructPix2PixPipeline(**parts)
     branch = nn.ModuleDict({"controlnet": build_controlnet(model["unet"]), "unet": build_unet(LATENT_CHANNELS)})
     parts["controlnet"] = averaged(branch, folder / "branch.pt")["controlnet"]
@@ -775,7 +866,8 @@ def run_pack(args: argparse.Namespace) -> None:
     """Write the pipeline folder of a task in half precision, and how it was trained."""
     folder = Path(args.out) / args.task
     save_pipeline(build_pipeline(args.task, args).to(torch.float16), folder)
-    write_card(args.task, ("vae", *STAGES[args.task]), Path(args.work), folder)
+    before = () if args.task in ("ip2p", "controlnet") else ("ip2p",)
+    write_card(args.task, ("vae", *before, *STAGES[args.task]), Path(args.work), folder)
 
 
 def run_unpack(args: argparse.Namespace) -> None:
@@ -797,7 +889,7 @@ def run_unpack(args: argparse.Namespace) -> None:
 
     part("ip2p", "vae", AutoencoderKL).save_pretrained(work / "vae")
     write_json(work / "vae.json", read_json(init / "ip2p" / "model_card.json")["training"]["vae"])
-    for task, stage in (("ip2p", "ip2p"), ("controlnet", "base")):
+    for task, stage in ((task, stages[0]) for task, stages in STAGES.items() if (init / task).is_dir()):
         parts = {"text_encoder": part(task, "text_encoder", CLIPTextModel)}
         save(task, stage, nn.ModuleDict(parts | {"unet": part(task, "unet", UNet2DConditionModel)}))
     branch = {"controlnet": part("controlnet", "controlnet", ControlNetModel)}
@@ -818,7 +910,7 @@ def run_all(args: argparse.Namespace) -> None:
 
     log, end = Log(), time.perf_counter() + args.seconds
     shares = {name: float(value) for name, value in (part.split("=") for part in args.shares.split(","))}
-    packs = {"ip2p": "ip2p", "branch": "controlnet", "diffusion": "stablesr", "wrapping": "stablesr"}
+    packs = {stages[-1]: task for task, stages in STAGES.items()} | {"diffusion": "stablesr", "wrapping": "stablesr"}
     common = ["--work", args.work, "--seed", str(args.seed), "--device", args.device, "--threads", str(args.threads)]
     for name, share in list(shares.items()):
         left = end - time.perf_counter()
@@ -905,10 +997,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
                 "--decoder-only", action="store_true", help="keep the encoder, and with it all latents"
             )
 
-    add("vae", vae_job, batch=128 if on_gpu else 16, lr=2e-3, kl=1e-5, l1=0.02, latent_noise=0.4)
+    add("vae", vae_job, batch=256 if on_gpu else 16, lr=2e-3, kl=1e-5, l1=0.02, latent_noise=0.4)
     add("ip2p", ip2p_job, **size, skip_dropout=0.15, text_dropout=0.2, overshoot=3.0)
     add("base", base_job, **size)
     add("branch", branch_job, **size, refresh=0)
+    add("inpaint", inpaint_job, **size, skip_dropout=0.15)
+    add("high_frequency", high_frequency_job, **size, skip_dropout=0.15)
     pack = common_keys(commands.add_parser("pack", help=run_pack.__doc__), out="idcompress/models/tiny")
     pack.add_argument("--task", required=True, choices=tuple(STAGES))
     pack.set_defaults(run=run_pack)

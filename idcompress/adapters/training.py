@@ -404,6 +404,9 @@ class Progress(pl.Callback):
             rate = trainer.optimizers[0].param_groups[0]["lr"]
             self.say(f"  step {trainer.global_step}  loss {float(trainer.callback_metrics['loss']):.4f}  lr {rate:.2e}")
 
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        self._open.close()
+
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         self._open.close()
 

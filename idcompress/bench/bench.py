@@ -90,6 +90,27 @@ class Bench:
             )
         return torch.cat(made)
 
+    def images_by_plan(
+        self,
+        pipeline: Any,
+        plans: Sequence[tuple[Sequence[int], Plan]],
+        description: str,
+        positions: Sequence[int] | None = None,
+        beginnings: Mapping[tuple[int, ...], Beginnings] | None = None,
+    ) -> Tensor:
+        """Translate examples, some by one plan and some by another: (N, 3, H, W), in the examples' order.
+
+        Args:
+            plans: positions of examples, and the plan for them; see `fitting.Lists.plans`.
+            positions, beginnings: as for `images`.
+        """
+        made: dict[int, Tensor] = {}
+        for some, plan in plans:
+            picked = [position for position in some if positions is None or position in positions]
+            if picked:
+                made |= zip(picked, self.images(pipeline, plan, description, picked, beginnings), strict=True)
+        return torch.stack([made[position] for position in sorted(made)])
+
     def tree(
         self, pipeline: Any, plans: Sequence[Plan], batch: tuple[int, ...], at_depth: PipelineAt | None = None
     ) -> Iterator[tuple[Plan, Tensor, int]]:
@@ -101,16 +122,7 @@ class Bench:
         Yields:
             A plan, its images (B, 3, H, W), and the calls of the networks since the plan before.
         """
-        examples, conditioning = [self.examples[position] for position in batch], self.conditioning(batch)
-        arguments = sampling(
-            self.task,
-            pipeline,
-            examples,
-            plans[0],
-            seed=self.seed,
-            conditioning=conditioning,
-            at_depth=at_depth or self._at_depth(pipeline),
-        )
+        arguments = self._sampling(pipeline, plans[0], batch, at_depth or self._at_depth(pipeline))
         visits, calls = walk(plans=plans, **arguments), 0
         while True:
             with torch.inference_mode(), part("denoise"):
@@ -121,7 +133,7 @@ class Bench:
             for plan, latents in visit.finished:
                 check_sample(latents, plan, pipeline)
                 with torch.inference_mode(), part("decode"):
-                    images = self.task.decode(pipeline, latents, conditioning)
+                    images = self.task.decode(pipeline, latents, self.conditioning(batch))
                 yield plan, images, calls
                 calls = 0
 
@@ -129,16 +141,7 @@ class Bench:
         self, pipeline: Any, plan: Plan, batch: tuple[int, ...], beginnings: Beginnings | None = None
     ) -> tuple[Moment, ...]:
         """The last moments of a plan over a batch, as many as its sampler looks at."""
-        examples = [self.examples[position] for position in batch]
-        arguments = sampling(
-            self.task,
-            pipeline,
-            examples,
-            plan,
-            seed=self.seed,
-            conditioning=self.conditioning(batch),
-            at_depth=self._at_depth(pipeline),
-        )
+        arguments = self._sampling(pipeline, plan, batch, self._at_depth(pipeline))
         with torch.inference_mode(), part("denoise"):
             *_, last = trajectory(plan=plan, beginnings=beginnings, **arguments)
         return last.history
@@ -169,10 +172,7 @@ class Bench:
         """The states and predictions of a plan over all examples, or some of them."""
         samples, originals, finals = [], [], []
         for batch in self.batches(positions):
-            examples = [self.examples[position] for position in batch]
-            arguments = sampling(
-                self.task, pipeline, examples, plan, seed=self.seed, conditioning=self.conditioning(batch)
-            )
+            arguments = self._sampling(pipeline, plan, batch)
             with torch.inference_mode(), part("denoise"):
                 visits = list(trajectory(plan=plan, **arguments))
             samples.append(torch.stack([visit.moment.sample.cpu() for visit in visits]))
@@ -183,10 +183,7 @@ class Bench:
     def denoisers(self, pipeline: Any, plan: Plan, finals: Tensor) -> Iterator[tuple[Any, Tensor, Tensor]]:
         """Batch by batch a denoiser through which gradients flow, its start, and what the teacher ended on."""
         for batch in self.batches():
-            examples = [self.examples[position] for position in batch]
-            arguments = sampling(
-                self.task, pipeline, examples, plan, seed=self.seed, conditioning=self.conditioning(batch)
-            )
+            arguments = self._sampling(pipeline, plan, batch)
             yield arguments["denoise"], arguments["start"], finals[list(batch)].to(arguments["start"])
 
     def references(
@@ -295,6 +292,16 @@ class Bench:
             with torch.inference_mode(), part("encode"):
                 self._conditioning[key] = encode(self.task, self.model.pipeline, examples, self.seed)
         return self._conditioning[key]
+
+    def _sampling(
+        self, pipeline: Any, plan: Plan, batch: tuple[int, ...], at_depth: PipelineAt | None = None
+    ) -> dict[str, Any]:
+        """The arguments of the sampling loop for a batch; see `translate.sampling`."""
+        examples = [self.examples[position] for position in batch]
+        conditioning = self.conditioning(batch)
+        return sampling(
+            self.task, pipeline, examples, plan, seed=self.seed, conditioning=conditioning, at_depth=at_depth
+        )
 
     def _at_depth(self, pipeline: Any) -> PipelineAt:
         """A pipeline at smaller depths, each made once."""

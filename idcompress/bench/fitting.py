@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..core.fit import FitSettings, fit_plan, state_at
@@ -93,11 +92,3 @@ class Lists:
     @cached_property
     def _teacher(self) -> Teacher:
         return self.run()
-
-
-def joined(parts: Sequence[tuple[Sequence[int], Tensor]]) -> Tensor:
-    """Images (N, ...) in the order of the examples, from those at some positions each."""
-    by_position = {
-        position: image for positions, images in parts for position, image in zip(positions, images, strict=True)
-    }
-    return torch.stack([by_position[position] for position in sorted(by_position)])

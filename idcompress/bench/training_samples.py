@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..core.random import image_generator
-from ..errors import IdcError, is_out_of_memory
+from ..errors import IdcError
 from ..images.photo_sets import Photograph, PhotographSet, Subset
 from ..images.pictures import random_crop
 from ..tasks import _task
@@ -77,8 +77,6 @@ class TrainingSamples:
                 name = photo.name
                 pictures = self._open(index, photo)
             except Exception as error:  # a file or a decoder may raise anything, and one file must not end a training
-                if is_out_of_memory(error):
-                    raise
                 unreadable[name] = str(error) if isinstance(error, IdcError) else f"{type(error).__name__}: {error}"
                 continue
             rng = np.random.default_rng([self.seed, number])

@@ -22,6 +22,11 @@ DDIMScheduler, accepts a list. diffusers warns that it ignores `timesteps` in th
 above brings them in. Of the stock schedulers DDPM, Euler, Heun, LCM, TCD and both DPM-Solvers take `timesteps=`; DDIM,
 PNDM, DEIS and UniPC do not. Never assign to `scheduler.timesteps`, because the steps would no longer fit the list.
 `idcompress.load_pipeline` on this folder follows the list by itself."""
+_CARRIED = """\
+The steps are those of a list that stands in the scheduler's configuration, each with numbers that were fitted for this
+model, list and guidance; they hold for no other. No scheduler of diffusers' own knows such numbers, so this folder
+brings one, `scheduler/fixed_timesteps.py`, whose code runs only with `trust_remote_code=True`: read it first.
+`idcompress.load_pipeline` on this folder takes idcompress's own."""
 _DEEPCACHE = "DeepCache's `DeepCacheSDHelper` (0.1.1) works on it."
 _DEEPCACHE_STOCK = """\
 DeepCache's `DeepCacheSDHelper` (0.1.1) works on it, once a cut U-Net has a middle block for it to wrap, one that does
@@ -43,6 +48,7 @@ class Card:
         digests: file -> SHA-256.
         pipeline_class: to load it by.
         takes_timesteps: whether a call of that class has the argument `timesteps`.
+        carries_scheduler: whether the folder brings the code of its scheduler.
         host: the depth whose stock form holds a smaller one; None where nothing is padded.
         dtype: of the weights, as torch spells it without the prefix.
         example: of ONNX, Python that makes output.png from input.png.
@@ -59,6 +65,7 @@ class Card:
     digests: dict[str, str]
     pipeline_class: str = ""
     takes_timesteps: bool = False
+    carries_scheduler: bool = False
     host: int | None = None
     dtype: str = "float32"
     example: list[str] = field(default_factory=list)
@@ -133,7 +140,7 @@ class Card:
             return [*lines, *self._graphs()]
         stock = self.library == "diffusers"
         if stock and self.recipe.timesteps:
-            lines += [_FOLLOWING, ""]
+            lines += [_CARRIED if self.carries_scheduler else _FOLLOWING, ""]
         if stock and self.recipe.depth and self.task.cut_note:
             lines += [self.task.cut_note, ""]
         return [*lines, _DEEPCACHE_STOCK if stock else _DEEPCACHE, ""]
@@ -172,7 +179,9 @@ class Card:
             scales += ", eta=0"
         steps = f", num_inference_steps={len(self.recipe.timesteps)}" if self.recipe.timesteps else ""
         follow: list[str] = []
-        if stock and self.recipe.timesteps and self.takes_timesteps:
+        if self.carries_scheduler:
+            pass  # its list wins over the number of steps
+        elif stock and self.recipe.timesteps and self.takes_timesteps:
             steps = ", timesteps=pipe.scheduler.config['timesteps']"
         elif stock and self.recipe.timesteps:
             follow = [
@@ -185,7 +194,8 @@ class Card:
         if not stock:
             load = f"pipe = idcompress.load_pipeline('.', dtype='{self.dtype}')"
             return ["import idcompress", "from PIL import Image", load, image, save]
-        load = f"pipe = diffusers.{self.pipeline_class}.from_pretrained('.', dtype=torch.{self.dtype})"
+        trust = ", trust_remote_code=True" if self.carries_scheduler else ""
+        load = f"pipe = diffusers.{self.pipeline_class}.from_pretrained('.', dtype=torch.{self.dtype}{trust})"
         return ["import diffusers, torch", "from PIL import Image", load, *follow, image, save]
 
     def _origin(self) -> list[str]:

@@ -16,7 +16,7 @@ from diffusers import ControlNetModel, DPMSolverMultistepScheduler, UNet2DCondit
 from torch import Tensor
 
 from ..adapters.cut_models import DepthSkipUNet2DConditionModel, NarrowUNet2DConditionModel
-from ..adapters.pipeline import with_components
+from ..adapters.pipeline import fixed_scheduler, with_components
 from ..adapters.unet import depth, shorten_levels, unet_shape
 from ..core.plan import Plan
 from ..core.skip_plan import SkipPlan, skip_plan
@@ -167,10 +167,11 @@ def stock_scheduler(pipeline: Any, plan: Plan) -> DPMSolverMultistepScheduler:
 
 
 def stock_pipeline(pipeline: Any, plan: Plan | None) -> Any:
-    """A cut pipeline with stock classes only, inside the smallest depth that has a stock form.
+    """A cut pipeline with stock networks only, inside the smallest depth that has a stock form.
 
     Args:
-        plan: what its scheduler follows, if there is one: by ancestral sampling, or else by DDIM.
+        plan: what its scheduler follows, if there is one: by ancestral sampling, or else by DDIM. No stock scheduler
+            knows fitted numbers: with them it is FixedTimestepsScheduler, whose code the folder has to bring.
 
     Raises:
         ValueError: no depth has one.
@@ -183,7 +184,8 @@ def stock_pipeline(pipeline: Any, plan: Plan | None) -> Any:
         levels = len(replaced["unet"].config.block_out_channels)
         replaced["controlnet"] = stock_controlnet(pipeline.controlnet, levels)
     if plan is not None:
-        replaced["scheduler"] = stock_scheduler(pipeline, plan)
+        scheduler = stock_scheduler if plan.coefficients is None else fixed_scheduler
+        replaced["scheduler"] = scheduler(pipeline, plan)
     return with_components(pipeline, replaced)
 
 

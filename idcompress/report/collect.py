@@ -204,6 +204,18 @@ def collect(folder: Path, num_images: int) -> Compression:
     )
 
 
+def evaluations_in(folder: Path) -> list[tuple[str, Evaluation]]:
+    """Every evaluation anywhere in a folder with its path in there, in the order of the paths.
+
+    Raises:
+        IdcError: no such folder, or a file of an evaluation is not as one should be.
+    """
+    if not folder.is_dir():
+        raise IdcError(f"runs={folder}: no such folder")
+    found = {path.parent for path in folder.rglob("metrics.json") if (path.parent / "evaluated_recipe.json").is_file()}
+    return [(str(path.relative_to(folder)), _evaluation(path)) for path in sorted(found)]
+
+
 def _metrics_files(folder: Path) -> list[Path]:
     """metrics.json of an evaluation: one, or one per step count."""
     found = [folder / "metrics.json"] if (folder / "metrics.json").is_file() else folder.glob("steps_*/metrics.json")

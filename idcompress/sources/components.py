@@ -7,6 +7,7 @@ configuration lacks. Here the first is an error, and so is whatever would make a
 from __future__ import annotations
 
 import importlib
+import sys
 import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,7 +22,7 @@ from ..adapters.pipeline import native_latents
 from ..console import warn
 from ..errors import IdcError, is_out_of_memory
 from ..runs import files
-from ..schedulers import process_of
+from ..schedulers import CARRIED, FixedTimestepsScheduler, process_of
 from . import folders
 
 # Fields that decide what a noise schedule is, and that diffusers has another default for than Stable Diffusion.
@@ -131,7 +132,12 @@ def _check_scheduler(folder: Path) -> None:
 
 
 def _class(folder: Path, library: str, class_name: str) -> type[Any]:
-    """A component's class, of this program, diffusers or transformers alone."""
+    """A component's class, of this program, diffusers or transformers alone; code in a folder is never run."""
+    if (library, class_name) == (CARRIED, FixedTimestepsScheduler.__name__):
+        # diffusers looks up the module of a component that it is handed, where it finds it imported.
+        sys.modules.setdefault(CARRIED, sys.modules[FixedTimestepsScheduler.__module__])
+        own: type[Any] = FixedTimestepsScheduler
+        return own
     if library.partition(".")[0] not in ("diffusers", "transformers", "idcompress"):
         raise IdcError(
             f"{folder.parent / 'model_index.json'}: {folder.name} is a {class_name} of {library}; want a class of "

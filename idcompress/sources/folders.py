@@ -90,8 +90,8 @@ def has_weights(class_name: str) -> bool:
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of all that decides what an exported folder loads as: weights, graphs, configurations, tokenizers."""
-    suffixes = (".safetensors", ".onnx", ".data", ".json", ".txt")
+    """SHA-256 of all that decides what an exported folder loads as: weights, graphs, code and settings."""
+    suffixes = (".safetensors", ".onnx", ".data", ".json", ".txt", ".py")
     return {
         str(path.relative_to(folder)): files.file_digest(path)
         for path in sorted(folder.rglob("*"))

@@ -190,6 +190,17 @@ def configured_search(config: Config) -> Search:
     return search
 
 
+def check_process(config: Config, process: Process) -> None:
+    """Refuse a loaded model, before it is sampled, whose process the configured strategy says it cannot serve.
+
+    Raises:
+        IdcError: see the strategy's own `check_process`, if it has one.
+    """
+    strategy = registry.load("timesteps", config.timesteps["name"], "timesteps")
+    if hasattr(strategy, "check_process"):
+        strategy.check_process(process)
+
+
 def wants_run(config: Config) -> bool:
     """Whether the search looks at the states of the many-step run, for its lists or for the sampler's numbers."""
     strategy = registry.load("timesteps", config.timesteps["name"], "timesteps")

@@ -17,16 +17,21 @@ from ._run import save_recipes
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     """Run the stages of compress.stages one after the other, each in its own folder of this run.
 
-    A stage that an interrupted run had finished is not run again.
+    A stage that an interrupted run had finished is not run again. With compare=NAME a comparison comes last.
 
     Raises:
         IdcError: an unknown stage, or compress itself.
     """
     known = [name for name in registry.names("command") if name != "compress"]
-    for name in config.compress.stages:
+    stages = [*config.compress.stages]
+    if config.compare["name"] != "none" and "compare" not in stages:
+        stages.append("compare")
+    for name in stages:
         if name not in known:
             raise IdcError(f"compress.stages: no stage is called {name!r}; there are: {', '.join(known)}")
-    for name in config.compress.stages:
+    if "compare" in stages:
+        registry.load("command", "compare").check(config)
+    for name in stages:
         if name == "finetune" and recipes[0].cut is None:
             say("== finetune: left out, because nothing is cut and there is nothing to recover")
             continue

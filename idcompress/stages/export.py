@@ -17,6 +17,7 @@ from ..core.plan import Plan
 from ..costs.parameters import count_parameters
 from ..errors import IdcError
 from ..export.card import Card, evaluation_of, licence_of
+from ..export.component import carry_scheduler
 from ..export.numpy_sampler import numpy_code
 from ..export.onnx import check_packages, export_onnx
 from ..export.stock_form import (
@@ -149,19 +150,18 @@ def write_diffusers(config: Config, recipe: Recipe, task: Task, plan: Plan, cut:
     obstacle, branch = stock_obstacle(cut.unet, depth), branch_obstacle(cut)
     host = host_depth(cut.unet) if config.export.host and obstacle else None
     fitted = followed is not None and followed.coefficients is not None
-    stock = branch is None and (obstacle is None or host is not None) and not fitted
+    stock = branch is None and (obstacle is None or host is not None)
     exported = (stock_pipeline if stock else own_pipeline)(cut, followed)
     save_pipeline(exported, folder)
     if stock:
         inside = f" inside that of depth {host}" if host else ""
-        line = f"stock form{inside}: plain diffusers loads it; its README.md shows how to follow the timesteps"
+        how = "follow the timesteps"
+        if fitted:
+            carry_scheduler(exported, folder)
+            how = "run the fitted steps, by a scheduler that the folder brings"
+        line = f"stock form{inside}: plain diffusers loads it; its README.md shows how to {how}"
     elif branch is not None:
         line = f"{recipe.kept} has no stock form ({branch}): idcompress.load_pipeline loads it"
-    elif fitted:
-        line = (
-            "stock diffusers has no scheduler for fitted numbers: idcompress.load_pipeline loads it; sampler=ddim "
-            "exports the list alone, for plain diffusers"
-        )
     else:
         others = [d for d in range(1, full_depth(cut.unet)) if stock_obstacle(cut.unet, d) is None]
         advice = f"; export.host=true pads it, depths {', '.join(map(str, others))} have one" if others else ""
@@ -172,6 +172,7 @@ def write_diffusers(config: Config, recipe: Recipe, task: Task, plan: Plan, cut:
         card={
             "library": "diffusers" if stock else "idcompress",
             "pipeline_class": type(exported).__name__,
+            "carries_scheduler": stock and fitted,
             "takes_timesteps": "timesteps" in inspect.signature(type(exported).__call__).parameters,
             "host": host,
             "dtype": str(exported.unet.dtype).removeprefix("torch."),

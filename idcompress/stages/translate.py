@@ -31,6 +31,7 @@ from ._run import show, with_depth
 from ._values import load_model, make_task, sampled_plan, uniform_plan
 
 COMPARISON = "_compare.png"  # what the name of a comparison ends in
+_ENLARGED_PX = 1024  # the longer side that a small picture of a comparison is enlarged to, at most
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
@@ -130,20 +131,26 @@ def describe_depth(recipe: Recipe) -> str:
 
 
 def side_by_side(panels: list[tuple[str, Image.Image]]) -> Image.Image:
-    """Pictures in a row, on white, each below its title; small ones are enlarged until the titles fit."""
+    """Pictures in a row, on white, each below its title.
+
+    Small ones are enlarged until the titles fit, as far as `_ENLARGED_PX` allows: a strip, which is narrow and long,
+    gets white beside it instead.
+    """
     margin, line_px = 8, 20
     font = ImageFont.load_default(size=14)
     widest = max(font.getlength(title) for title, _ in panels)
-    factor = max(1, math.ceil(widest / min(image.width for _, image in panels)))
+    room = _ENLARGED_PX // max(max(image.size) for _, image in panels)
+    factor = max(1, min(room, math.ceil(widest / min(image.width for _, image in panels))))
     enlarged = [(title, ImageOps.scale(image, factor, Image.Resampling.NEAREST)) for title, image in panels]
-    width = sum(image.width + margin for _, image in enlarged) + margin
+    widths = [max(image.width, math.ceil(font.getlength(title))) for title, image in enlarged]
+    width = sum(widths) + (len(widths) + 1) * margin
     height = max(image.height for _, image in enlarged) + line_px + 2 * margin
     canvas, left = Image.new("RGB", (width, height), "white"), margin
     draw = ImageDraw.Draw(canvas)
-    for title, image in enlarged:
+    for (title, image), panel_px in zip(enlarged, widths, strict=True):
         draw.text((left, margin // 2), title, fill="black", font=font)
         canvas.paste(image, (left, line_px + margin))
-        left += image.width + margin
+        left += panel_px + margin
     return canvas
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..bench.early_stop import EarlyStop, Positions
-from ..bench.fitting import Lists, joined
+from ..bench.fitting import Lists
 from ..bench.translate import wants_coefficients
 from ..config import Config
 from ..console import say
@@ -24,7 +24,7 @@ from ..runs.run_dir import RunDir
 from ..runs.trace import Trace
 from ..types import Schedule
 from ._run import provenance, with_depth
-from ._values import bench_for, configured_search, fit_settings, uniform_plan, wants_run
+from ._values import bench_for, check_process, configured_search, fit_settings, uniform_plan, wants_run
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
@@ -35,6 +35,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     recipe = with_depth(recipes[0], config)
     search = configured_search(config)
     bench = bench_for(config, recipe, split="search", num_samples=config.tsopt.num_samples)
+    check_process(config, bench.model.process)
     recipe = recipe.derive_model(bench.model.source)
     process, pipeline, metric = bench.model.process, bench.model.for_recipe(recipe), config.tsopt.metric
     sign = 1 if bench.metric(metric).higher_is_better else -1
@@ -172,13 +173,10 @@ class Scores:
         if not fresh:
             return earlier
         began = time.perf_counter()
-        parts = []
-        for some, plan in self.lists.plans(tried):
-            picked = [position for position in some if position in fresh]
-            if picked:
-                what, begun = f"{len(tried)} steps", self.lists.beginnings
-                parts.append((picked, self.bench.images(self.lists.pipeline, plan, what, picked, begun)))
-        value = self.bench.measure([self.metric], joined(parts), self.references[fresh], fresh)[self.metric]
+        images = self.bench.images_by_plan(
+            self.lists.pipeline, self.lists.plans(tried), f"{len(tried)} steps", fresh, self.lists.beginnings
+        )
+        value = self.bench.measure([self.metric], images, self.references[fresh], fresh)[self.metric]
         value = together(earlier, value) if looked else value
         if value.value is None and not value.perfect:
             raise IdcError(f"tsopt.metric={self.metric} cannot judge a list: {value.note}; choose another")

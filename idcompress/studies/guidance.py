@@ -4,8 +4,8 @@ from ..config import Config
 from ..errors import IdcError
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
+from ..stages._lab import Lab, check_gamma, series, verdicts
 from ..types import Chart, Study
-from ._lab import Lab, check_gamma, series, verdicts
 
 SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Tab. S1"
 

@@ -6,9 +6,9 @@ from ..config import Config
 from ..errors import IdcError
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
+from ..stages._lab import Lab, Over, difference, series, verdicts
 from ..tasks._task import tasks_with
 from ..types import Chart, Study
-from ._lab import Lab, Over, difference, series, verdicts
 
 SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Fig. 5 (a)"
 

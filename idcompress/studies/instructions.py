@@ -8,9 +8,9 @@ from ..errors import IdcError
 from ..metrics._metric import MetricValue
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
+from ..stages._lab import Lab, difference, series
 from ..tasks._task import tasks_with
 from ..types import Chart, Study
-from ._lab import Lab, difference, series
 
 SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Sec. S2, Fig. S1"
 SUCCESS = {"easy": "edit_success_rate", "hard": "hard_edit_success_rate"}

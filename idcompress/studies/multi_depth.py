@@ -18,8 +18,8 @@ from ..runs import files
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
 from ..runs.timing import part
+from ..stages._lab import Arm, Lab, difference, verdicts
 from ..types import Batch, Chart, Series, Study
-from ._lab import Arm, Lab, difference, verdicts
 
 SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Tab. 1 and S6"
 

@@ -5,8 +5,8 @@ from typing import Any
 from ..config import Config
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
+from ..stages._lab import Arm, Lab, Over, difference, series, verdicts
 from ..types import Chart, Study
-from ._lab import Arm, Lab, Over, difference, series, verdicts
 
 SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Sec. 3 and Tab. S2"
 CUT_FIRST, CUT_LAST = "depth, timesteps", "timesteps, depth"
@@ -50,7 +50,7 @@ def run(
             for plan, (arm, over, _) in plans.items()
         }
         for plan, (arm, over, gamma) in plans.items():
-            count = len(arm.timesteps(over))
+            count = len(arm.plan(over))
             rows.append(
                 {
                     "plan": plan,

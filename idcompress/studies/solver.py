@@ -3,8 +3,8 @@
 from ..config import Config
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
+from ..stages._lab import Lab, difference, series, verdicts
 from ..types import Chart, Study
-from ._lab import Lab, difference, series, verdicts
 
 SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Sec. S10"
 

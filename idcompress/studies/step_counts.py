@@ -5,8 +5,8 @@ import math
 from ..config import Config
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
+from ..stages._lab import Lab, difference, series, verdicts
 from ..types import Chart, Study
-from ._lab import Lab, difference, series, verdicts
 
 SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Fig. 5 (b-d)"
 

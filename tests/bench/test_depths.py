@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from idcompress import registry
+from idcompress.adapters.pipeline import with_copies
 from idcompress.bench.bench import Bench
 from idcompress.bench.translate import load_sampler, translate
 from idcompress.core.cut import Cut
@@ -87,8 +88,8 @@ def test_one_depth_at_every_step_is_the_model_cut_to_it(bench_of):
 def test_a_cut_model_computes_less_at_the_steps_that_say_so(bench_of):
     """A stored depth of 9 with steps of depth 5: those of its own networks, fine-tuned ones among them."""
     bench = bench_of("ip2p")
-    stored = cut(bench, 9)
-    for parameter in stored.unet.parameters():  # its own copy, as after fine-tuning
+    stored = with_copies(cut(bench, 9), ["unet"])  # as for fine-tuning
+    for parameter in stored.unet.parameters():
         parameter.data *= 1.02
     shallow = bench.images(stored, plan_of("ip2p", *[5] * 4), "")
     further = bench.model.cut_further(stored, 5)

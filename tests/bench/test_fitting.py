@@ -9,7 +9,7 @@ from idcompress import registry
 from idcompress.bench import bench as bench_module
 from idcompress.bench import references
 from idcompress.bench.bench import Bench
-from idcompress.bench.fitting import Lists, joined
+from idcompress.bench.fitting import Lists
 from idcompress.core.fit import FitSettings
 from idcompress.core.plan import Plan
 from idcompress.errors import IdcError
@@ -61,8 +61,7 @@ def lists_of(bench, **settings):
 
 
 def judged(lists, plan):
-    images = lists.bench.images
-    return joined([(some, images(lists.pipeline, p, "", some, lists.beginnings)) for some, p in lists.plans(plan)])
+    return lists.bench.images_by_plan(lists.pipeline, lists.plans(plan), "", beginnings=lists.beginnings)
 
 
 def test_every_image_is_judged_by_numbers_that_were_fitted_without_it(bench):

@@ -30,3 +30,28 @@ def test_a_strategy_searches_under_the_sampler_that_will_run_its_list(idc, rando
     assert len(rows) > 1  # more lists than the uniform one
     best = max(row["psnr"] for row in rows)
     assert next(row["psnr"] for row in rows if row["timesteps"] == list(recipe.timesteps)) == best or name == "gits"
+
+
+def test_pattern_judges_on_few_images_first(idc, random_model):
+    """Where that leaves no doubt: the same list from fewer steps of images, and no early look without early_stop."""
+    words = (
+        "task=ip2p",
+        f"model.path={random_model('ip2p')}",
+        "timesteps=pattern",
+        "timesteps.budget=8",
+        *SCALES["ip2p"],
+    )
+    words += ("tsopt.num_inference_steps=2", "tsopt.num_samples=8", "tsopt.reference_steps=3", "recipe=none")
+    found, sampled, skipped = [], [], []
+    for stop in ("0.98", "null"):
+        folder = f"run_{stop}"
+        result = idc("tsopt", *words, f"early_stop={stop}", f"hydra.run.dir={folder}")
+        assert result.code == 0, result.err
+        rows = [json.loads(line) for line in Path(folder, "trace.jsonl").read_text().splitlines()]
+        found.append(Recipe.load(folder).timesteps)
+        skipped.append(max(row["num_skipped"] for row in rows))
+        sampled.append(sum(len(row["per_image"]) for row in {str(row["timesteps"]): row for row in rows}.values()))
+        assert len({str(row["timesteps"]) for row in rows}) <= 8 + 1
+    assert found[0] == found[1]
+    assert skipped[0] > 0 == skipped[1]
+    assert sampled[0] < sampled[1]

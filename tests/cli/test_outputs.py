@@ -70,6 +70,35 @@ def test_the_jobs_of_a_sweep_share_a_folder(translate):
     assert len({path.read_bytes() for path in Path("out").glob("a*.png")}) == 3
 
 
+def test_a_sweep_leaves_a_strangers_file_in_its_folder(translate):
+    picture("a.png")
+    sweep = ("image=a.png", "hydra.sweep.dir=sweep", "-m")
+    Path("sweep").mkdir()
+    file = Path("sweep/multirun.yaml")
+    file.write_text("theirs")
+    err = translate(*sweep, "seed=0", code=2).err
+    assert "multirun.yaml" in err and "another hydra.sweep.dir" in err and err.count("\n") == 1
+    assert file.read_text() == "theirs" and names("sweep") == ["multirun.yaml"]
+    file.unlink()
+    translate(*sweep, "seed=0")
+    first = file.read_text()
+    translate(*sweep, "seed=0")
+    assert file.read_text() == first and not Path("sweep/multirun.yaml.1").exists()
+    translate(*sweep, "seed=2")
+    assert file.read_text() != first and Path("sweep/multirun.yaml.1").read_text() == first
+
+
+@pytest.mark.parametrize("size", [(1, 1), (16, 12000), (3000, 4), (8, 512)])
+def test_a_comparison_of_strips_stays_small(size):
+    from idcompress.stages.translate import side_by_side
+
+    strip = Image.new("RGB", size, "red")
+    sheet = side_by_side([("original, 50 steps: 1.00 s", strip), ("depth 9, 10 steps: 0.20 s", strip)])
+    reds = sum(number for number, colour in sheet.getcolors(2**24) if colour == (255, 0, 0))
+    assert reds >= 2 * size[0] * size[1] and reds % (2 * size[0] * size[1]) == 0  # both of them, whole
+    assert sheet.height <= max(1024, size[1]) + 36 and sheet.width >= 2 * size[0] + 24
+
+
 def test_comparisons_have_names_of_their_own(translate):
     for name in ("x.jpg", "x_compare.jpg"):
         picture(f"in/{name}", len(name))

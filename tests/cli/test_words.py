@@ -388,9 +388,12 @@ def test_any_text_is_shown_as_yaml_that_reads_back(idc, text, several):
 # A terminal without UTF-8 ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("surroundings", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}])
+LOCALE = ("PYTHONIOENCODING", "PYTHONUTF8", "LC_ALL", "LC_CTYPE", "LANG")
+
+
+@pytest.mark.parametrize("surroundings", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}, {"LANG": "C"}])
 def test_a_terminal_that_knows_only_ascii(surroundings):
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONIOENCODING", "PYTHONUTF8", "LC_ALL")}
+    environment = {k: v for k, v in os.environ.items() if k not in LOCALE}
     commands = (["ls"], ["help"], ["translate", "--help"], ["nö"], ["translate", "--cfg", "job", "prompt=日本 → ${x}"])
     for command in commands:
         done = subprocess.run(

@@ -130,6 +130,15 @@ def test_options_of_data_sets_fit(name):
     assert {a.arg: ast.literal_eval(d) for a, d in zip(arguments, defaults, strict=True)} == options
 
 
+@pytest.mark.parametrize("name", [stem for stem in stems("compare") if stem != "none"])
+def test_rows_of_comparisons_fit_every_task(name):
+    for task in stems("task"):
+        made = composed(f"task={task}", f"compare={name}")
+        assert made.compare["name"] == name
+        if set(made.compare["guidance"] or ()) <= set(made.guidance()):
+            registry.load("command", "compare").check(made)
+
+
 @pytest.mark.parametrize("name", stems("study"))
 def test_parameters_of_studies_fit(name):
     """Lists have their values in the YAML alone."""
@@ -191,7 +200,7 @@ def schema_keys(cls=config.Config, prefix=""):
 
 
 def test_the_tree_and_its_schema_have_the_same_keys():
-    chosen = ("task", "model", "prune", "timesteps", "loss", "study")  # come from files of their own
+    chosen = ("task", "model", "prune", "timesteps", "loss", "study", "compare")  # come from files of their own
     schema = {key for key in schema_keys() if key.partition(".")[0] not in chosen} - {"data.name", "data.options"}
     free = {field.name for field in dataclasses.fields(config.Config) if str(field.type).startswith("Dict")}
     leaves = {key for key, _, section in own_keys() if not section and key.partition(".")[0] not in free}
@@ -266,7 +275,7 @@ def test_examples_compose(command, line):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_three_examples_and_names_only_real_keys(command):
     assert len(examples(command)) >= 3
-    keys = {*config.known_keys(compose("config")), *groups()}
+    keys = {*config.known_keys(compose("config", overrides=["compare=equal_cost"])), *groups()}
     block = help_text(command).partition("Keys")[2].partition("Examples:")[0]
     named = set(re.findall(r"(?<![\w.])[a-z_]+(?:\.[a-z_]+)+", block))
     named = {word for word in named if Path(word).suffix not in (".json", ".jsonl", ".html", ".md", ".png", ".jpg")}

@@ -40,7 +40,7 @@ REGISTRY_FOLDERS = set(FOLDER_OF_KIND.values())
 # Rooms that are handed values: whoever knows the configuration object stands above them.
 WITHOUT_CONFIG = {"bench", "costs", "export", "sources"}
 # What stages share; everything else that begins with an underscore is a stage's own.
-SHARED_BY_STAGES = {"_run", "_ready", "_values", "_preview"}
+SHARED_BY_STAGES = {"_lab", "_run", "_ready", "_values", "_preview"}
 # The modules that a leaf may import from the core: plain values, which load no torch.
 PLAIN_CORE = {"idcompress.core.plan", "idcompress.core.cut"}
 

@@ -157,8 +157,6 @@ def test_a_protocol_runs_every_stage_with_its_own_metrics(name, idc, pipeline, m
 def test_a_fine_tuning_preset_trains_and_its_result_is_used(name, idc, pipeline, stand_ins, request):
     task = name.removeprefix("finetune_")
     folder = request.getfixturevalue("coco" if task == "controlnet" else LAYOUTS[task])
-    if task == "stablesr":
-        (folder / "DIV2K_valid_HR").rename(folder / "DIV2K_train_HR")
     keys = [*pipeline(task), f"data.path={folder}", f"finetune.resolution={stand_ins.side}", *FEW]
     result = idc("finetune", f"experiment={name}", "recipe=none", *keys, "hydra.run.dir=tuned")
     assert result.code == 0, result.err
@@ -178,6 +176,9 @@ def test_every_command_runs(idc, pipeline, stand_ins, metric_keys, pairs):
     Image.radial_gradient("L").convert("RGB").save("photo.png")
     common = [*pipeline("ip2p"), f"data.path={pairs}", "data=instruct_pix2pix", *metric_keys, *FEW]
     psnr = "depth_search.thresholds=[{metric: psnr, bound: 0}]"
+    few_rows = ["compare=equal_cost", "compare.metrics=[psnr]", "compare.num_inference_steps=1"]
+    few_rows += ["evaluate.latency=false"]
+    few_rows += [f"compare.rows.{name}=null" for name in ("dpm_solver", "unipc", "gamma", "paper", "fitted", "best")]
     commands = {
         "profile": ["recipe=none", "depth=9", "profile.latency=false"],
         "depth-search": [psnr],
@@ -188,6 +189,7 @@ def test_every_command_runs(idc, pipeline, stand_ins, metric_keys, pairs):
         "translate": ["image=photo.png", "prompt=make it blue", "output.path=made"],
         "export": ["export.path=small", "export.host=true", "dtype=float16"],
         "study": ["study=stochastic", "study.num_inference_steps=[1]", "study.num_searched=1", "study.num_evaluated=2"],
+        "compare": ["recipe=none", *few_rows, "compare.num_searched=1", "compare.num_evaluated=2"],
         "compress": ["compress.stages=[depth_search,evaluate,report]", psnr, "evaluate.metrics=[psnr]"],
         "convert": None,
     }

@@ -1,17 +1,26 @@
 """Exported folders in plain diffusers, where idcompress cannot be imported."""
 
+import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from idcompress import load_pipeline
+from idcompress import load_pipeline, registry
+from idcompress.bench.translate import translate
+from idcompress.errors import IdcError
+from idcompress.export.component import standalone
+from idcompress.schedulers import FixedTimestepsScheduler
+from idcompress.sources.load import load_source
+from idcompress.types import Example
 
-from .folders import export_to, noise, recipe_for
+from .folders import classes, export_to, noise, recipe_for
 
 STOCK_PROGRAM = """
 import importlib.abc, os, re, sys, torch
@@ -47,10 +56,33 @@ def exported(tmp_path, monkeypatch):
     return folders
 
 
+@pytest.fixture
+def fitted(tmp_path, idc):
+    """folder -> recipe of the same with numbers for its steps."""
+    folders = {}
+    for task in ("ip2p", "controlnet"):
+        recipe = recipe_for(task, None, 9, timesteps=(970, 640, 300, 40))
+        model = load_source(task, recipe.model, device="cpu", dtype="float32")
+        recipe = recipe.derive_model(model.source)
+        rows = ((0.05, -0.1), (0.02, 0.1, -0.2), (0.1, -0.1), (-0.05, 0.2, -0.1, 0.05))
+        plan = dataclasses.replace(recipe.plan, sampler="fitted", coefficients=rows)
+        fit = {"key": recipe.fit_key(plan, model.process.to_json())}
+        recipe = recipe.derive({"stage": "tsopt", "fit": fit}, plan=plan)
+        recipe.save(tmp_path / f"{task}.json")
+        folder = tmp_path / f"{task}_fitted"
+        result = idc("export", f"task={task}", f"recipe={tmp_path / task}.json", f"export.path={folder}")
+        assert result.code == 0, result.err
+        assert "plain diffusers loads it" in result.out
+        noise(64).save(folder / "input.png")
+        folders[folder] = recipe
+    return folders
+
+
 def run_cards(exported, *python):
     """Run the code of each card where idcompress cannot be imported, and look at the picture that it wrote."""
+    environment = os.environ | {"HF_MODULES_CACHE": str(next(iter(exported)).parent / "modules")}
     command = [*python, "-c", STOCK_PROGRAM, *map(str, exported)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     for folder, recipe in exported.items():
         check(folder, recipe)
@@ -65,6 +97,23 @@ def check(folder, recipe):
     ours = pipe(prompt, image=noise(64), num_inference_steps=steps, **recipe.guidance, output_type="pt").images[0]
     theirs = torch.tensor(list(Image.open(folder / "output.png").tobytes())).view(64, 64, 3).permute(2, 0, 1)
     assert (ours * 255 - theirs).abs().max() <= 0.5 + 1e-4 * 255
+    if recipe.plan.coefficients is not None:
+        looped = by_the_loop(recipe, prompt)
+        assert (looped * 255 - theirs).abs().max() <= 0.5 + 1e-4 * 255
+        plain = by_the_loop(dataclasses.replace(recipe, plan=without_numbers(recipe.plan)), prompt)
+        assert (plain * 255 - theirs).abs().max() > 5
+
+
+def by_the_loop(recipe, prompt):
+    """The picture (3, 64, 64) as `idc translate` samples it, from the latents that seed 7 draws."""
+    model = load_source(recipe.task, recipe.model, device="cpu", dtype="float32")
+    image = torch.tensor(np.asarray(noise(64))).permute(2, 0, 1) / 255
+    example = Example(7, "", "", image, prompt, condition=image)
+    return translate(registry.load("task", recipe.task).Task(), model.for_recipe(recipe), [example], recipe.plan)[0]
+
+
+def without_numbers(plan):
+    return dataclasses.replace(plan, sampler="ddim", coefficients=None)
 
 
 def test_plain_diffusers_runs_the_card(exported):
@@ -72,8 +121,32 @@ def test_plain_diffusers_runs_the_card(exported):
     run_cards(exported, sys.executable)
 
 
+def test_plain_diffusers_runs_fitted_steps(fitted):
+    """By the scheduler that the folder brings, and only where it is trusted; idcompress takes its own class instead."""
+    run_cards(fitted, sys.executable)
+    for folder, recipe in fitted.items():
+        assert classes(folder)["scheduler"] == ["fixed_timesteps", "FixedTimestepsScheduler"]
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            diffusers.DiffusionPipeline.from_pretrained(folder)
+        carried = folder / "scheduler/fixed_timesteps.py"
+        assert "import idcompress" not in carried.read_text() and "from idcompress" not in carried.read_text()
+        scheduler = load_pipeline(folder, device="cpu").scheduler
+        assert type(scheduler) is FixedTimestepsScheduler
+        assert scheduler.config.coefficients == [list(row) for row in recipe.plan.coefficients]
+        carried.write_text(carried.read_text() + "\n")
+        with pytest.raises(IdcError, match=r"scheduler/fixed_timesteps\.py was changed"):
+            load_pipeline(folder, device="cpu")
+
+
+def test_a_class_that_stands_alone_brings_what_it_uses():
+    names = {}
+    exec(compile(standalone(FixedTimestepsScheduler), "fixed_timesteps.py", "exec"), names)
+    assert "Fitted" in names and "fit_plan" not in names
+    assert names["FixedTimestepsScheduler"](timesteps=[981, 3]).timesteps.tolist() == [981, 3]
+
+
 @pytest.mark.slow
-def test_a_second_environment(exported, tmp_path):
+def test_a_second_environment(exported, fitted, tmp_path):
     """The same in an environment of its own that has diffusers, transformers and no idcompress."""
     home = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
@@ -85,4 +158,4 @@ def test_a_second_environment(exported, tmp_path):
     python = home / "bin/python"
     absent = subprocess.run([python, "-I", "-c", "import idcompress"], capture_output=True, check=False)
     assert absent.returncode == 1
-    run_cards(exported, python, "-I")
+    run_cards(exported | fitted, python, "-I")

@@ -265,6 +265,18 @@ def test_a_flow_is_translated_or_refused_in_one_line(copy, idc, task):
     assert result.code == 0 or (result.code == 2 and result.err.count("\n") == 1), result.err
 
 
+def test_a_strategy_that_knows_no_flows_refuses_one_before_anything_is_sampled(copy, idc, monkeypatch):
+    def sampled(*_, **__):
+        raise AssertionError("something was sampled")
+
+    monkeypatch.setattr("idcompress.bench.bench.Bench.images", sampled)
+    monkeypatch.setattr("idcompress.bench.bench.Bench.references", sampled)
+    folder = scheduler(copy(), "FlowMatchEulerDiscreteScheduler")
+    result = idc("tsopt", "task=ip2p", f"model.path={folder}", "timesteps=xue", "recipe=none", "tsopt.num_samples=2")
+    assert (result.code, result.err.count("\n")) == (2, 1), result.err
+    assert "timesteps=xue wants a variance-preserving noise schedule" in result.err
+
+
 @pytest.mark.parametrize("offset", [0, 1, 5])
 @pytest.mark.parametrize("length", [1000, 100, 7])
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])

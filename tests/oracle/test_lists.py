@@ -171,3 +171,24 @@ def test_a_descent_asks_for_nothing_that_is_known():
     first = pattern_descent(score, (800, 400), budget=1000, known=known)
     again = pattern_descent(score, (800, 400), budget=0, known=known)
     assert again.nodes == first.nodes and again.evaluations == 0
+
+
+def test_a_descent_may_race():
+    """Told which list is better, it takes the same way and scores what rounds end with; told lies, it loses nothing."""
+    draw = random.Random(5)
+    for _ in range(10):
+        target, start = (tuple(sorted(draw.sample(range(1000), 4), reverse=True)) for _ in range(2))
+        score, raced = Counted(target), Counted(target)
+
+        def value(nodes, target=target):
+            return Counted(target)(nodes)
+
+        whole = pattern_descent(score, start, budget=60, tolerance=1.0)
+        found = pattern_descent(raced, start, budget=60, tolerance=1.0, better=lambda a, b: value(a) > value(b))
+        assert found == whole
+        assert len(raced.asked) < len(score.asked) / 2
+        for lie in (True, False):
+            misled = Counted(target)
+            found = pattern_descent(misled, start, budget=30, better=lambda *_, lie=lie: lie)
+            assert found.value == value(found.nodes) >= value(start)
+            assert len(set(misled.asked)) == len(misled.asked) <= found.evaluations <= 30

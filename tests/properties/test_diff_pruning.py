@@ -157,6 +157,7 @@ def test_from_the_search_to_an_exported_folder(idc, random_model, monkeypatch):
     result = idc("depth-search", *common)
     assert result.code == 2
     assert result.err.splitlines()[-1].endswith("pip install 'torch-pruning>=1.6'")
+    monkeypatch.setattr(importlib.util, "find_spec", find)
     result = idc("evaluate", *common, "recipe=none")
     assert result.code == 2 and "made by idc depth-search; run it first" in result.err
 

@@ -1,10 +1,13 @@
 """Results beside other people's files: free names, own files known again, folders that appear whole."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import idcompress
 from idcompress.errors import IdcError
 from idcompress.runs.outputs import RECORD, OutputFolder, whole_folder
 from idcompress.runs.run_dir import open_run
@@ -78,6 +81,39 @@ def test_a_run_beside_this_one_takes_the_next_name():
     one, other = (OutputFolder(Path("out"), run_of(digest)) for digest in ("one", "other"))
     assert one.choose(["a"], [".png"]) == other.choose(["a"], [".png"]) == ["a"]
     assert [folder.write("a", ".png", b"x").name for folder in (one, other)] == ["a.png", "a_2.png"]
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from idcompress.runs.outputs import OutputFolder
+from idcompress.runs.run_dir import open_run
+mine = sys.argv[1]
+folder = OutputFolder(Path("out"), open_run("translate", "ip2p", "tiny", mine))
+stems = folder.choose([f"{number}" for number in range(40)], [".png"])
+Path(mine).touch()
+while not (Path("one").exists() and Path("other").exists()):
+    time.sleep(0.01)
+for number, stem in enumerate(stems):
+    print(number, folder.write(stem, ".png", f"{mine} {number}".encode() * 500).name)
+"""
+
+
+def test_processes_that_write_at_once_lose_and_mix_nothing():
+    environment = os.environ | {"PYTHONPATH": str(Path(idcompress.__file__).parents[1])}
+    processes = {
+        mine: subprocess.Popen([sys.executable, "-c", WRITER, mine], env=environment, stdout=subprocess.PIPE, text=True)
+        for mine in ("one", "other")
+    }
+    names = []
+    for mine, process in processes.items():
+        lines = process.communicate(timeout=60)[0].split("\n")[:-1]
+        assert len(lines) == 40 and process.returncode == 0
+        for line in lines:
+            number, name = line.split()
+            assert Path("out", name).read_bytes() == f"{mine} {number}".encode() * 500
+            names.append(name)
+    assert len(set(names)) == 80 and {path.name for path in Path("out").iterdir()} == set(names)
 
 
 def test_a_free_name_is_no_other_results_name():

@@ -3,16 +3,12 @@
 Four levels of two layers give the 13 depths of SD 1.5; widths keep its ratio 1:2:4:4 and the way its norm groups
 straddle the skip connections.
 
-Why these sizes. Pictures of 128 pixels are worth looking at. Of 8x8 pixels the best linear code needs 32 numbers for
-30 dB on public photographs (28.6 with 24), of 4x4 pixels eight give 29.1, and an autoencoder that sees beyond its block
-gains the rest. A U-Net whose stem is narrower than the noisy and the given latents together cannot pass them on, so 32
-channels would want a width of 64, which no CPU demonstration bears. Eight channels want 16: (8, 32, 32) latents and
-widths from 16 cost about half as much again as the former (8, 16, 16) and widths from 24, and have half the parameters.
-The two upper levels attend to the text alone, with eight channels to a head: content then changes place only at 8x8
-latents and below, which is what makes depth matter, and attention among 1024 positions costs nothing.
-
-The packed folders are still of the former sizes, 64 pixels and widths from 24, which their own configurations say:
-three minutes on one GPU made no better instruction editor of this architecture (docs/decisions.md).
+Why these sizes. On crops of 64 pixels the best linear code of 4x4 pixels keeps 29.4 dB of public photographs with
+eight numbers, 32.3 with twelve, and an autoencoder that sees beyond its block gains a little. A U-Net whose stem is
+narrower than the noisy and the given latents together cannot pass them on: twelve and twelve want a width of 24.
+The two upper levels attend to the text alone: content then changes place only at 4x4 latents and below, which is what
+makes depth matter. 128 pixels cost four times as much of everything, and three minutes on one GPU were too short for
+them (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -28,13 +24,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..stablesr import StableSRAutoencoderKL, StableSRStructureEncoder, StableSRUNet2DConditionModel
 
-IMAGE_PX = 128
+IMAGE_PX = 64
 STABLESR_PX = 128
 VAE_FACTOR = 4
-LATENT_CHANNELS = 8  # for 48 numbers of 4x4 pixels
+LATENT_CHANNELS = 12  # for 48 numbers of 4x4 pixels
 TEXT_WIDTH = 64
 TEXT_TOKENS = 16  # every phrasing and caption fits; SD's 77 would make cross-attention the largest cost here
-_CHANNELS = (16, 32, 64, 64)
+_CHANNELS = (24, 48, 96, 96)
 _STRUCTURE_CHANNELS = 16
 _DOWN_BLOCKS = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
 _UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
@@ -45,7 +41,7 @@ _UNET: dict[str, Any] = {
     "down_block_types": _DOWN_BLOCKS,
     "up_block_types": _UP_BLOCKS,
     "cross_attention_dim": TEXT_WIDTH,
-    "attention_head_dim": (2, 4, 8, 8),  # diffusers' name for the number of heads in SD 1.x configurations
+    "attention_head_dim": (3, 6, 12, 12),  # diffusers' name for the number of heads in SD 1.x configurations
     "only_cross_attention": (True, True, False, False),  # the first attention of a block: to the text, or among pixels
     "norm_num_groups": 8,
 }
@@ -61,12 +57,12 @@ _VAE: dict[str, Any] = {
 
 
 def build_vae() -> AutoencoderKL:
-    """Autoencoder from 128x128 pixels to (8, 32, 32) latents, without attention so that any size works."""
+    """Autoencoder from 64x64 pixels to (12, 16, 16) latents, without attention so that any size works."""
     return AutoencoderKL(sample_size=IMAGE_PX, **_VAE)
 
 
 def build_unet(in_channels: int) -> UNet2DConditionModel:
-    """U-Net with 12 skips and a middle block; for ip2p `in_channels` is twice the latents', the image's beside them."""
+    """U-Net with 12 skips and a middle block; `in_channels` counts what lies beside the latents, too."""
     unet = UNet2DConditionModel(sample_size=IMAGE_PX // VAE_FACTOR, in_channels=in_channels, **_UNET)
     for attention in silent_attentions(unet):
         nn.init.zeros_(attention.to_out[0].weight)
@@ -95,9 +91,9 @@ def build_structure_encoder() -> StableSRStructureEncoder:
     return StableSRStructureEncoder(
         in_channels=LATENT_CHANNELS,
         out_channels=_STRUCTURE_CHANNELS,
-        block_out_channels=(16, 16, 32, 32),
+        block_out_channels=(24, 24, 48, 48),
         down_block_types=("DownBlock2D",) * 4,
-        attention_head_dim=(8, 8, 8, 8),
+        attention_head_dim=(12, 12, 12, 12),
         norm_num_groups=8,
     )
 

@@ -1,11 +1,12 @@
-"""What studies share: one model in several conditions, over images that a search may see and images that it may not."""
+"""What studies and comparisons share: one model in several conditions, over images that a search may see and images
+that it may not.
+"""
 
 import dataclasses
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from ..adapters.pipeline import vae_scale_factor, working_size
 from ..bench.bench import Bench
 from ..bench.comparison import affordable_steps, paired
 from ..bench.costs import called_steps
+from ..bench.fitting import Lists
 from ..bench.thresholds import missed, parse_thresholds
 from ..bench.translate import wants_coefficients
 from ..config import Config
@@ -24,12 +26,13 @@ from ..costs.macs import Macs
 from ..costs.parameters import Parameters
 from ..errors import IdcError
 from ..metrics._metric import MetricValue
+from ..runs import files, timing
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
-from ..stages._values import bench_for, configured_search
 from ..types import Schedule, Series
+from ._values import bench_for, check_process, configured_search, fit_settings
 
-Over = int | list[float]  # a number of uniform steps, or timesteps
+Over = int | list[float] | Plan  # a number of uniform steps, timesteps, or all that is sampled
 
 
 class Lab:
@@ -53,13 +56,16 @@ class Lab:
                 f"study={config.study['name']} samples many lists, and sampler={config.sampler} wants numbers fitted "
                 "for each; use sampler=ddim here, and idc tsopt to fit"
             )
-        self.search = configured_search(config)
+        self.lists = dict[str, Lists]()
+        self.asked: list[dict[str, Any]] = []  # rows of the trace, in the order in which they were wanted
+        configured_search(config)  # refuses what no search could run with
         if num_searched:
             self.benches["search"] = bench_for(config, recipe, split="search", num_samples=num_searched)
             photographs = self.benches["search"].photographs
             recipe = recipe.derive({"stage": "study", "photographs": photographs})
         self.benches["evaluate"] = bench_for(config, recipe, split="evaluate", num_samples=num_evaluated)
         self.model, self.recipe = self.benches["evaluate"].model, recipe
+        check_process(config, self.model.process)
         if num_searched and {*photographs.values()} & {*self.benches["evaluate"].photographs.values()}:
             raise IdcError(
                 f"data.split={config.data.split} gives search and results the same photographs; leave it at auto"
@@ -76,28 +82,33 @@ class Lab:
         if depth not in (None, recipe.depth):
             cut = None if depth is None or depth == self.model.full_depth else self.model.chosen(depth)
             recipe = dataclasses.replace(recipe, cut=cut, weights={})
+        return self.of(recipe, **changes)
+
+    def of(self, recipe: Recipe, **changes: Any) -> "Arm":
+        """A recipe's cut and weights, of this model, in one condition."""
         return Arm(self, dataclasses.replace(self.config, **changes), recipe)
 
     def full(self, **changes: Any) -> "Arm":
         """The uncut model with its own weights."""
         return self.arm(self.model.full_depth, **changes)
 
-    def shallowest(self, over: Over) -> int:
+    def shallowest(self, over: Over, **changes: Any) -> int:
         """The depth that Alg. 1 chooses on the search's images: cut to it, the model still meets
         depth_search.thresholds, sampled as the full model is whose result they compare with.
 
         Args:
             over: a number of uniform steps, or timesteps.
+            changes: configuration keys, as for `arm`.
 
         Raises:
             IdcError: the full model itself misses a threshold.
         """
         thresholds = parse_thresholds(self.config.depth_search.thresholds)
         names = list(dict.fromkeys(threshold.metric for threshold in thresholds))
-        against = (self.full(), over)
+        against = (self.full(**changes), over)
 
         def passes(depth: int) -> bool:
-            return not missed(thresholds, self.arm(depth).measure("search", over, names, against))
+            return not missed(thresholds, self.arm(depth, **changes).measure("search", over, names, against))
 
         try:
             return depth_search(passes, self.model.full_depth, min_depth=self.config.depth_search.min_depth)[0]
@@ -133,7 +144,8 @@ class Arm:
     @property
     def key(self) -> dict[str, Any]:
         """How the trace names it."""
-        model = {"depth": self.recipe.depth, "fine_tuned": bool(self.recipe.weights)}
+        cut = {} if self.recipe.cut is None or self.recipe.depth else {"cut": self.recipe.cut.to_json()}
+        model = {"depth": self.recipe.depth, "fine_tuned": bool(self.recipe.weights), **cut}
         return {**model, "sampler": self.config.sampler, "guidance": self.config.guidance()}
 
     @cached_property
@@ -149,11 +161,26 @@ class Arm:
     def bench(self, split: str) -> Bench:
         return self.lab.benches[split]
 
-    def timesteps(self, over: Over) -> list[float]:
-        return self.lab.benches["evaluate"].uniform(over) if isinstance(over, int) else over
-
     def plan(self, over: Over) -> Plan:
-        return Plan.over(self.timesteps(over), sampler=self.config.sampler, guidance=self.config.guidance())
+        """What is sampled; for a sampler that wants numbers, still without them."""
+        if isinstance(over, Plan):
+            return over
+        timesteps = self.lab.benches["evaluate"].uniform(over) if isinstance(over, int) else over
+        return Plan.over(timesteps, sampler=self.config.sampler, guidance=self.config.guidance())
+
+    def lists(self, against: "Target") -> Lists:
+        """Plans over the search's images; a sampler's numbers are fitted to what the results are compared with."""
+        many, bench, kept = against[0].plan(against[1]), self.bench("search"), self.lab.lists
+        key = files.digest([self.key, against[0].key, many.to_json()])
+        if key not in kept:
+            run = cache(lambda: bench.reference_run(against[0].recipe, many, "reference"))
+            kept[key] = Lists(bench, self.pipeline, fit_settings(self.config), run)
+        return kept[key]
+
+    def ready(self, over: Over, against: "Target") -> Plan:
+        """The plan as it is kept, with numbers fitted on the search's images where its sampler wants some."""
+        plan = self.plan(over)
+        return self.lists(against).finished(plan) if plan.coefficients is None else plan
 
     def results(self, split: str, over: Over) -> Tensor:
         """Images (N, 3, H, W), float32 in [0, 1], kept on disk."""
@@ -179,25 +206,39 @@ class Arm:
             against: the arm, and its steps, whose results `references` metrics compare with.
             known: goes into the trace's row, like {"gamma": 0.8}.
         """
-        timesteps, known = self.timesteps(over), known or {}
+        plan, known = self.plan(over), known or {}
+        timesteps = list(plan.timesteps)
         reference = None if against is None else {**against[0].key, "over": against[1]}
         key = {"split": split, **self.key, "timesteps": timesteps, "against": reference, "metrics": list(metrics)}
+        if plan.coefficients is not None:
+            key["coefficients"] = [list(row) for row in plan.coefficients]
         row = self.lab.trace.find(**key)
         if row is None:
-            began, bench = time.perf_counter(), self.bench(split)
             references = None if against is None else against[0].results(split, against[1])
-            if key["against"] == {**self.key, "over": over} or timesteps == bench.uniform(len(timesteps)):
-                images = self.results(split, timesteps)  # wanted more than once
-            else:
-                images = bench.images(self.pipeline, self.plan(timesteps), f"{len(timesteps)} steps")
-            values = {name: vars(value) for name, value in bench.measure(metrics, images, references).items()}
-            seconds = round(time.perf_counter() - began, 3)
-            row = self.lab.trace.append({**key, **known, "values": values, "evaluation_seconds": seconds})
+            with timing.record() as spent:
+                images = self._images(split, plan, against)
+                found = self.bench(split).measure(metrics, images, references)
+            values = {name: vars(value) for name, value in found.items()}
+            work = {"step_images": spent.image_steps, "evaluation_seconds": round(math.fsum(spent.values()), 3)}
+            row = self.lab.trace.append({**key, **known, "values": values, **work})
             say(f"  {self._words(split, timesteps, known)}: {_summary(values)}")
+        self.lab.asked.append(row)
         return {
             name: MetricValue(**{**value, "per_image": {int(i): v for i, v in value["per_image"].items()}})
             for name, value in row["values"].items()
         }
+
+    def _images(self, split: str, plan: Plan, against: "Target | None") -> Tensor:
+        """Of a split's examples; those that only a search will ever look at are not kept on disk."""
+        fits = plan.coefficients is None and wants_coefficients(plan.sampler)
+        if split != "search" or against is None:
+            return self.results(split, plan)
+        if not fits and plan in (self.plan(len(plan)), against[0].plan(against[1])):
+            return self.results(split, plan)
+        lists = self.lists(against)
+        return lists.bench.images_by_plan(
+            self.pipeline, lists.plans(plan), f"{len(plan)} steps", beginnings=lists.beginnings
+        )
 
     def search(self, num_inference_steps: int, against: "Target") -> Schedule:
         """The configured strategy's list by PSNR over the search's images."""
@@ -208,19 +249,16 @@ class Arm:
                 raise IdcError(f"the search compares images by psnr, which has no value here: {found.note}")
             return math.inf if found.value is None else found.value
 
-        many = against[0].plan(against[1])
-        return self.lab.search(
-            self.lab.model.process,
-            num_inference_steps,
-            score=score,
-            teacher=lambda: self.bench("search").teacher(against[0].pipeline, many),
+        check_process(self.config, self.lab.model.process)
+        return configured_search(self.config)(
+            self.lab.model.process, num_inference_steps, score=score, teacher=self.lists(against).run
         )
 
     def compare_searched(self, num_inference_steps: int, against: "Target") -> "Found":
         """Search, then measure what was found and uniform steps on images that the search has not seen."""
         schedule = self.search(num_inference_steps, against)
         uniform, searched = (
-            self.measure("evaluate", over, against=against)["psnr"]
+            self.measure("evaluate", self.ready(over, against), against=against)["psnr"]
             for over in (num_inference_steps, schedule.timesteps)
         )
         columns = {

@@ -1,0 +1,136 @@
+"""A class of this program as a module that stands alone, for pipelines that diffusers runs without this program.
+
+diffusers takes a component's class from a Python file in the component's folder, where model_index.json names that file
+and the user trusts it (`trust_remote_code=True`). The file is made of the class's own source and of all that it uses.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from importlib.util import resolve_name
+from pathlib import Path
+from typing import Any
+
+from ..runs import files
+from ..schedulers import CARRIED
+
+_HEAD = '''\
+"""{summary}
+
+Written by idcompress from its own code; it needs torch and diffusers alone.
+"""
+
+from __future__ import annotations  # some of the types are not here
+
+'''
+
+
+def carry_scheduler(pipeline: Any, folder: Path) -> None:
+    """Put the scheduler's class into a saved pipeline folder, as scheduler/fixed_timesteps.py, and name it there."""
+    entry = type(pipeline.scheduler)
+    files.write_text(folder / "scheduler" / f"{CARRIED}.py", standalone(entry))
+    index = files.read_json(folder / "model_index.json", "model")
+    files.write_json(folder / "model_index.json", index | {"scheduler": [CARRIED, entry.__name__]})
+
+
+def standalone(entry: type[Any]) -> str:
+    """The text of a module with a class and whatever it uses of this program; other libraries are imported.
+
+    Raises:
+        ValueError: two things that are used have the same name.
+    """
+    package = __name__.partition(".")[0]
+    sources: dict[str, _Source] = {}
+    imports: dict[str, None] = {}
+    origins: dict[str, str] = {}
+    parts: list[str] = []
+
+    def need(name: str, module: str) -> None:
+        """Add what a module calls by a name, after all that this uses itself."""
+        if module not in sources:
+            sources[module] = _Source(module)
+        source = sources[module]
+        node = source.named.get(name)
+        if node is None:  # a builtin, or a variable inside
+            return
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            origin = _origin(node, module)
+            if origin.partition(".")[0] == package:
+                need(name, origin)
+            else:
+                imports[ast.unparse(_alone(node, name))] = None
+            return
+        if origins.setdefault(name, module) != module:
+            raise ValueError(f"{entry.__name__} uses {name} of {module} and of {origins[name]}")
+        if node in source.taken:
+            return
+        source.taken.append(node)
+        for used in _names(node):
+            need(used, module)
+        parts.append(source.text(node))
+
+    need(entry.__name__, entry.__module__)
+    summary = (inspect.getdoc(sys.modules[entry.__module__]) or "").partition("\n")[0]
+    return _HEAD.format(summary=summary) + "\n".join(sorted(imports)) + "\n\n\n" + "\n\n\n".join(parts) + "\n"
+
+
+class _Source:
+    """A module's text, and which statement defines or imports each name."""
+
+    def __init__(self, module: str) -> None:
+        text = inspect.getsource(sys.modules[module])
+        self.lines = text.splitlines()
+        self.taken: list[ast.stmt] = []
+        self.named: dict[str, ast.stmt] = {}
+        for node in ast.parse(text).body:
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                self.named |= {alias.asname or alias.name: node for alias in node.names}
+            elif isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                self.named[node.name] = node
+            elif isinstance(node, ast.Assign):
+                self.named |= {target.id: node for target in node.targets if isinstance(target, ast.Name)}
+
+    def text(self, node: ast.stmt) -> str:
+        first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))])
+        return "\n".join(self.lines[first - 1 : node.end_lineno])
+
+
+def _origin(node: ast.Import | ast.ImportFrom, module: str) -> str:
+    """The module that is imported, or imported from."""
+    if isinstance(node, ast.Import):
+        return node.names[0].name
+    return resolve_name("." * node.level + (node.module or ""), module.rpartition(".")[0])
+
+
+def _alone(node: ast.Import | ast.ImportFrom, name: str) -> ast.stmt:
+    """The import of one name."""
+    aliases = [alias for alias in node.names if (alias.asname or alias.name) == name]
+    return ast.Import(aliases) if isinstance(node, ast.Import) else ast.ImportFrom(node.module, aliases, 0)
+
+
+def _names(node: ast.stmt) -> list[str]:
+    """Names that are looked up when a statement runs, those of annotations left out."""
+    reader = _Reader()
+    reader.visit(node)
+    return list(dict.fromkeys(reader.names))
+
+
+class _Reader(ast.NodeVisitor):
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def visit_Name(self, node: ast.Name) -> None:
+        self.names.append(node.id)
+
+    def visit_arg(self, node: ast.arg) -> None:
+        """A parameter has an annotation and nothing else."""
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        if node.value is not None:
+            self.visit(node.value)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        for part in (*node.decorator_list, node.args, *node.body):
+            self.visit(part)
