@@ -151,6 +151,7 @@ class FinetuneConfig:
     conditioning_dropout: Optional[float] = None
     resolution: Optional[int] = None
     flip: bool = True
+    sharpen: Optional[bool] = None
     gradient_checkpointing: bool = False
     compile: bool = False
     num_workers: int = 0

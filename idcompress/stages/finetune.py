@@ -140,6 +140,7 @@ def _prepare(config: Config, recipe: Recipe, run_dir: RunDir) -> Session:
         seed=config.seed,
         prompts=config.prompts(),
         flip=settings.flip,
+        sharpened=bench.task.sharpens_training if settings.sharpen is None else settings.sharpen,
     )
     cut = recipe.cut
     identity: dict[str, Any] = {

@@ -75,6 +75,7 @@ class Task(ABC):
         unet_inputs: how many latents, side by side, the U-Net takes: 1 for the noisy ones alone.
         encodes_image: whether the input image goes through the autoencoder's encoder.
         trained: the pipeline components that fine-tuning trains, or some parameters of; the others are frozen.
+        sharpens_training: whether fine-tuning sharpens photographs before it makes examples of them.
         conditioning_dropout: share of training images without a condition; a task says which conditions.
         guidance_scales: what guidance it has, by diffusers' names.
         tags: that its own examples may carry.
@@ -95,6 +96,7 @@ class Task(ABC):
     unet_inputs: ClassVar[int] = 1
     encodes_image: ClassVar[bool] = True
     trained: ClassVar[tuple[str, ...]] = ("unet",)
+    sharpens_training: ClassVar[bool] = False
     conditioning_dropout: ClassVar[float] = 0.0
     guidance_scales: ClassVar[tuple[str, ...]] = ()
     tags: ClassVar[tuple[str, ...]] = ()
@@ -165,10 +167,6 @@ class Task(ABC):
     @abstractmethod
     def predict(self, pipeline: Any, sample: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """One call of the networks without guidance, for training: sample (B, 4, h, w), timesteps (B,), int64."""
-
-    def training_target(self, image: Tensor) -> Tensor:
-        """What fine-tuning takes in place of a crop (3, H, W) in [0, 1] that is to be reconstructed."""
-        return image
 
     def training_fault(self, photo: Photograph, prompt: str | None) -> str | None:
         """Why a photograph cannot be trained on, None if it can; `prompt` None lets the task choose one."""

@@ -17,7 +17,7 @@ from ..core.plan import Plan
 from ..core.random import image_generator
 from ..core.sample import Denoise
 from ..errors import IdcError
-from ..images.degrade import degrade, sharpen
+from ..images.degrade import degrade
 from ..models.stablesr import graphs
 from ..types import Example
 from . import _task
@@ -58,6 +58,7 @@ class Task(_task.Task):
     )
     networks_of_a_step = ("unet", "structure_encoder")
     trained = ("unet", "structure_encoder")
+    sharpens_training = True  # `use_usm` of the released training configuration
     enlarges = UPSCALE
     # Deterministic restoration leaves artefacts; the original samples ancestrally (arXiv 2401.17547, S8).
     own_sampler = "ancestral"
@@ -83,13 +84,9 @@ decoded = (decoded - ours) / spread * std + mean  # the input's colours""",
     )
 
     def __init__(
-        self,
-        *,
-        fidelity_weight: float = 0.5,
-        color_fix: Literal["adain", "wavelet", "none"] = "adain",
-        sharpen_targets: bool = True,
+        self, *, fidelity_weight: float = 0.5, color_fix: Literal["adain", "wavelet", "none"] = "adain"
     ) -> None:
-        """Options of `StableSRPipeline.__call__`, and whether fine-tuning sharpens photographs before it degrades them.
+        """Options of `StableSRPipeline.__call__`.
 
         Raises:
             IdcError: fidelity_weight is outside [0, 1].
@@ -98,7 +95,6 @@ decoded = (decoded - ours) / spread * std + mean  # the input's colours""",
             raise IdcError(f"task.options.fidelity_weight must be between 0 and 1, got {fidelity_weight}")
         self.fidelity_weight = float(fidelity_weight)
         self.color_fix = None if color_fix == "none" else color_fix
-        self.sharpen_targets = sharpen_targets
 
     def example(
         self, index: int, photo: "Photograph", image: Tensor, prompt: str | None, target: Tensor | None = None
@@ -140,10 +136,6 @@ decoded = (decoded - ours) / spread * std + mean  # the input's colours""",
             "image_latents": draw_latents(pipeline, images, generators),
             "text": pipeline.encode_prompt(len(examples)),
         }
-
-    def training_target(self, image: Tensor) -> Tensor:
-        """Sharpened by unsharp masking, as the released training configuration has it (`use_usm`)."""
-        return sharpen(image) if self.sharpen_targets else image
 
     def predict(self, pipeline: Any, sample: Tensor, timesteps: Tensor, conditioning: _task.Conditioning) -> Tensor:
         features = pipeline.structure_encoder(conditioning["image_latents"], timesteps)

@@ -20,6 +20,7 @@ import idcompress
 from idcompress import Recipe
 from idcompress.adapters import training
 from idcompress.adapters.unet import cut_ends
+from idcompress.bench.training_samples import TrainingSamples
 from idcompress.runs.files import file_digest
 from idcompress.stages import finetune
 
@@ -65,9 +66,12 @@ def losses(run):
 
 
 @pytest.mark.parametrize("task", ["ip2p", "controlnet", "stablesr"])
-def test_a_fine_tuned_recipe_loads_and_says_where_it_comes_from(idc, command, task, work, random_model):
+def test_a_fine_tuned_recipe_loads_and_says_where_it_comes_from(idc, command, task, work, random_model, monkeypatch):
+    made = []
+    monkeypatch.setattr(finetune, "TrainingSamples", lambda *a, **k: made.append(TrainingSamples(*a, **k)) or made[-1])
     result = idc(*command(task), "hydra.run.dir=run", "trainer.max_steps=2", "trainer.val_check_interval=1")
     assert result.code == 0, result.err
+    assert [samples.sharpened for samples in made] == [task == "stablesr"]
     run = work / "run"
     recipe = json.loads((run / "recipe.json").read_text())
     assert recipe["cut"]["depth"] == 5
