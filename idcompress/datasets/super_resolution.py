@@ -10,6 +10,7 @@ from typing import Literal
 
 from ..errors import IdcError
 from ..images.photo_sets import Files, Photograph, PhotographSet, check_split, folders, found_in, from_folder
+from ..images.pictures import is_image, list_files
 
 _WANTED = "DIV2K_train_HR/, DIV2K_valid_HR/, Flickr2K/ or other folders of images"
 
@@ -41,7 +42,7 @@ def load(
     each, and the others training. Without such folders halves of everything take their place.
 
     Args:
-        inputs: given: searches and evaluations restore the small copies, files of the same names in a folder beside.
+        inputs: given: searches and evaluations restore the small copies, files of these names in a folder beside.
 
     Raises:
         IdcError: no such folder, or none for this split; a picture has no small copy, or several.
@@ -71,19 +72,11 @@ def _split(roots: list[Path], chosen: list[tuple[Path, Path]], split: str) -> Ph
 
 
 class _Pairs(PhotographSet):
-    """Pictures with their small copies, which have the same names in a folder called LR, lq, low or the like."""
+    """Pictures with their small copies, which have their names in a folder called LR, lq, low or the like."""
 
     def __init__(self, whole: PhotographSet, chosen: Sequence[Path]) -> None:
         self._whole = whole
-        beside = {
-            folder: sorted(
-                entry
-                for place in (folder.parent, folder)
-                for entry in place.iterdir()
-                if entry.is_dir() and _is_low(entry.name)
-            )
-            for folder in chosen
-        }
+        beside = {folder: _small_copies(folder) for folder in chosen}
         self._low = [_small_copy(photo.path, beside) for photo in whole]
         listing = [whole.digest, [path.stat().st_size for path in self._low]]
         super().__init__(listing, [len(whole)], own_splits=whole.own_splits)
@@ -93,17 +86,32 @@ class _Pairs(PhotographSet):
         return dataclasses.replace(photo, low=Photograph(photo.name, low))
 
 
-def _small_copy(picture: Path, beside: dict[Path, list[Path]]) -> Path:
-    """The file of a picture's name in a folder of small copies, of those that lie beside or in the picture's."""
+def _small_copies(folder: Path) -> dict[tuple[str, ...], list[Path]]:
+    """The pictures in folders of small copies that lie beside a folder or in it, by what `_pair` gives."""
+    found: dict[tuple[str, ...], list[Path]] = {}
+    for place in (folder.parent, folder):
+        for low in sorted(entry for entry in place.iterdir() if entry.is_dir() and _is_low(entry.name)):
+            for name in filter(is_image, list_files(low)):
+                found.setdefault(_pair(Path(name)), []).append(low / name)
+    return found
+
+
+def _pair(name: Path) -> tuple[str, ...]:
+    """What the names of a picture and its small copy share: 0801.png and X4/0801x4.png, 1_HR.png and 1_LR4.png."""
+    stem = re.sub(r"([_-](HR|GT|HQ|LR|LR4|LQ|x4)|(?<=[0-9])x4)$", "", name.stem, flags=re.IGNORECASE)
+    return (*name.parts[name.parts[0] in ("X4", "x4") : -1], stem)
+
+
+def _small_copy(picture: Path, beside: dict[Path, dict[tuple[str, ...], list[Path]]]) -> Path:
+    """The one small copy of a picture."""
     folder = next(folder for folder in beside if folder in picture.parents)
-    found = [low / picture.relative_to(folder) for low in beside[folder]]
-    there = [path for path in found if path.is_file()]
-    if len(there) == 1:
-        return there[0]
-    looked = ", ".join(map(str, beside[folder])) or "no folder called LR, lq, low or the like"
+    found = beside[folder].get(_pair(picture.relative_to(folder)), [])
+    if len(found) == 1:
+        return found[0]
     raise IdcError(
-        f"data.options.inputs=given: {picture} has {len(there) or 'no'} small {'copies' if there else 'copy'} of its "
-        f"name in {looked}; want one, or data.options.inputs=degraded"
+        f"data.options.inputs=given: {picture} has {len(found) or 'no'} small {'copies' if found else 'copy'} of its "
+        f"name ({', '.join(map(str, found)) or 'in a folder beside, called LR, lq, low or the like'}); want one, or "
+        "data.options.inputs=degraded"
     )
 
 

@@ -577,6 +577,21 @@ def test_given_small_copies_are_restored_and_not_made(tmp_path):
     assert float(other[0].image.max()) == 0.0  # a task that enlarges nothing takes the pictures themselves
 
 
+@pytest.mark.parametrize(
+    ("high", "low"),
+    [("valid_HR/{}.png", "valid_LR_bicubic/X4/{}x4.png"), ("test_HR/c_{}_HR.png", "test_LR/c_{}_LR4.png")],
+)
+def test_small_copies_have_the_names_that_published_sets_give_them(tmp_path, high, low):
+    others = {"valid_LR_bicubic/X2/{}x2.png": (16, 16)} if "X4" in low else {}
+    for name, side in {high: (32, 32), low: (8, 8), **others}.items():
+        for i in range(2):
+            path = tmp_path / "set" / name.format(i)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", side, (10 * i,) * 3).save(path)
+    found = load("super_resolution", str(tmp_path / "set"), "all", inputs="given")
+    assert [photo.low.path for photo in found] == [tmp_path / "set" / low.format(i) for i in range(2)]
+
+
 @pytest.mark.parametrize("number", [0, 3])
 def test_a_pair_is_cut_alike(number):
     high = torch.nn.functional.interpolate(torch.rand(1, 3, 6, 9), scale_factor=32, mode="bilinear")[0]
