@@ -75,10 +75,12 @@ class Task(ABC):
         unet_inputs: how many latents, side by side, the U-Net takes: 1 for the noisy ones alone.
         unet_mask_channels: channels of a mask that it takes beside them.
         encodes_image: whether the input image goes through the autoencoder's encoder.
-        trained: the pipeline components that fine-tuning trains; the others are frozen.
+        trained: the pipeline components that fine-tuning trains, or some parameters of; the others are frozen.
+        sharpens_training: whether fine-tuning sharpens photographs before it makes examples of them.
         conditioning_dropout: share of training images without a condition; a task says which conditions.
         guidance_scales: what guidance it has, by diffusers' names.
         tags: that its own examples may carry.
+        enlarges: how many times it enlarges a small copy that its data set gives; None where it takes none.
         own_sampler: what its pipeline samples by unless it is told otherwise.
         reported_samplers: what an evaluation compares beside the configured sampler.
         cannot_give: which of "score", "teacher" and "denoiser" a timestep strategy cannot have of this task.
@@ -96,9 +98,11 @@ class Task(ABC):
     unet_mask_channels: ClassVar[int] = 0
     encodes_image: ClassVar[bool] = True
     trained: ClassVar[tuple[str, ...]] = ("unet",)
+    sharpens_training: ClassVar[bool] = False
     conditioning_dropout: ClassVar[float] = 0.0
     guidance_scales: ClassVar[tuple[str, ...]] = ()
     tags: ClassVar[tuple[str, ...]] = ()
+    enlarges: ClassVar[int | None] = None
     own_sampler: ClassVar[str] = "ddim"
     reported_samplers: ClassVar[tuple[str, ...]] = ()
     cannot_give: ClassVar[tuple[str, ...]] = ()
@@ -117,7 +121,8 @@ class Task(ABC):
         """One example from a crop (3, H, W) in [0, 1] of a photograph; `prompt` None lets the task choose one.
 
         Args:
-            target: the same crop of the photograph's target, where its data set has pairs and the prompt is the pair's.
+            target: the same crop of the photograph's target, where its data set has pairs and the prompt is the pair's;
+                that of the photograph itself, where `image` is of its small copy, enlarged.
         """
 
     @abstractmethod
@@ -258,7 +263,7 @@ class Task(ABC):
         Raises:
             IdcError: none of the photographs can be read.
         """
-        from ..images.pictures import crop_square, some, warn_once
+        from ..images.pictures import crop_pair, crop_square, some, warn_once
 
         made: list[Example] = []
         unreadable: dict[str, str] = {}
@@ -268,8 +273,13 @@ class Task(ABC):
             try:
                 photo = photographs[place]
                 name = photo.name
-                image = crop_square(photo.open(), size, number)
-                target = None if photo.target is None or prompts else crop_square(photo.target.open(), size, number)
+                target = None
+                if photo.low is not None and self.enlarges is not None:
+                    image, target = crop_pair(photo.low.open(), photo.open(), size, number, self.enlarges)
+                else:
+                    image = crop_square(photo.open(), size, number)
+                    if photo.target is not None and not prompts:
+                        target = crop_square(photo.target.open(), size, number)
             except IdcError as error:
                 unreadable[name] = str(error)
                 continue
