@@ -409,8 +409,10 @@ def vae_job(args: argparse.Namespace) -> Job:
     quarter = args.batch // 4
 
     def draw(share: float) -> tuple[Tensor, ...]:
-        """Crops, a quarter of them edited: inverted and tinted pictures are drawn too; noise for the latents."""
-        image = photos.crops(args.batch, mixed=0.1)
+        """The more detailed half of some crops, a quarter of them edited; noise for the latents."""
+        image = photos.crops(2 * args.batch, mixed=0.1)
+        detail = image.diff(dim=-1).abs().mean((1, 2, 3)) + image.diff(dim=-2).abs().mean((1, 2, 3))
+        image = image[detail.topk(args.batch).indices[torch.randperm(args.batch, device=image.device)]]
         edits = np.repeat(rng.choice(len(EDITS), 4, replace=False), -(-quarter // 4))[:quarter]
         image[:quarter] = edited(image[:quarter], edits)
         noise = torch.randn(args.batch, LATENT_CHANNELS, photos.size // 4, photos.size // 4, device=photos.device)

@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from diffusers.optimization import get_scheduler
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -171,6 +172,15 @@ class Finetuning(pl.LightningModule):
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
         self.log_dict(self.frozen.preview(self.global_step), sync_dist=True, batch_size=1)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Under FSDP the root module clips, since a norm is taken over all shards; Lightning refuses to."""
+        if isinstance(self.trainer.strategy, FSDPStrategy) and gradient_clip_val and gradient_clip_algorithm != "value":
+            self.trainer.strategy.model.clip_grad_norm_(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer([p for p in self.components.parameters() if p.requires_grad])
