@@ -43,7 +43,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             own = dataclasses.replace(config, timesteps={"name": "gamma"}, sampler="ddim")
             say("the paper's recipe, to compare with")
             beside = {"paper": _stage("tsopt", own, recipes, run_dir, "paper")}
-        made = _stage(name, config, recipes, run_dir, **({"beside": beside} if name == "evaluate" and beside else {}))
+        more: dict[str, Any] = {"beside": beside} if name == "evaluate" and beside else {}
+        made = _stage(name, config, recipes, run_dir, **more)
         if not is_main_process():
             return []  # this process was started by the fine-tuning for itself, and has nothing more to do
         recipes = made or recipes
