@@ -178,6 +178,7 @@ class ProfileConfig:
 class CompressConfig:
     stages: List[str] = field(default_factory=lambda: ["depth_search", "tsopt", "evaluate", "report"])
     fewer_levels: int = 1
+    paper: bool = True
 
 
 @dataclass
@@ -210,6 +211,7 @@ class ExportConfig:
     path: File = None
     host: bool = False
     fold: bool = False
+    precision: str = "float32"
     push_to: Name = None
 
 
@@ -287,6 +289,7 @@ CHOICES = {
     "data.search_split": ("auto", "train"),
     "tsopt.reference": ("self", "full"),
     "export.format": ("diffusers", "onnx"),
+    "export.precision": ("float32", "float16", "int8"),
     "finetune.timesteps": ("all", "inference"),
     "finetune.keep": ("auto", "last", "best"),
     "finetune.schedule": ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"),
@@ -312,7 +315,6 @@ STEPS = (
 )
 # Bounds that always hold, and what belongs to Lightning.
 _MAY_BE_INFINITE = ("depth_search.thresholds", "task.models", "trainer")
-DEFAULT_COMPARISON = "equal_cost"  # what `idc compare` runs where no compare= is given
 # Keys that change how fast a run is and not its result, so they are not part of its identity.
 NOT_IDENTITY = ("batch_size", "threads", "cache_gb")
 

@@ -128,8 +128,10 @@ def run(command: str, arguments: Sequence[str], flags: Sequence[str]) -> None:
     Raises:
         IdcError: the configuration does not compose, or jobs failed by a mistake of the user.
     """
-    if command == "compare" and not any(re.match(r"\+*compare=", argument) for argument in arguments):
-        arguments = [*arguments, f"compare={configuration.DEFAULT_COMPARISON}"]
+    own = command.replace("-", "_")
+    chosen = any(re.match(r"\+*command=", argument) for argument in arguments)  # by the process that started this one
+    if not chosen and (configuration.conf_dir() / "command" / f"{own}.yaml").is_file():
+        arguments = [*arguments, f"command={own}"]
     configuration.register()
     Plugins.instance().register(PackagedConfigs)
     failures: list[IdcError] = []

@@ -149,7 +149,8 @@ def plans(metrics: Sequence[Row]) -> list[Row]:
             values = {name: plain["metrics"][name]["value"] for name in names}
             verdict = plain["metrics"]["psnr"].get("compressed_minus_this", {}).get("verdict", "")
             which = "original" if plain["model"] == "original" else f"depth {depth}"
-            title = f"{which}, {plain['num_inference_steps']} uniform steps, {plain['sampler']}"
+            steps_of = "searched" if "timesteps" in plain else "uniform"
+            title = f"{which}, {plain['num_inference_steps']} {steps_of} steps, {plain['sampler']}"
             rows.append(row(title, share * plain["gmacs_ratio"], values, verdict))
     return rows
 

@@ -13,6 +13,7 @@ from ..core.plan import Plan
 from ..core.stats import bootstrap_interval
 from ..metrics._metric import ImageMetric, MetricValue
 from .bench import Bench
+from .costs import called_steps
 from .translate import uniform_plan
 
 Row = dict[str, Any]
@@ -80,8 +81,24 @@ def plain_systems(steps: int, gmacs: Row) -> list[Row]:
     ]
 
 
+def plan_row(name: str, other: Plan, plan: Plan) -> Row:
+    """An alternative that is another plan of the compressed model, without its metrics: as `plain_systems` has them,
+    with its `name` and its `timesteps`.
+    """
+    return {
+        "name": name,
+        "model": "compressed",
+        "sampler": other.sampler,
+        "num_inference_steps": len(other),
+        "timesteps": list(other.timesteps),
+        "gmacs_ratio": len(called_steps(other)) / len(called_steps(plan)),
+    }
+
+
 def system_of(row: Row, bench: Bench, pipeline: Any, plan: Plan) -> System:
     """How an alternative is run; pipeline and plan are the compressed model's."""
+    if "timesteps" in row:
+        return System(pipeline, Plan.over(row["timesteps"], sampler=row["sampler"], guidance=plan.guidance))
     which = bench.model.pipeline if row["model"] == "original" else pipeline
     process, steps = bench.model.process, int(row["num_inference_steps"])
     return System(which, uniform_plan(process, steps, sampler=row["sampler"], guidance=plan.guidance))
@@ -89,7 +106,8 @@ def system_of(row: Row, bench: Bench, pipeline: Any, plan: Plan) -> System:
 
 def words(row: Row) -> str:
     """An alternative's name."""
-    return f"{row['model']} model, {row['num_inference_steps']} uniform steps by {row['sampler']}"
+    kind = "searched" if "timesteps" in row else "uniform"
+    return f"{row['model']} model, {row['num_inference_steps']} {kind} steps by {row['sampler']}"
 
 
 def at_uniform_steps(plan: Plan, bench: Bench, num_inference_steps: int) -> Plan:

@@ -29,7 +29,7 @@ RESULTS = (
 RESULT_FOLDERS = {
     "evaluate": ("images", "depth_skipped"),
     "finetune": ("checkpoints", "previews", "logs"),
-    "compress": (*CHAIN, "evaluate", "profile", "report", "translate", "export", "study"),
+    "compress": (*CHAIN, "paper", "evaluate", "profile", "report", "translate", "export", "study"),
 }
 FROM_THE_FULL_MODEL = ("depth_search", "compress")
 

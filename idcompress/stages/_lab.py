@@ -29,7 +29,7 @@ from ..metrics._metric import MetricValue
 from ..runs import files, timing
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
-from ..types import Schedule, Series
+from ..types import Schedule, Series, Teacher
 from ._values import bench_for, check_process, configured_search, fit_settings
 
 Over = int | list[float] | Plan  # a number of uniform steps, timesteps, or all that is sampled
@@ -42,19 +42,32 @@ class Lab:
         num_evaluated: images of the results, of photographs that neither the recipe's stages nor this study's search
             have seen.
         num_searched: images of this study's searches; 0 where it searches nothing.
+        unfitted: why numbers of a sampler cannot be fitted here; empty where they are, on the search's images.
+
+    Attributes:
+        many: the sampler of many uniform steps, which need no numbers.
 
     Raises:
-        IdcError: no image is left, or data.split gives the search and the results the same photographs.
+        IdcError: no image is left, or data.split gives the search and the results the same photographs, or the
+            configured sampler wants numbers that cannot be fitted.
     """
 
     def __init__(
-        self, config: Config, recipe: Recipe, run_dir: RunDir, *, num_evaluated: int, num_searched: int = 0
+        self,
+        config: Config,
+        recipe: Recipe,
+        run_dir: RunDir,
+        *,
+        num_evaluated: int,
+        num_searched: int = 0,
+        unfitted: str = "",
     ) -> None:
         self.config, self.trace, self.benches = config, run_dir.trace(), dict[str, Bench]()
-        if wants_coefficients(config.sampler):
+        self.many = "ddim" if wants_coefficients(config.sampler) else config.sampler
+        if unfitted and self.many != config.sampler:
             raise IdcError(
-                f"study={config.study['name']} samples many lists, and sampler={config.sampler} wants numbers fitted "
-                "for each; use sampler=ddim here, and idc tsopt to fit"
+                f"study={config.study['name']} {unfitted}, so that there is nothing to fit the numbers of "
+                f"sampler={config.sampler} to; use sampler=ddim here"
             )
         self.lists = dict[str, Lists]()
         self.asked: list[dict[str, Any]] = []  # rows of the trace, in the order in which they were wanted
@@ -98,13 +111,14 @@ class Lab:
 
         Args:
             over: a number of uniform steps, or timesteps.
-            changes: configuration keys, as for `arm`.
+            changes: configuration keys, as for `arm`; where the sampler wants numbers, the default is DDIM.
 
         Raises:
             IdcError: the full model itself misses a threshold.
         """
         thresholds = parse_thresholds(self.config.depth_search.thresholds)
         names = list(dict.fromkeys(threshold.metric for threshold in thresholds))
+        changes = {"sampler": self.many, **changes}
         against = (self.full(**changes), over)
 
         def passes(depth: int) -> bool:
@@ -168,14 +182,31 @@ class Arm:
         timesteps = self.lab.benches["evaluate"].uniform(over) if isinstance(over, int) else over
         return Plan.over(timesteps, sampler=self.config.sampler, guidance=self.config.guidance())
 
+    def aim(self, over: Over) -> Plan:
+        """What others are compared with, and numbers are fitted to: a plan that needs none itself."""
+        plan = self.plan(over)
+        fits = plan.coefficients is None and wants_coefficients(plan.sampler)
+        return dataclasses.replace(plan, sampler=self.lab.many) if fits else plan
+
     def lists(self, against: "Target") -> Lists:
         """Plans over the search's images; a sampler's numbers are fitted to what the results are compared with."""
-        many, bench, kept = against[0].plan(against[1]), self.bench("search"), self.lab.lists
+        many, bench, kept = against[0].aim(against[1]), self.bench("search"), self.lab.lists
         key = files.digest([self.key, against[0].key, many.to_json()])
         if key not in kept:
-            run = cache(lambda: bench.reference_run(against[0].recipe, many, "reference"))
-            kept[key] = Lists(bench, self.pipeline, fit_settings(self.config), run)
+            kept[key] = Lists(bench, self.pipeline, fit_settings(self.config), cache(lambda: self._teacher(against)))
         return kept[key]
+
+    def _teacher(self, against: "Target") -> Teacher:
+        """The many-step run over the search's images; the trace keeps what it took when it was first made."""
+        many, bench, trace = against[0].aim(against[1]), self.bench("search"), self.lab.trace
+        key = _teacher_key(against, many)
+        with timing.record() as spent:
+            run = bench.reference_run(against[0].recipe, many, "reference")
+        if trace.find(**key) is None:
+            work = len(many) * len(bench.examples)
+            seconds = round(math.fsum(spent.values()), 3)
+            trace.append({**key, "step_images": work, "evaluation_seconds": seconds})
+        return run
 
     def ready(self, over: Over, against: "Target") -> Plan:
         """The plan as it is kept, with numbers fitted on the search's images where its sampler wants some."""
@@ -202,11 +233,19 @@ class Arm:
 
         Args:
             split: "search" or "evaluate".
-            over: a number of uniform steps, or timesteps.
+            over: a number of uniform steps, or timesteps. For results, numbers that the sampler wants are fitted to
+                what they are compared with.
             against: the arm, and its steps, whose results `references` metrics compare with.
             known: goes into the trace's row, like {"gamma": 0.8}.
+
+        Raises:
+            ValueError: numbers are wanted, and there is nothing to fit them to.
         """
         plan, known = self.plan(over), known or {}
+        if plan.coefficients is None and wants_coefficients(plan.sampler):
+            if against is None:
+                raise ValueError(f"{plan.sampler}: numbers are fitted to a result, and none is named here")
+            plan = self.ready(plan, against) if split == "evaluate" else plan
         timesteps = list(plan.timesteps)
         reference = None if against is None else {**against[0].key, "over": against[1]}
         key = {"split": split, **self.key, "timesteps": timesteps, "against": reference, "metrics": list(metrics)}
@@ -214,7 +253,7 @@ class Arm:
             key["coefficients"] = [list(row) for row in plan.coefficients]
         row = self.lab.trace.find(**key)
         if row is None:
-            references = None if against is None else against[0].results(split, against[1])
+            references = None if against is None else against[0].results(split, against[0].aim(against[1]))
             with timing.record() as spent:
                 images = self._images(split, plan, against)
                 found = self.bench(split).measure(metrics, images, references)
@@ -233,7 +272,7 @@ class Arm:
         fits = plan.coefficients is None and wants_coefficients(plan.sampler)
         if split != "search" or against is None:
             return self.results(split, plan)
-        if not fits and plan in (self.plan(len(plan)), against[0].plan(against[1])):
+        if not fits and plan in (self.plan(len(plan)), against[0].aim(against[1])):
             return self.results(split, plan)
         lists = self.lists(against)
         return lists.bench.images_by_plan(
@@ -249,16 +288,19 @@ class Arm:
                 raise IdcError(f"the search compares images by psnr, which has no value here: {found.note}")
             return math.inf if found.value is None else found.value
 
+        def teacher() -> Teacher:
+            run = self.lists(against).run()
+            self.lab.asked.append(self.lab.trace.find(**_teacher_key(against, against[0].aim(against[1]))) or {})
+            return run
+
         check_process(self.config, self.lab.model.process)
-        return configured_search(self.config)(
-            self.lab.model.process, num_inference_steps, score=score, teacher=self.lists(against).run
-        )
+        return configured_search(self.config)(self.lab.model.process, num_inference_steps, score=score, teacher=teacher)
 
     def compare_searched(self, num_inference_steps: int, against: "Target") -> "Found":
         """Search, then measure what was found and uniform steps on images that the search has not seen."""
         schedule = self.search(num_inference_steps, against)
         uniform, searched = (
-            self.measure("evaluate", self.ready(over, against), against=against)["psnr"]
+            self.measure("evaluate", over, against=against)["psnr"]
             for over in (num_inference_steps, schedule.timesteps)
         )
         columns = {
@@ -286,6 +328,11 @@ class Found(NamedTuple):
     uniform: MetricValue
     searched: MetricValue
     columns: dict[str, Any]
+
+
+def _teacher_key(against: Target, many: Plan) -> dict[str, Any]:
+    """How the trace names a many-step run over the search's images."""
+    return {"split": "search", **against[0].key, "timesteps": list(many.timesteps), "against": None, "teacher": True}
 
 
 def check_gamma(config: Config) -> None:

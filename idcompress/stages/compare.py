@@ -280,8 +280,9 @@ def _found(lab: Lab, method: Method, block: Block, target: Target) -> tuple[Plan
     asked = [row for row in {id(row): row for row in lab.asked[already:]}.values() if row["split"] == "search"]
     if not asked and plan.coefficients is None:
         return plan, arm, None
+    # The many-step run counts once, whether its states were wanted, its pictures or both.
     many, images = len(target[0].plan(target[1])), len(lab.benches["search"].examples)
-    sampled = sum(row["step_images"] for row in asked) + many * images
+    sampled = sum(row["step_images"] for row in asked if "teacher" not in row) + many * images
     sampled += len(plan) * images if plan.coefficients is not None else 0
     branches = num_branches(plan.guidance)
     seconds = math.fsum(row["evaluation_seconds"] for row in asked)

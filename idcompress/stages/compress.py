@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from .. import registry
+from ..bench.translate import wants_coefficients
 from ..config import Config
 from ..console import say
 from ..errors import IdcError
@@ -31,24 +33,57 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             raise IdcError(f"compress.stages: no stage is called {name!r}; there are: {', '.join(known)}")
     if "compare" in stages:
         registry.load("command", "compare").check(config)
+    config = _with_numbers(config, stages, recipes[0])
+    beside: dict[str, list[Recipe]] = {}
     for name in stages:
         if name == "finetune" and recipes[0].cut is None:
             say("== finetune: left out, because nothing is cut and there is nothing to recover")
             continue
-        stage_run = run_dir.child(name, files.digest([run_dir.info["digest"], name]))
-        if not stage_run.finished:
-            say(f"== {name.replace('_', '-')}")
-            stage = registry.load("command", name)
-            with timing.part(name), timing.record() as seconds:
-                made = stage.run(_stage_config(name, config, recipes[0]), recipes, stage_run)
-            if not is_main_process():
-                return []  # this process was started by the fine-tuning for itself, and has nothing more to do
-            if made:
-                save_recipes(made, stage_run)
-            timing.save(seconds, stage_run.path)
-            stage_run.finish()
-        recipes = [Recipe.load(path) for path in recipes_of(stage_run.path)] or recipes
+        if name == "tsopt" and "evaluate" in stages and _leaves_the_paper(config):
+            own = dataclasses.replace(config, timesteps={"name": "gamma"}, sampler="ddim")
+            say("the paper's recipe, to compare with")
+            beside = {"paper": _stage("tsopt", own, recipes, run_dir, "paper")}
+        more: dict[str, Any] = {"beside": beside} if name == "evaluate" and beside else {}
+        made = _stage(name, config, recipes, run_dir, **more)
+        if not is_main_process():
+            return []  # this process was started by the fine-tuning for itself, and has nothing more to do
+        recipes = made or recipes
     return recipes
+
+
+def _stage(
+    name: str, config: Config, recipes: list[Recipe], run_dir: RunDir, folder: str | None = None, **more: Any
+) -> list[Recipe]:
+    """Run a stage in a folder of its own, unless that was finished before; the recipes that it made."""
+    stage_run = run_dir.child(folder or name, files.digest([run_dir.info["digest"], folder or name]))
+    if not stage_run.finished:
+        say(f"== {name.replace('_', '-')}")
+        stage = registry.load("command", name)
+        with timing.part(folder or name), timing.record() as seconds:
+            made = stage.run(_stage_config(name, config, recipes[0]), recipes, stage_run, **more)
+        if not is_main_process():
+            return []
+        if made:
+            save_recipes(made, stage_run)
+        timing.save(seconds, stage_run.path)
+        stage_run.finish()
+    return [Recipe.load(path) for path in recipes_of(stage_run.path)]
+
+
+def _with_numbers(config: Config, stages: list[str], recipe: Recipe) -> Config:
+    """The configuration with a sampler that has its numbers: no stage fits any without a timestep search."""
+    fitted = recipe.plan is not None and recipe.plan.coefficients is not None
+    if "tsopt" in stages or fitted or not wants_coefficients(config.sampler):
+        return config
+    say(f"sampler=ddim: no stage here fits the numbers of sampler={config.sampler}; tsopt would")
+    return dataclasses.replace(config, sampler="ddim")
+
+
+def _leaves_the_paper(config: Config) -> bool:
+    """Whether the paper's own list would be another than the one that is searched, and can be compared with it."""
+    stochastic = registry.load("sampler", config.sampler).SAMPLER.STOCHASTIC
+    papers = config.timesteps["name"] == "gamma" and config.sampler == "ddim"
+    return config.compress.paper and config.evaluate.alternatives and not papers and not stochastic
 
 
 def _stage_config(name: str, config: Config, recipe: Recipe) -> Config:

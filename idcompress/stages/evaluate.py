@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 
 from ..bench.bench import Bench
-from ..bench.comparison import System, against, at_uniform_steps, paired, plain_systems, system_of, words
+from ..bench.comparison import (
+    System,
+    against,
+    at_uniform_steps,
+    paired,
+    plain_systems,
+    plan_row,
+    system_of,
+    words,
+)
 from ..bench.costs import called_steps, costs
 from ..bench.selection import choose_photographs
 from ..config import Config
@@ -37,10 +46,20 @@ Values = dict[str, dict[str, MetricValue]]  # system, metric
 Row = dict[str, Any]
 
 
-def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
+def run(
+    config: Config,
+    recipes: list[Recipe],
+    run_dir: RunDir,
+    *,
+    beside: Mapping[str, Sequence[Recipe]] | None = None,
+) -> list[Recipe]:
     """Evaluate every recipe on the same images.
 
     Writes metrics.json, per_image.csv and images/, for several recipes in a folder steps_N/ each. Makes no recipe.
+
+    Args:
+        beside: names of other recipes for the same model, as many steps each, whose plans are alternatives; their
+            searches have seen no other photographs.
     """
     recipes = [with_depth(recipe, config) for recipe in recipes]
     portions = Portions(config, recipes[0])
@@ -50,7 +69,13 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             continue  # a finished part of an interrupted run
         _warn_where_it_differs(config, recipe)
         with timing.record() as seconds:
-            result = _evaluate(config, portions, recipe, folder)
+            others = {
+                name: other.plan
+                for name, made in (beside or {}).items()
+                for other in made
+                if other.plan is not None and other.num_inference_steps == recipe.num_inference_steps
+            }
+            result = _evaluate(config, portions, recipe, folder, others)
         files.write_json(folder / "metrics.json", {**result, "timing": timing.summary(seconds)})
     return []
 
@@ -93,8 +118,12 @@ def _warn_where_it_differs(config: Config, recipe: Recipe) -> None:
         warn(f"num_inference_steps={config.num_inference_steps}, the recipe says {given}")
 
 
-def _evaluate(config: Config, portions: Portions, recipe: Recipe, folder: Path) -> Row:
-    """Measure one recipe and write its files but metrics.json, whose content is returned."""
+def _evaluate(config: Config, portions: Portions, recipe: Recipe, folder: Path, others: Mapping[str, Plan]) -> Row:
+    """Measure one recipe and write its files but metrics.json, whose content is returned.
+
+    Args:
+        others: plans of the same model to set beside its own, by name.
+    """
     # 1. what is run: the three systems, other samplers that the task reports, and what costs as much
     bench = portions.open(0)
     ready = {name: bench.metric(name) for name in bench.available(config.evaluate.metrics)}
@@ -107,6 +136,7 @@ def _evaluate(config: Config, portions: Portions, recipe: Recipe, folder: Path) 
     shown, plain = list(systems), list[Row]()
     if config.evaluate.alternatives and systems["compressed"] != systems["original"]:
         plain = plain_systems(len(called_steps(plan)), spent["gmacs"])
+        plain += [plan_row(name, other, plan) for name, other in others.items() if other != plan]
         systems |= {words(row): system_of(row, bench, pipeline, plan) for row in plain}
 
     # 2. their images, a portion at a time, measured and written
@@ -165,7 +195,7 @@ def _systems(config: Config, bench: Bench, pipeline: Any, plan: Plan, original: 
     }
     for sampler, ending in _endings(config, bench).items():
         if ending:
-            by = [dataclasses.replace(which, sampler=sampler) for which in (original, plan)]
+            by = [dataclasses.replace(which, sampler=sampler, coefficients=None) for which in (original, plan)]
             systems[f"original{ending}"] = System(full, by[0], reference=f"original{ending}")
             systems[f"compressed{ending}"] = System(pipeline, by[1], reference=f"original{ending}")
     return systems
@@ -308,7 +338,7 @@ def _print(
 
 def _alternative_line(row: Row, names: Sequence[str]) -> str:
     """One alternative, by the first metric that compares image by image."""
-    text = f"  plain: {words(row)}"
+    text = f"  {row.get('name', 'plain')}: {words(row)}"
     for name in names:
         difference = row["metrics"][name].get("compressed_minus_this")
         if difference:

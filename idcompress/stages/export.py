@@ -132,10 +132,15 @@ def check_format(config: Config) -> None:
     if config.export.format == "onnx":
         if config.dtype not in ("auto", "float32"):
             raise IdcError(
-                f"export.format=onnx writes float32, got dtype={config.dtype}; leave dtype at auto, and let the "
-                "runtime or its tools convert"
+                f"export.format=onnx is traced in float32, got dtype={config.dtype}; leave dtype at auto, and give "
+                "export.precision=float16 or int8"
             )
         check_packages()
+    elif config.export.precision != "float32":
+        raise IdcError(
+            f"export.precision={config.export.precision} is for export.format=onnx; a pipeline folder takes "
+            "dtype=float16"
+        )
     elif config.export.fold:
         raise IdcError(
             "export.fold: no stock class has a configuration for folded weights; use export.format=onnx, or "
@@ -186,7 +191,11 @@ def write_onnx(config: Config, recipe: Recipe, task: Task, plan: Plan, cut: Any,
     followed = dataclasses.replace(plan, sampler="ddim", coefficients=None)
     exported = own_pipeline(cut, None if recipe.free_steps else followed)
     graphs, timesteps = task.graphs(exported), [int(timestep) for timestep in plan.timesteps]
-    errors, saved = export_onnx(exported, graphs, folder, timesteps, fold=config.export.fold)
+    precision = config.export.precision
+    inside = {g.name: "float16" for g in graphs} if precision != "float32" else {}
+    if precision == "int8":
+        inside |= {g.name: "int8" for g in graphs if g.name in task.networks_of_a_step}
+    errors, saved, sizes = export_onnx(exported, graphs, folder, timesteps, fold=config.export.fold, precisions=inside)
     process = process_of(cut.scheduler)
     example = numpy_code(
         task.numpy_example,
@@ -201,13 +210,29 @@ def write_onnx(config: Config, recipe: Recipe, task: Task, plan: Plan, cut: Any,
     )
     return Written(
         exported,
-        row={"format": "onnx", "errors": errors, "folded": saved},
-        card={"library": "onnxruntime", "example": example, "errors": errors, "folded": saved},
+        row={"format": "onnx", "errors": errors, "folded": saved, **({"precision": inside} if inside else {})},
+        card={
+            "library": "onnxruntime",
+            "example": example,
+            "errors": errors,
+            "folded": saved,
+            **({"dtype": precision} if inside else {}),
+        },
         lines=[
             *(f"folded: {what}, {parameters:,} parameters less" for what, parameters in saved.items()),
-            *(f"{name}.onnx: at most {error:.1e} of the largest value from torch" for name, error in errors.items()),
+            *(
+                f"{name}.onnx: {_size_words(sizes[name], inside.get(name))}, at most {error:.1e} of the largest value "
+                "from torch"
+                for name, error in errors.items()
+            ),
         ],
     )
+
+
+def _size_words(size: tuple[int, int], precision: str | None) -> str:
+    """A graph's bytes, and what they are of float32's."""
+    before, after = size
+    return f"{after / 1e6:.2f} MB" + (f" in {precision}, {after / before:.1%} of float32's" if precision else "")
 
 
 def new_folder(path: str | None) -> Path:

@@ -28,7 +28,8 @@ def run(
     """Draw one metric over the other, a point per scale, for the original, the cut and the compressed model.
 
     The compressed model is the recipe's; what a recipe lacks, depth or timesteps, is searched once at the configured
-    guidance. Beside it stands the original at as many uniform steps as its multiply-accumulates pay for.
+    guidance; numbers that its sampler wants are fitted at every scale. Beside it stands the original at as many uniform
+    steps as its multiply-accumulates pay for.
 
     Raises:
         IdcError: the task has no image guidance, there are not two metrics, or one has nothing to compare with.
@@ -49,8 +50,8 @@ def run(
     compressed = f"compressed: depth {depth}, {len(timesteps)} steps"
     systems: dict[str, tuple[int, str, Over]] = {
         compressed: (depth, config.sampler, timesteps),
-        f"depth {depth}, {reference_steps} uniform steps": (depth, config.sampler, reference_steps),
-        f"original, {reference_steps} uniform steps": (lab.model.full_depth, config.sampler, reference_steps),
+        f"depth {depth}, {reference_steps} uniform steps": (depth, lab.many, reference_steps),
+        f"original, {reference_steps} uniform steps": (lab.model.full_depth, lab.many, reference_steps),
         f"original, {affordable} by ddim": (lab.model.full_depth, "ddim", affordable),
         f"original, {affordable} by dpm_solver": (lab.model.full_depth, "dpm_solver", affordable),
     }
@@ -58,9 +59,11 @@ def run(
     # 2. every system at every scale
     rows: list[dict[str, Any]] = []
     for scale in scales:
+        target = (lab.full(sampler=lab.many, image_guidance_scale=scale), reference_steps)
+        arms = {s: lab.arm(at, sampler=by, image_guidance_scale=scale) for s, (at, by, _) in systems.items()}
         values = {
-            system: lab.arm(at, sampler=sampler, image_guidance_scale=scale).measure("evaluate", over, metrics)
-            for system, (at, sampler, over) in systems.items()
+            system: arm.measure("evaluate", arm.ready(systems[system][2], target), metrics)
+            for system, arm in arms.items()
         }
         for system, found in values.items():
             row = {"image guidance": scale, "system": system}

@@ -31,7 +31,9 @@ def run(
     Raises:
         IdcError: no instruction is known to be easy or hard.
     """
-    lab = Lab(config, recipe, run_dir, num_evaluated=num_evaluated)
+    lab = Lab(
+        config, recipe, run_dir, num_evaluated=num_evaluated, unfitted="samples as many steps as its reference has"
+    )
     examples = lab.benches["evaluate"].examples
     groups = {kind: [e.index for e in examples if kind in e.tags] for kind in SUCCESS}
     if not all(groups.values()):

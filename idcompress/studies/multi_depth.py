@@ -50,7 +50,14 @@ def run(
     """
     if len(metrics) != len(quality_slack):
         raise IdcError(f"study.quality_slack must hold one bound for each of study.metrics, got {quality_slack}")
-    lab = Lab(config, recipe, run_dir, num_searched=num_searched, num_evaluated=num_evaluated)
+    lab = Lab(
+        config,
+        recipe,
+        run_dir,
+        num_searched=num_searched,
+        num_evaluated=num_evaluated,
+        unfitted="samples plans of several depths by DDIM",
+    )
     wrong = [depth for depth in depths if not 1 <= depth <= lab.model.full_depth]
     if wrong:
         raise IdcError(f"study.depths must be between 1 and {lab.model.full_depth} for this model, got {wrong[0]}")

@@ -20,7 +20,14 @@ def run(
     reference_steps: int = 50,
 ) -> Study:
     """Search gamma for both samplers; both are deterministic and follow one curve, so one reference serves them."""
-    lab = Lab(config, recipe, run_dir, num_searched=num_searched, num_evaluated=num_evaluated)
+    lab = Lab(
+        config,
+        recipe,
+        run_dir,
+        num_searched=num_searched,
+        num_evaluated=num_evaluated,
+        unfitted="compares DDIM with DPM-Solver++ 2M",
+    )
     arms = {sampler: lab.arm(sampler=sampler) for sampler in ("ddim", "dpm_solver")}
     against = (arms["ddim"], reference_steps)
     rows = []

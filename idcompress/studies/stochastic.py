@@ -30,7 +30,14 @@ def run(
     Raises:
         IdcError: all of them compare with the full model's result.
     """
-    lab = Lab(config, recipe, run_dir, num_searched=num_searched, num_evaluated=num_evaluated)
+    lab = Lab(
+        config,
+        recipe,
+        run_dir,
+        num_searched=num_searched,
+        num_evaluated=num_evaluated,
+        unfitted="compares DDIM with ancestral sampling",
+    )
     bench = lab.benches["evaluate"]
     metrics = [
         name for name in bench.available(config.evaluate.metrics or []) if "references" not in bench.metric(name).needs

@@ -27,6 +27,7 @@ def decisions(path: Path) -> dict:
 @pytest.mark.parametrize("task", ["ip2p", "controlnet"])
 def test_stages_one_by_one_equal_compress(idc, random_model, task):
     common = (SMOKE, f"task={task}", f"model.path={random_model(task)}", "tsopt.num_inference_steps=[3,2]")
+    common += ("timesteps=gamma", "sampler=ddim")
     for command in ("depth-search", "finetune", "tsopt", "evaluate", "report"):
         result = idc(command, *common)
         assert result.code == 0, result.err
@@ -45,7 +46,7 @@ def test_stages_one_by_one_equal_compress(idc, random_model, task):
 
 
 def test_what_an_evaluation_leaves(idc, random_model):
-    common = (SMOKE, f"model.path={random_model('ip2p')}")
+    common = (SMOKE, f"model.path={random_model('ip2p')}", "timesteps.budget=4")
     assert idc("compress", *common).code == 0
     folder = only("outputs/ip2p/*/compress/*/evaluate")
     metrics = json.loads((folder / "metrics.json").read_text())

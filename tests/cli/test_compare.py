@@ -61,6 +61,21 @@ def test_rows_have_quality_cost_and_the_work_of_their_search(compared):
     assert len(list((folder / "images" / "reference").glob("*.png"))) == 1
 
 
+def test_a_list_from_the_many_step_run_alone_has_the_work_of_that_run(idc, common):
+    """Also where another row, or an interrupted run, has made it before."""
+    few = [word for word in common if not word.startswith("compare.num_inference_steps")]
+    few += ["compare.num_inference_steps=2", "compare.rows.gamma=null", "compare.rows.fitted=null"]
+    rows = "{{timesteps: {{name: gits, discounts: [{}]}}}}"
+    result = idc("compare", *few, *(f"+compare.rows.g{i}={rows.format(d)}" for i, d in enumerate((1.1, 1.2))))
+    assert result.code == 0, result.err
+    (written,) = Path("outputs").rglob("compare.json")
+    uniform, first, again = (row["search"] for row in json.loads(written.read_text())["rows"])
+    assert uniform is None
+    assert first["step_images"] == again["step_images"] == 4 * 2  # steps of the reference, images
+    assert first["network_calls"] == again["network_calls"] == 2 * 4 * 2  # without image guidance
+    assert first["seconds"] > 0 and again["seconds"] > 0
+
+
 def test_the_table_is_csv_too(compared):
     _, value, folder = compared
     with (folder / "compare.csv").open(newline="") as file:

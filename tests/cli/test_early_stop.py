@@ -7,7 +7,7 @@ import pytest
 
 KEYS = ("task=ip2p", "num_inference_steps=3", "depth_search.num_samples=8", "depth_search.min_depth=11")
 KEYS += ("depth_search.thresholds=[{metric: psnr, bound: 20}]", "tsopt.num_inference_steps=2", "tsopt.num_samples=8")
-KEYS += ("tsopt.reference_steps=3", "compress.stages=[depth_search,tsopt]")
+KEYS += ("tsopt.reference_steps=3", "compress.stages=[depth_search,tsopt]", "timesteps=gamma", "sampler=ddim")
 
 
 def rows(file):

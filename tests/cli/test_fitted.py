@@ -152,7 +152,47 @@ def test_compress_fits_what_it_cut(idc, random_model):
     assert recipe.depth == 9 and recipe.plan.coefficients is not None
 
 
-def test_a_study_says_before_anything_runs_that_it_fits_nothing(idc):
-    result = idc("study", "study=step_counts", "sampler=fitted", "model.path=nowhere", "recipe=none")
+def test_compress_takes_the_best_list_and_sampler_and_shows_what_the_papers_recipe_gives(idc, random_model):
+    words = (f"model.path={random_model('ip2p')}", "depth=9", "timesteps.budget=4", *SCALES["ip2p"], "threads=1")
+    words += ("compress.stages=[depth_search,tsopt,evaluate,report]", *SMALL, *EVALUATED, "evaluate.num_samples=2")
+    result = idc("compress", *words, "hydra.run.dir=run")
+    assert result.code == 0, result.err
+    recipe, papers = Recipe.load("run"), Recipe.load("run/paper")
+    assert (recipe.sampler, recipe.provenance[-1]["strategy"]) == ("fitted", "pattern")
+    assert (papers.sampler, papers.provenance[-1]["strategy"]) == ("ddim", "gamma")
+    assert recipe.cut == papers.cut and recipe.parent == papers.parent
+    *_, row = json.loads(Path("run/evaluate/metrics.json").read_text())["alternatives"]
+    assert (row["name"], row["sampler"], row["timesteps"]) == ("paper", "ddim", list(papers.timesteps))
+    # what the recipe itself is evaluated to
+    own = idc("evaluate", "recipe=run/paper", words[0], *EVALUATED, "evaluate.num_samples=2", "hydra.run.dir=own")
+    assert own.code == 0, own.err
+    psnr = json.loads(Path("own/metrics.json").read_text())["metrics"]["psnr"]["compressed"]
+    assert row["metrics"]["psnr"]["value"] == pytest.approx(psnr, abs=1e-6)
+    assert "  paper: compressed model, 3 searched steps by ddim: psnr" in result.out
+    assert "The paper's own recipe (a searched gamma and DDIM, experiment=paper) at 3 steps" in (
+        Path("run/report/report.md").read_text()
+    )
+
+
+def test_the_papers_experiment_is_the_papers_own(idc, random_model):
+    words = (f"model.path={random_model('ip2p')}", "depth=9", *SCALES["ip2p"], "threads=1", *SMALL, *EVALUATED)
+    result = idc("compress", "experiment=paper", *words, "compress.stages=[tsopt,evaluate]", "hydra.run.dir=run")
+    assert result.code == 0, result.err
+    recipe = Recipe.load("run")
+    assert (recipe.sampler, recipe.provenance[-1]["strategy"]) == ("ddim", "gamma")
+    assert not Path("run/paper").exists()
+
+
+def test_compress_without_a_timestep_search_samples_by_ddim(idc, random_model):
+    words = (f"model.path={random_model('ip2p')}", *SCALES["ip2p"], *EVALUATED, "compress.stages=[evaluate]")
+    result = idc("compress", *words, "hydra.run.dir=run")
+    assert result.code == 0, result.err
+    assert "sampler=ddim: no stage here fits the numbers of sampler=fitted; tsopt would" in result.out
+    assert json.loads(Path("run/evaluate/metrics.json").read_text())["sampler"] == "ddim"
+
+
+@pytest.mark.parametrize("study", ["instructions", "multi_depth", "solver", "stochastic"])
+def test_a_study_says_before_anything_runs_that_it_fits_nothing(idc, study):
+    result = idc("study", f"study={study}", "sampler=fitted", "model.path=nowhere", "recipe=none")
     assert result.code == 2
-    assert "study=step_counts samples many lists, and sampler=fitted wants numbers fitted for each" in result.err
+    assert result.err.startswith(f"idc: error: study={study} ") and "sampler=fitted to; use sampler=ddim" in result.err

@@ -66,9 +66,9 @@ def test_finished_stages_are_kept(idc, random_model, command, monkeypatch):
     """An interruption after the depth search: the next run of the same command starts at the timestep search."""
     from idcompress.stages import evaluate
 
-    common = (command, "experiment=smoke", f"model.path={random_model('ip2p')}")
+    common = (command, "experiment=smoke", f"model.path={random_model('ip2p')}", "timesteps.budget=4")
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(evaluate, "run", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
         result = idc(*common)
         assert result.code == 130
         assert "continues" in result.err

@@ -31,13 +31,14 @@ def recipe_for(task, model, depth, timesteps=TIMESTEPS, sampler="ddim", **change
     return Recipe(task, source, cut, plan=plan, free_steps=timesteps is None, **changes)
 
 
-def export_to(folder, recipe, **settings):
+def export_to(folder, recipe, sampler="ddim", **settings):
     """The stage itself, without the command line."""
     config = Config(
         task=TaskConfig(recipe.task, 1, {}),
         model=ModelConfig("tiny", path=recipe.model["path"]),
         prune={"name": "depth_skip"},
         timesteps={"name": "uniform"},
+        sampler=sampler,
         export=ExportConfig(path=str(folder), **settings),
     )
     assert export.run(config, [recipe], RunDir(folder.parent, False, {"digest": "of the run"})) == []

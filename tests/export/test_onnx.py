@@ -94,6 +94,52 @@ def test_the_card_makes_the_picture(task, random_model, tmp_path, said, monkeypa
         load_pipeline(folder)
 
 
+ROWS = ((0.01, -0.02), (0.02, -0.03, 0.01), (), (0.03, 0.0, -0.02))
+
+
+@pytest.mark.parametrize("task", ["ip2p"])
+def test_fitted_steps_sample_alike_in_numpy(task, random_model, tmp_path, said, monkeypatch):
+    """Folded: the card's sampler gives the pixels of torch's, and other pixels than DDIM."""
+    recipe = recipe_for(task, random_model(task), 4)
+    made = {}
+    for rows in (None, ROWS):
+        plan = dataclasses.replace(recipe.plan, sampler="fitted" if rows else "ddim", coefficients=rows)
+        fitted = dataclasses.replace(recipe, plan=plan)
+        with monkeypatch.context() as patch:
+            patch.setattr(Recipe, "check_fit", lambda *_: None)  # the numbers are ours
+            folder = export_to(
+                tmp_path / f"graphs_{bool(rows)}", fitted, sampler=plan.sampler, format="onnx", fold=True
+            )
+            picture = noise(16 if task == "stablesr" else 32)
+            picture.save(folder / "input.png")
+            made[rows] = run_card(folder, patch)["pixels"]
+            assert np.abs(made[rows] - in_process(fitted, picture, patch)).max() <= 1e-4
+    assert np.abs(made[None] - made[ROWS]).max() > 1e-3
+
+
+@pytest.mark.parametrize(("precision", "difference"), [("float16", 0.01), ("int8", 0.2)])
+def test_smaller_numbers_make_smaller_graphs_of_nearly_the_same_picture(
+    precision, difference, random_model, tmp_path, said, monkeypatch
+):
+    recipe = recipe_for("controlnet", random_model("controlnet"), 4)
+    folder = export_to(tmp_path / "graphs", recipe, format="onnx", precision=precision)
+    picture = noise(32)
+    picture.save(folder / "input.png")
+    made = run_card(folder, monkeypatch)["pixels"]
+    error = np.abs(made - in_process(recipe, picture, monkeypatch)).max()
+    assert 1e-6 < error < difference
+    row = Recipe.load(folder).provenance[-1]
+    assert set(row["precision"]) == GRAPHS["controlnet"]
+    eight = {"unet", "controlnet"} if precision == "int8" else set()
+    assert {name for name, inside in row["precision"].items() if inside == "int8"} == eight
+    for name in GRAPHS["controlnet"]:
+        (line,) = [line for line in said if line.startswith(f"{name}.onnx: ")]
+        size = sum((folder / f"{name}{end}").stat().st_size for end in (".onnx", ".onnx.data"))
+        assert f"{size / 1e6:.2f} MB in {row['precision'][name]}, " in line
+        assert {path.name for path in folder.glob(f"{name}*")} == {f"{name}.onnx", f"{name}.onnx.data"}
+    assert f"| weights | {precision} |" in (folder / "README.md").read_text()
+
+
 def test_a_stock_folder_as_graphs(random_model, tmp_path, said, monkeypatch):
     """Its control branch has whole levels and a middle block: the graphs pass on what the U-Net reads.
 
@@ -124,7 +170,7 @@ def test_every_depth(task, fold, random_model, tmp_path):
         folder.mkdir()
         found = registry.load("task", task).Task().graphs(pipeline)
         odd = onnx.example_values(pipeline, found, 1, 9, 15, 640)
-        errors, saved = onnx.export_onnx(pipeline, found, folder, [640, 3], fold=fold)
+        errors, saved, _ = onnx.export_onnx(pipeline, found, folder, [640, 3], fold=fold)
         assert max(errors.values()) <= 1e-5, depth
         assert ("zeros at the cut" in saved) == fold
         unet = next(graph for graph in found if graph.name == "unet")
@@ -140,7 +186,7 @@ def test_a_recipe_without_timesteps_takes_uniform_ones(random_model, tmp_path, s
 
 
 def test_a_graph_that_differs_is_no_export(random_model, tmp_path, said, monkeypatch):
-    monkeypatch.setattr(onnx, "TOLERANCE", 0.0)
+    monkeypatch.setitem(onnx.TOLERANCE, "float32", 0.0)
     with pytest.raises(IdcError, match=r"text_encoder\.onnx is off by .* of the largest value"):
         export_to(tmp_path / "graphs", recipe_for("ip2p", random_model("ip2p"), 1), format="onnx")
     assert not list(tmp_path.glob("graphs*"))
@@ -150,7 +196,8 @@ def test_mistakes(idc, random_model, monkeypatch):
     common = (f"model.path={random_model('ip2p')}", "export.path=out")
     assert "export.fold: no stock class" in idc("export", *common, "export.fold=true").err
     half = idc("export", *common, "export.format=onnx", "dtype=float16").err
-    assert "export.format=onnx writes float32, got dtype=float16" in half
+    assert "export.format=onnx is traced in float32, got dtype=float16" in half
+    assert "export.precision=int8 is for export.format=onnx" in idc("export", *common, "export.precision=int8").err
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     missing = idc("export", *common, "export.format=onnx").err
     assert "export.format=onnx needs the package onnxruntime: pip install 'idcompress[onnx]'" in missing

@@ -23,6 +23,7 @@ def embedded(task: str) -> None:
 def test_golden_traces(idc, task, request):
     embedded(task)
     keys = (f"task={task}", *KEYS, "tsopt.num_inference_steps=4", "compress.stages=[depth_search,tsopt]")
+    keys += ("timesteps=gamma", "sampler=ddim")
     result = idc("compress", *keys)
     assert result.code == 0, result.err
     run = next(Path("outputs").glob("*/tiny/compress/*"))

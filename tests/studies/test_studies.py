@@ -16,6 +16,7 @@ SMALL = {
     "guidance": ["study.num_searched=1", "study.scales=[1.0,1.5]", "study.num_inference_steps=[2]", *SEARCH],
     "depth_skip": ["study.num_inference_steps=[2]", "depth=9", "study.num_searched=1", *SEARCH],
     "order": ["study.num_inference_steps=[2]", "depth_search.min_depth=12", "study.num_searched=1", *SEARCH],
+    "step_counts": ["study.num_inference_steps=[2]", "study.num_searched=1", *SEARCH],
     "solver": ["study.num_inference_steps=[3]", *SEARCH],
     "stochastic": [
         "study.num_inference_steps=[2]",
@@ -68,6 +69,16 @@ def check_what_it_left(name: str, result, folder: Path) -> dict:
     plans = [json.dumps([row[part] for part in PLAN_PARTS]) for row in trace(folder)]
     assert len(plans) == len(set(plans)) > 0
     return found
+
+
+@pytest.mark.parametrize("name", ["depth_skip", "guidance", "order", "step_counts"])
+def test_a_study_fits_what_its_sampler_wants(study, name):
+    """Every result of a list by the fitted sampler has numbers, and they make a difference."""
+    found = check_what_it_left(name, *study(name, "sampler=fitted"))
+    (folder,) = Path().glob("outputs/*/*/study/*")
+    results = [row for row in trace(folder) if row["sampler"] == "fitted" and row["split"] == "evaluate"]
+    assert results and all(len(row["coefficients"]) == len(row["timesteps"]) for row in results)
+    assert found["rows"]
 
 
 @pytest.mark.parametrize("name", sorted({*SMALL} - {"solver"}))
