@@ -9,16 +9,19 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from ..adapters.deep_features import call_unet
 from ..adapters.graphs import Graph, numbered
 from ..adapters.pipeline import draw_latents, working_size
 from ..console import say
 from ..core.ddim import PathNoise, without_cache
 from ..core.plan import Plan
 from ..core.random import image_generator
+from ..core.reuse import Parts
 from ..core.sample import Denoise
 from ..errors import IdcError
 from ..images.degrade import degrade
 from ..models.stablesr import graphs
+from ..models.stablesr.tiling import blend_tiles
 from ..types import Example
 from . import _task
 
@@ -113,6 +116,47 @@ decoded = (decoded - ours) / spread * std + mean  # the input's colours""",
         """One network call per step: the published model samples without guidance."""
         _refuse_guidance(guidance)
         return without_cache(pipeline.denoiser(conditioning["image_latents"], conditioning["text"], **_tiles(pipeline)))
+
+    def parts(self, pipeline: Any, conditioning: _task.Conditioning, guidance: Mapping[str, float]) -> Parts:
+        """The structure encoder beside the U-Net; tiles of a larger canvas lie side by side in the batch."""
+        _refuse_guidance(guidance)
+        unet, prompts, latents = pipeline.unet, conditioning["text"], conditioning["image_latents"].to(pipeline.unet.dtype)
+        tiles = _tiles(pipeline)
+
+        def side(sample: Tensor, timestep: Tensor, passes: int) -> list[Any]:
+            features: list[Any] = []
+
+            def tile(rows: slice, columns: slice) -> Tensor:
+                features.append(pipeline.structure_encoder(latents[..., rows, columns], timestep))
+                return sample[..., rows, columns]
+
+            blend_tiles(tile, *sample.shape[-2:], **tiles)
+            return features
+
+        def outputs(
+            sample: Tensor, timestep: Tensor, passes: int, side: Any, deep: Tensor | None
+        ) -> tuple[tuple[Tensor, ...], Mapping[int, Tensor]]:
+            deep_of = iter([None] * len(side) if deep is None else deep.chunk(len(side)))
+            features, states = iter(side), dict[int, list[Tensor]]()
+
+            def tile(rows: slice, columns: slice) -> Tensor:
+                output, hidden = call_unet(
+                    unet,
+                    sample[..., rows, columns].to(unet.dtype),
+                    timestep,
+                    prompts,
+                    structure_features=next(features),
+                    deep_features=next(deep_of),
+                    return_dict=False,
+                )
+                for depth, state in hidden.items():
+                    states.setdefault(depth, []).append(state)
+                return output[0].float()
+
+            output = blend_tiles(tile, *sample.shape[-2:], **tiles)
+            return (output,), {depth: torch.cat(parts) for depth, parts in states.items()}
+
+        return Parts(1, outputs, lambda outputs: outputs[0], side)
 
     def encode_training(
         self, pipeline: Any, examples: Sequence[Example], generators: list[torch.Generator], dropout: float
