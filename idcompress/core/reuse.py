@@ -73,9 +73,7 @@ def computed_step(step: Step, known: Known, networks: Networks, fill: Fill) -> t
         (*[depth] * passes, *sides[passes:]) if refresh else sides,
         known.difference or whole,
     )
-    really = Step(
-        step.timestep, None if depth == networks.depth else depth, "all" if whole else step.passes, refresh
-    )
+    really = Step(step.timestep, None if depth == networks.depth else depth, "all" if whole else step.passes, refresh)
     return really, after
 
 
@@ -126,7 +124,7 @@ def reusing(parts_at: Callable[[int | None], Parts], networks: Networks, fill: F
         deep = None
         if really.depth is not None and fill != "zero":
             states = [cache.hidden[number, really.depth] for number in range(passes)]
-            deep = torch.cat([_at(step.timestep, found) for found in states])
+            deep = torch.cat([stand_in(step.timestep, found) for found in states])
         outputs, found = parts.outputs(sample, timestep, passes, side, deep)
 
         hidden = dict(cache.hidden)
@@ -162,7 +160,7 @@ def leaves_out(plan: Plan) -> bool:
     return shallow or any(step.passes != "all" or not step.refresh for step in plan.steps)
 
 
-def _at(timestep: float | int, states: tuple[tuple[float | int, Tensor], ...]) -> Tensor:
+def stand_in(timestep: float | int, states: tuple[tuple[float | int, Tensor], ...]) -> Tensor:
     """The last state, or where two of them lead on a straight line over the timestep."""
     (last_timestep, last), (first_timestep, first) = states[-1], states[0]
     if first_timestep == last_timestep:

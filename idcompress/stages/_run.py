@@ -212,7 +212,11 @@ def save_recipes(recipes: list[Recipe], run_dir: RunDir) -> None:
     if len(recipes) == 1:
         recipes[0].save(run_dir / "recipe.json")
         return
-    names = [f"steps_{recipe.num_inference_steps}" for recipe in recipes]
+    counts = [recipe.num_inference_steps for recipe in recipes]
+    names = [
+        f"steps_{count}" + (f"_{1 + counts[:place].count(count)}" if count in counts[:place] else "")
+        for place, count in enumerate(counts)
+    ]
     for name, recipe in zip(names, recipes, strict=True):
         recipe.save(run_dir.path / name / "recipe.json")
     run_dir.info["recipes"] = names

@@ -128,7 +128,10 @@ def test_a_repeated_timestep_holds_what_the_whole_model_says(bench_of, task):
         again, after = arguments["denoise"](arguments["start"], Step(500, 5, refresh=False), cache)
     assert torch.equal(output, again)
     assert cache is not after
-    assert cache.known.depths == (13,) * networks_of(bench.task, bench.model.pipeline, Plan.over([1], guidance=guidance)).passes
+    assert (
+        cache.known.depths
+        == (13,) * networks_of(bench.task, bench.model.pipeline, Plan.over([1], guidance=guidance)).passes
+    )
 
 
 def test_linear_goes_on_as_the_last_two_states_did(bench_of):
@@ -187,9 +190,7 @@ def test_threads_do_not_mix(bench_of):
     bench, plan = bench_of("ip2p"), plan_of("ip2p", (None, 5, 3, 5), "linear")
     alone = [latents(bench, plan, (position,)) for position in (0, 1)]
     found = {}
-    threads = [
-        threading.Thread(target=lambda p=p: found.update({p: latents(bench, plan, (p,))})) for p in (0, 1)
-    ]
+    threads = [threading.Thread(target=lambda p=p: found.update({p: latents(bench, plan, (p,))})) for p in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
