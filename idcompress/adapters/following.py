@@ -30,8 +30,8 @@ def following(pipeline: Any, plan: Plan, at_depth: Callable[[int], Any]) -> Any:
     """
     if any(step.passes != "all" for step in plan.steps):
         raise IdcError(
-            "a stock pipeline computes all guidance passes of a step, and this recipe's plan leaves some out; sample it "
-            "by idc translate and the other commands"
+            "a stock pipeline computes all guidance passes of a step, and this recipe's plan leaves some out; sample "
+            "it by idc translate and the other commands"
         )
     side = next((name for name in SIDES if getattr(pipeline, name, None) is not None), None)
     really = computed(plan, Networks(depth_of(pipeline.unet), num_branches(plan.guidance), side is not None))
@@ -70,7 +70,7 @@ class _Following:
 
 
 class _Run:
-    """One call of a pipeline. The networks' calls of a step, one for each tile, come in the same order at every step."""
+    """One call of a pipeline. The networks' calls of a step, one for each tile, have the same order at every step."""
 
     def __init__(self, plan: Plan, unets: dict[int | None, Any], sides: dict[int | None, Any]) -> None:
         self.plan, self.unets, self.sides = plan, unets, sides

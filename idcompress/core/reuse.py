@@ -97,7 +97,7 @@ class Cache:
         sides: by pass.
     """
 
-    known: Known = Known()
+    known: Known = field(default_factory=Known)
     hidden: Mapping[tuple[int, int], tuple[tuple[float | int, Tensor], ...]] = field(default_factory=dict)
     difference: Tensor | None = None
     sides: Mapping[int, Any] = field(default_factory=dict)

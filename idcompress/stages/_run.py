@@ -64,6 +64,9 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
     registry.check("sampler", config.sampler, "sampler")
     registry.check("data", config.data.name, "data")
     registry.check("metric", config.tsopt.metric, "tsopt.metric")
+    registry.check("metric", config.plan.metric, "plan.metric")
+    for sampler in config.plan.samplers:
+        registry.check("sampler", sampler, "plan.samplers")
     for metric in config.evaluate.metrics:
         registry.check("metric", metric.removesuffix("?"), "evaluate.metrics")
     set_threads(config.threads)

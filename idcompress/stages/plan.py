@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from ..adapters.unet import depth as depth_of
@@ -124,8 +125,13 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
 
 def _best_of(peer: dict[str, Any], budget: Budget, scores: Scores) -> Plan | None:
     """The best plan of a restriction; None where it has none that fits."""
-    changes = {name: tuple(value) for name, value in peer.items() if name in ("patterns", "samplers", "fills")}
-    menu = dataclasses.replace(budget.menu, moves=tuple(peer["menu"]), **changes)
+    menu = dataclasses.replace(
+        budget.menu,
+        moves=tuple(peer["menu"]),
+        patterns=tuple(peer["patterns"]),
+        samplers=tuple(peer["samplers"]),
+        fills=tuple(peer["fills"]),
+    )
     lists = tuple(peer.get("lists", budget.lists))
     try:
         return dataclasses.replace(budget, menu=menu, lists=lists).best(scores)[0]
@@ -186,4 +192,4 @@ def _parted(photos: PhotographSet, numbers: Sequence[int]) -> list[PhotographSet
     third = count // 3
     fitted, validated = min(third, numbers[0]), min(third, numbers[2])
     bounds = (0, fitted, count - validated, count)
-    return [Subset(photos, range(first, last)) for first, last in zip(bounds, bounds[1:], strict=False)]
+    return [Subset(photos, range(first, last)) for first, last in pairwise(bounds)]

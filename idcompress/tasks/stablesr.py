@@ -253,14 +253,15 @@ decoded = (decoded - ours) / spread * std + mean  # the input's colours""",
             if max(canvas) > _PATCH_PX:
                 raise IdcError(
                     f"{photo.path.name} would be worked on at {canvas[1]:,} x {canvas[0]:,} px, in patches, and this "
-                    f"recipe's plan, whose steps differ in what they compute, at no more than {_PATCH_PX} px; crop it, or "
-                    "take another recipe"
+                    f"recipe's plan, whose steps differ in what they compute, at no more than {_PATCH_PX} px; crop it "
+                    "or take another recipe"
                 )
             _, working, _ = pipeline.working_sizes(picture.height, picture.width, UPSCALE, tiles["tile_size"])
             large = resize(pipeline.image_processor.preprocess(picture).float(), working).clamp(-1, 1)
             image = (reflect_pad(large, canvas)[0] + 1) / 2
             result = translate(Example(index=index, name=photo.name, photo=photo.digest, image=image))
-            return "", resize(result[None, :, : working[0], : working[1]], target)[0].clamp(0, 1)
+            reduced: Tensor = resize(result[None, :, : working[0], : working[1]], target)[0]
+            return "", reduced.clamp(0, 1)
         noisy = (1, channels, *(side // int(pipeline.vae_scale_factor) for side in canvas))
         images: Tensor = pipeline(
             picture,

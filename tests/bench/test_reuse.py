@@ -66,7 +66,7 @@ def latents(bench, plan, positions=(0, 1), **options):
 
 @pytest.mark.parametrize("task", GUIDANCE)
 def test_zeros_given_as_deep_features_are_the_cut_network(bench_of, task):
-    """The boundary argument: zeros bit for bit what depth-skip feeds, the true hidden state what the whole model has."""
+    """The boundary argument: zeros bit for bit what depth-skip feeds, the true hidden state the whole model."""
     bench = bench_of(task)
     parts = bench.task.parts(bench.model.pipeline, bench.conditioning((0, 1)), GUIDANCE[task])
     timestep, noise = torch.tensor(300), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -6,12 +6,12 @@ from functools import cache
 import pytest
 import torch
 
+from idcompress.core.ddim import Ddim
 from idcompress.core.plan import Plan, Step
 from idcompress.core.plan_search import Menu, local_search, neighbours, patterned
 from idcompress.core.process import VariancePreserving, scaled_linear_alphas_cumprod
 from idcompress.core.reuse import Networks, Parts, computed, reusing
 from idcompress.core.sample import sample, sample_tree
-from idcompress.core.ddim import Ddim
 
 NODES = (999, 874, 749, 624, 499, 374, 249, 124)
 NETWORKS = Networks(3, 1, False)
