@@ -118,6 +118,10 @@ class _StandIn:
     def __init__(self, network: Any, call: Callable[..., Any]) -> None:
         self._network, self._call = network, call
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # pipelines look at the class
+        return type(self._network)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)
 

@@ -59,8 +59,8 @@ def plain_systems(steps: int, gmacs: Row, calls: float | None = None) -> list[Ro
     and by DPM-Solver++ 2M; the compressed model its own number, uniform ones by DPM-Solver++ 2M.
 
     Args:
-        gmacs: of one step, `original` and `compressed`, and `uniform` of the compressed model where nothing is left out,
-            if a plan's steps differ.
+        gmacs: of one step, `original` and `compressed`, and `uniform` of the compressed model where nothing is left
+            out, if a plan's steps differ.
         calls: calls of the networks per guidance pass, where they are not one for each step.
 
     Returns:

@@ -191,7 +191,8 @@ def _by_depth(
             which = pipeline if depth is None or at_depth is None else at_depth(depth)
             if kept:
                 which = with_components(which, {"unet": giving(which.unet, kept)})
-            made[depth] = (task.parts if reuses else task.denoise)(which, conditioning, plan.guidance)
+            arguments = which, conditioning, plan.guidance
+            made[depth] = task.parts(*arguments) if reuses else task.denoise(*arguments)
         return made[depth]
 
     by_parts = reusing(at, networks_of(task, pipeline, plan), plan.fill) if reuses else None
