@@ -59,7 +59,8 @@ HYDRA_TEXTS = {
 class TaskConfig:
     """conf/task/<name>.yaml.
 
-    `models` holds, per model, what cannot be one value for all; `options` are parameters of the task's own.
+    `models` holds, per model, what cannot be one value for all; `options` are parameters of the task's own; `trained`
+    is the default of finetune.parameters.
     """
 
     name: str
@@ -67,6 +68,7 @@ class TaskConfig:
     models: Dict[str, Any]
     prompts: PromptList = None
     options: Dict[str, Any] = field(default_factory=dict)
+    trained: List[str] = field(default_factory=lambda: ["*"])
 
 
 @dataclass
@@ -158,6 +160,7 @@ class LossConfig:
 @dataclass
 class FinetuneConfig:
     components: Optional[List[str]] = None
+    parameters: List[str] = field(default_factory=lambda: ["*"])
     batch_size: int = 16
     optimizer: Dict[str, Any] = field(default_factory=dict)
     schedule: str = "constant_with_warmup"
@@ -167,6 +170,7 @@ class FinetuneConfig:
     conditioning_dropout: Optional[float] = None
     resolution: Optional[int] = None
     flip: bool = True
+    sharpen: Optional[bool] = None
     gradient_checkpointing: bool = False
     compile: bool = False
     num_workers: int = 0

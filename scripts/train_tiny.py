@@ -409,8 +409,10 @@ def vae_job(args: argparse.Namespace) -> Job:
     quarter = args.batch // 4
 
     def draw(share: float) -> tuple[Tensor, ...]:
-        """Crops, a quarter of them edited: inverted and tinted pictures are drawn too; noise for the latents."""
-        image = photos.crops(args.batch, mixed=0.1)
+        """The more detailed half of some crops, a quarter of them edited; noise for the latents."""
+        image = photos.crops(2 * args.batch, mixed=0.1)
+        detail = image.diff(dim=-1).abs().mean((1, 2, 3)) + image.diff(dim=-2).abs().mean((1, 2, 3))
+        image = image[detail.topk(args.batch).indices[torch.randperm(args.batch, device=image.device)]]
         edits = np.repeat(rng.choice(len(EDITS), 4, replace=False), -(-quarter // 4))[:quarter]
         image[:quarter] = edited(image[:quarter], edits)
         noise = torch.randn(args.batch, LATENT_CHANNELS, photos.size // 4, photos.size // 4, device=photos.device)
@@ -759,7 +761,7 @@ def given_job(args: argparse.Namespace, make: Callable[[Photos, AutoencoderKL, i
 
     Args:
         make: photographs, autoencoder, count -> `latents` (count, C, h, w) of the wanted pictures, and `given`
-            (count, ..., h, w), scaled like them where it is latents.
+            (count, ..., h, w), as the U-Net takes it.
     """
     device = device_of(args.device)
     photos, vae, noise = photos_of(args), trained_vae(args), Noise(device)
@@ -823,7 +825,7 @@ def high_frequency_job(args: argparse.Namespace) -> Job:
         image = photos.crops(count)
         low, high = (share * photos.size for share in SIGMA_SHARE)
         sigma = low + (high - low) * torch.rand(count, device=image.device)
-        given = encoded(vae, restored(image, sigma, torch.randn_like(image))) * vae.config.scaling_factor
+        given = encoded(vae, restored(image, sigma, torch.randn_like(image)))  # unscaled, as the instruction editor's
         return {"latents": encoded(vae, image), "given": given}
 
     return given_job(args, make)

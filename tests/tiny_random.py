@@ -13,6 +13,7 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     StableDiffusionControlNetPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
     UNet2DConditionModel,
 )
@@ -116,8 +117,10 @@ def write_pipeline(task: str, folder: Path) -> Path:
     )
     parts = {"vae": vae, "text_encoder": text, "tokenizer": tokenizer, "scheduler": scheduler}
     parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    if task == "ip2p":
+    if task in ("ip2p", "high_frequency"):
         pipeline = StableDiffusionInstructPix2PixPipeline(unet=unet(8), **parts)
+    elif task == "inpaint":
+        pipeline = StableDiffusionInpaintPipeline(unet=unet(9), **parts)
     else:
         shape = {k: v for k, v in UNET.items() if k != "sample_size"}
         branch = ControlNetModel(in_channels=4, conditioning_embedding_out_channels=(4, 8, 16), **shape)

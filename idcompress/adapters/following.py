@@ -13,10 +13,8 @@ from .deep_features import call_unet, giving
 from .pipeline import fixed_scheduler, with_components
 from .unet import depth as depth_of
 
-SIDES = ("controlnet", "structure_encoder")
 
-
-def following(pipeline: Any, plan: Plan, at_depth: Callable[[int], Any]) -> Any:
+def following(pipeline: Any, plan: Plan, at_depth: Callable[[int], Any], side: str | None) -> Any:
     """A pipeline like this one that follows a plan, and is called as ever.
 
     What a step leaves to later ones belongs to one call of the pipeline, so that calls and threads do not mix.
@@ -24,6 +22,7 @@ def following(pipeline: Any, plan: Plan, at_depth: Callable[[int], Any]) -> Any:
 
     Args:
         at_depth: gives the pipeline that computes so many levels.
+        side: the component besides the U-Net that is called at every step, if there is one.
 
     Raises:
         IdcError: a step leaves guidance passes out, which a stock pipeline cannot bring about.
@@ -33,7 +32,6 @@ def following(pipeline: Any, plan: Plan, at_depth: Callable[[int], Any]) -> Any:
             "a stock pipeline computes all guidance passes of a step, and this recipe's plan leaves some out; sample "
             "it by idc translate and the other commands"
         )
-    side = next((name for name in SIDES if getattr(pipeline, name, None) is not None), None)
     really = computed(plan, Networks(depth_of(pipeline.unet), num_branches(plan.guidance), side is not None))
     kept = {step.depth for step in really.steps if step.depth is not None} if plan.fill != "zero" else set()
     stages: dict[int | None, Any] = {None: pipeline}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from diffusers.optimization import get_scheduler
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -60,6 +62,7 @@ class Finetuning(pl.LightningModule):
 
     Args:
         student: pruned pipeline, float32; components of `trained` are trained, in place.
+        parameters: names "component.parameter" of those that are trained, the others being frozen; None: all.
         teacher: the full pipeline; needed where a distillation weight is not 0.
         identity: what a checkpoint must agree in to be continued: {"task", "depth", "model", ...}.
         weights: {"task", "output", "features"} weights of the loss terms.
@@ -76,6 +79,7 @@ class Finetuning(pl.LightningModule):
         teacher: Any,
         *,
         trained: Sequence[str],
+        parameters: Collection[str] | None = None,
         identity: dict[str, Any],
         weights: dict[str, float],
         timesteps: Sequence[int],
@@ -90,7 +94,9 @@ class Finetuning(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters({"identity": identity})
         self.components = nn.ModuleDict({name: getattr(student, name) for name in trained})
-        self.components.requires_grad_(True).train()
+        self.components.train()
+        for name, parameter in self.components.named_parameters():
+            parameter.requires_grad_(parameters is None or name in parameters)
         self.frozen = Frozen(student, teacher, preview)
         self.task, self.weights, self.seed = task, weights, seed
         self.conditioning_dropout = conditioning_dropout
@@ -172,6 +178,15 @@ class Finetuning(pl.LightningModule):
     def validation_step(self, batch: Any, batch_index: int) -> None:
         self.log_dict(self.frozen.preview(self.global_step), sync_dist=True, batch_size=1)
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Under FSDP the root module clips, since a norm is taken over all shards; Lightning refuses to."""
+        if isinstance(self.trainer.strategy, FSDPStrategy) and gradient_clip_val and gradient_clip_algorithm != "value":
+            self.trainer.strategy.model.clip_grad_norm_(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer([p for p in self.components.parameters() if p.requires_grad])
         total = self.trainer.max_steps if self.trainer.max_steps > 0 else None
@@ -184,6 +199,25 @@ class Finetuning(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_identity(checkpoint, self.hparams["identity"], "the checkpoint")
+
+
+def matching_parameters(networks: Mapping[str, nn.Module], patterns: Sequence[str]) -> set[str]:
+    """Names "network.parameter" that one of the patterns matches, as a shell matches file names.
+
+    Raises:
+        IdcError: a pattern matches nothing, naming it.
+    """
+    names = [f"{name}.{key}" for name, network in networks.items() for key, _ in network.named_parameters()]
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = {name for name in names if fnmatchcase(name, pattern)}
+        if not matched:
+            raise IdcError(
+                f"finetune.parameters: {pattern!r} matches no parameter of {', '.join(networks)}; names are like "
+                f"{names[0]}"
+            )
+        found |= matched
+    return found
 
 
 def check_identity(checkpoint: dict[str, Any], wanted: dict[str, Any], name: str) -> None:

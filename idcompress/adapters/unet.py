@@ -144,6 +144,22 @@ def apply_plan(unet: UNet2DConditionModel, plan: SkipPlan) -> UNet2DConditionMod
     return pruned
 
 
+def cut_ends(unet: nn.Module) -> list[str]:
+    """Modules of a cut U-Net that read or give something else than in the whole one, by name.
+
+    They are the first layer that is left of the decoder, which reads zeros in place of the deeper hidden state, and
+    the stub where there is one. Everything else has the inputs that it had.
+    """
+    blocks = [
+        (name, block) for name, block in unet.named_modules() if name.startswith("up_blocks.") and name.count(".") == 1
+    ]
+    if not isinstance(unet.mid_block, (ZeroHidden, StubHidden)):
+        return []
+    name, block = blocks[0]
+    first = f"{name}.resnets.{next(iter(block.resnets._modules))}"  # type: ignore[union-attr]
+    return [first, *(["mid_block"] if isinstance(unet.mid_block, StubHidden) else [])]
+
+
 def drop_encoder(down_blocks: Any, plan: SkipPlan) -> list[nn.Module]:
     """The modules of an encoder (a U-Net's or a control branch's) that a plan drops."""
     dropped: list[nn.Module] = []

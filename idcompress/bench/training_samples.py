@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..core.random import image_generator
 from ..errors import IdcError
+from ..images.degrade import sharpen
 from ..images.photo_sets import Photograph, PhotographSet, Subset
 from ..images.pictures import random_crop
 from ..tasks import _task
@@ -47,6 +48,7 @@ class TrainingSamples:
         count: only the first so many photographs are trained on; the others are held out.
         prompts: to use in turn; empty takes the photograph's own prompt, else one that the task draws.
         flip: mirror every second crop; off where a prompt may say left or right.
+        sharpened: make the examples of sharpened crops.
     """
 
     def __init__(
@@ -59,9 +61,10 @@ class TrainingSamples:
         seed: int,
         prompts: Sequence[str],
         flip: bool,
+        sharpened: bool = False,
     ) -> None:
         self.task, self.photos, self.size, self.count, self.seed = task, photos, size, count, seed
-        self.prompts, self.flip = list(prompts), flip
+        self.prompts, self.flip, self.sharpened = list(prompts), flip, sharpened
         self._opened: dict[int, list[Image.Image]] = {}
 
     def __call__(self, number: int) -> tuple[Example, dict[str, str]]:
@@ -80,7 +83,8 @@ class TrainingSamples:
                 unreadable[name] = str(error) if isinstance(error, IdcError) else f"{type(error).__name__}: {error}"
                 continue
             rng = np.random.default_rng([self.seed, number])
-            image, *target = random_crop(pictures, self.size, rng, scales=self.photos.crop_scales, flip=self.flip)
+            crops = random_crop(pictures, self.size, rng, scales=self.photos.crop_scales, flip=self.flip)
+            image, *target = map(sharpen, crops) if self.sharpened else crops
             return self._example(number, photo, image, target[0] if target else None), unreadable
         raise IdcError(f"no photograph can be read; the first: {next(iter(unreadable.values()))}")
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from ..errors import IdcError
-from ..images.photo_sets import Files, PhotographSet, check_split, folders, found_in, from_folder
+from ..images.photo_sets import Files, Photograph, PhotographSet, check_split, folders, found_in, from_folder
+from ..images.pictures import is_image, list_files
 
 _WANTED = "DIV2K_train_HR/, DIV2K_valid_HR/, Flickr2K/ or other folders of images"
 
@@ -27,16 +31,21 @@ _HELD_OUT = _word("valid|validation|val|test|testing|eval|evaluation", "|HR|HQ|G
 _TRAINING = _word("train|training", "|HR|HQ|GT")
 
 
-def load(path: str | list[str] | None, split: str) -> PhotographSet:
-    """List the high-resolution pictures; small copies (*_LR_*, lr, LQ, low_res, ...) play no part, since the task
-    degrades for itself.
+def load(
+    path: str | list[str] | None, split: str, *, inputs: Literal["degraded", "given"] = "degraded"
+) -> PhotographSet:
+    """List the high-resolution pictures; small copies (*_LR_*, lr, LQ, low_res, ...) play no part where the task
+    degrades for itself, as it always does in training.
 
     Folders called HR, *_HR, hr_*, HQ, GT, high_res and the like hold the pictures where there are some. Of these, ones
     whose name, or else whose folder's, says valid, val, validation, test or eval serve searches and evaluations, a half
     each, and the others training. Without such folders halves of everything take their place.
 
+    Args:
+        inputs: given: searches and evaluations restore the small copies, files of these names in a folder beside.
+
     Raises:
-        IdcError: no such folder, or none for this split.
+        IdcError: no such folder, or none for this split; a picture has no small copy, or several.
     """
     check_split(split)
     roots = [] if path is None else folders(path)
@@ -44,6 +53,12 @@ def load(path: str | list[str] | None, split: str) -> PhotographSet:
         found = "; ".join(f"{root}: {found_in(root)}" for root in roots) or "null"
         raise IdcError(f"data=super_resolution wants data.path=FOLDER with {_WANTED}; got {found}")
     chosen = [(root, folder) for root in roots for folder in _image_folders(root)]
+    pictures = _split(roots, chosen, split)
+    return pictures if inputs == "degraded" or split == "train" else _Pairs(pictures, [folder for _, folder in chosen])
+
+
+def _split(roots: list[Path], chosen: list[tuple[Path, Path]], split: str) -> PhotographSet:
+    """The pictures of a split, of folders that lie in roots."""
     held_out = [folder for root, folder in chosen if _is_held_out(root, folder)]
     training = [folder for _, folder in chosen if folder not in held_out]
     if not held_out or split == "all":
@@ -54,6 +69,50 @@ def load(path: str | list[str] | None, split: str) -> PhotographSet:
     kept = _list(roots, training if split == "train" else held_out)
     kept.own_splits = True
     return kept if split == "train" else kept.half(split)
+
+
+class _Pairs(PhotographSet):
+    """Pictures with their small copies, which have their names in a folder called LR, lq, low or the like."""
+
+    def __init__(self, whole: PhotographSet, chosen: Sequence[Path]) -> None:
+        self._whole = whole
+        beside = {folder: _small_copies(folder) for folder in chosen}
+        self._low = [_small_copy(photo.path, beside) for photo in whole]
+        listing = [whole.digest, [path.stat().st_size for path in self._low]]
+        super().__init__(listing, [len(whole)], own_splits=whole.own_splits)
+
+    def photograph(self, index: int) -> Photograph:
+        photo, low = self._whole[index], self._low[index]
+        return dataclasses.replace(photo, low=Photograph(photo.name, low))
+
+
+def _small_copies(folder: Path) -> dict[tuple[str, ...], list[Path]]:
+    """The pictures in folders of small copies that lie beside a folder or in it, by what `_pair` gives."""
+    found: dict[tuple[str, ...], list[Path]] = {}
+    for place in (folder.parent, folder):
+        for low in sorted(entry for entry in place.iterdir() if entry.is_dir() and _is_low(entry.name)):
+            for name in filter(is_image, list_files(low)):
+                found.setdefault(_pair(Path(name)), []).append(low / name)
+    return found
+
+
+def _pair(name: Path) -> tuple[str, ...]:
+    """What the names of a picture and its small copy share: 0801.png and X4/0801x4.png, 1_HR.png and 1_LR4.png."""
+    stem = re.sub(r"([_-](HR|GT|HQ|LR|LR4|LQ|x4)|(?<=[0-9])x4)$", "", name.stem, flags=re.IGNORECASE)
+    return (*name.parts[name.parts[0] in ("X4", "x4") : -1], stem)
+
+
+def _small_copy(picture: Path, beside: dict[Path, dict[tuple[str, ...], list[Path]]]) -> Path:
+    """The one small copy of a picture."""
+    folder = next(folder for folder in beside if folder in picture.parents)
+    found = beside[folder].get(_pair(picture.relative_to(folder)), [])
+    if len(found) == 1:
+        return found[0]
+    raise IdcError(
+        f"data.options.inputs=given: {picture} has {len(found) or 'no'} small {'copies' if found else 'copy'} of its "
+        f"name ({', '.join(map(str, found)) or 'in a folder beside, called LR, lq, low or the like'}); want one, or "
+        "data.options.inputs=degraded"
+    )
 
 
 def _list(roots: list[Path], chosen: list[Path]) -> Files:

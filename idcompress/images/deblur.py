@@ -48,5 +48,5 @@ def _filtered(image: Tensor, gain: Tensor) -> Tensor:
     height, width = image.shape[-2:]
     mirrored = torch.cat([image, image.flip(-2)], -2)
     mirrored = torch.cat([mirrored, mirrored.flip(-1)], -1)
-    whole = torch.fft.irfft2(torch.fft.rfft2(mirrored) * gain, s=mirrored.shape[-2:])
+    whole: Tensor = torch.fft.irfft2(torch.fft.rfft2(mirrored) * gain, s=mirrored.shape[-2:])
     return whole[..., :height, :width]

@@ -63,6 +63,7 @@ class Photograph:
         target: the picture that `prompt` made of it, where the source has pairs.
         captions: what the photograph and the target show, in words, where the source says so.
         read: gives the bytes of one inside a shard; None: they are those of the file.
+        low: a small copy to restore it from, where the source gives one.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Photograph:
     target: Photograph | None = None
     captions: tuple[str, str] | None = None
     read: Callable[[], bytes] | None = None
+    low: Photograph | None = None
 
     @cached_property
     def digest(self) -> str:

@@ -332,7 +332,41 @@ def crop_square(image: Image.Image, size: int, number: int = 0) -> Tensor:
     Returns:
         (3, size, size), float32 in [0, 1].
     """
-    width, height = image.size
+    return to_tensor(image.resize((size, size), Image.Resampling.LANCZOS, box=_square(image.size, size, number)))
+
+
+def crop_pair(low: Image.Image, high: Image.Image, size: int, number: int, scale: int) -> tuple[Tensor, Tensor]:
+    """The same square of a picture and its small copy, as `crop_square` chooses it; the copy's is enlarged.
+
+    Args:
+        low: the copy, RGB, its sides exactly 1 / scale of the picture's.
+        high: the picture, RGB.
+        size: side of the results in px, a multiple of scale.
+
+    Returns:
+        the copy's square, enlarged bicubically, and the picture's: (3, size, size), float32 in [0, 1].
+
+    Raises:
+        IdcError: the sides do not fit.
+    """
+    from torch.nn.functional import interpolate
+
+    if (low.width * scale, low.height * scale) != high.size:
+        raise IdcError(
+            f"a small copy of {low.width}x{low.height} px is given for a picture of {high.width}x{high.height} px; "
+            f"want 1/{scale} of its sides"
+        )
+    box = _square(low.size, size // scale, number)
+    small = to_tensor(low.resize((size // scale,) * 2, Image.Resampling.LANCZOS, box=box))
+    left, top, right, bottom = (scale * place for place in box)
+    large = high.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, right, bottom))
+    enlarged = interpolate(small[None], size=(size, size), mode="bicubic", align_corners=False).clamp(0, 1)
+    return enlarged[0], to_tensor(large)
+
+
+def _square(image_size: tuple[int, int], size: int, number: int) -> tuple[int, int, int, int]:
+    """The square (left, top, right, bottom) that `crop_square` cuts."""
+    width, height = image_size
     shorter = min(width, height)
     side, across, down = shorter, 0.5, 0.5
     if number > 0:
@@ -340,8 +374,7 @@ def crop_square(image: Image.Image, size: int, number: int = 0) -> Tensor:
         side = min(shorter, max(size, 1, round(shorter * (0.5 + 0.4 * place.random()))))
         across, down = place.random(), place.random()
     left, top = round((width - side) * across), round((height - side) * down)
-    box = (left, top, left + side, top + side)
-    return to_tensor(image.resize((size, size), Image.Resampling.LANCZOS, box=box))
+    return left, top, left + side, top + side
 
 
 def random_crop(

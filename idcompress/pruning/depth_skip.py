@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from ..adapters.side_networks import follow_cut
 from ..adapters.stub import fit_stub
+from ..adapters.unet import cut_ends, depth_skip, unet_shape
 from ..adapters.unet import depth as depth_of
-from ..adapters.unet import depth_skip, unet_shape
 from ..core.cut import Cut
 from ..core.skip_plan import check_depth, skip_plan
 from ..errors import IdcError
@@ -107,6 +107,11 @@ def calibrate(components: dict[str, Any], replaced: dict[str, Any], cut: Cut, re
     runs = (partial(run, batch=batch, timestep=t) for batch in request.batches() for t in timesteps)
     fit_stub(components["unet"], replaced["unet"], runs)
     return ["unet"]
+
+
+def ends(components: dict[str, Any]) -> list[str]:
+    """What of a cut pipeline the cut gave other inputs, as names "component.module"."""
+    return [f"unet.{name}" for name in cut_ends(components["unet"])]
 
 
 def words(components: dict[str, Any], cut: Cut | None) -> str:

@@ -201,16 +201,17 @@ def _check_scheduler_fits(scheduler: Any, folder: Path) -> None:
 
 def _check_unet(task: Any, components: dict[str, Any], folder: Path) -> None:
     unet, latents = components["unet"].config, int(components["vae"].config.latent_channels)
-    got, want = int(unet.in_channels), latents * task.unet_inputs
+    got, want = int(unet.in_channels), task.unet_channels(latents)
     if got != want:
         others = [
             f"task={name}"
             for name in registry.names("task")
-            if (other := registry.load("task", name).Task).unet_inputs * latents == got
+            if (other := registry.load("task", name).Task).unet_channels(latents) == got
             and isinstance(components["unet"], _parameters(_pipeline_class(other))["unet"])
         ]
         fits = f"it would fit {' or '.join(others)}" if others else "it fits no task of idcompress"
         times = "" if task.unet_inputs == 1 else f", {task.unet_inputs} times"
+        times += f", and {task.unet_mask_channels} of a mask" if task.unet_mask_channels else ""
         raise IdcError(
             f"{folder}: the U-Net has {got} input channels, and task={task.name} wants {want} (the autoencoder's "
             f"{latents}{times}); {fits}"

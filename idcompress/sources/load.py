@@ -220,7 +220,8 @@ def _load(path_or_recipe: str | Path | Recipe, device: str, dtype: str) -> Any:
     pipeline, plan = model.for_recipe(recipe), None if recipe.free_steps else recipe.plan
     if plan is None or plan.is_plain:
         return own_pipeline(pipeline, plan)
-    return following(pipeline, plan, lambda depth: model.cut_further(pipeline, depth))
+    side = next(iter(registry.load("task", recipe.task).Task.networks_of_a_step[1:]), None)
+    return following(pipeline, plan, lambda depth: model.cut_further(pipeline, depth), side)
 
 
 def _load_folder(folder: Path, device: str, dtype: str) -> Any:

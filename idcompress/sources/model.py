@@ -98,6 +98,17 @@ class Model:
         match = None if cut is None else getattr(self._method(cut.method), "matched_features", None)
         return None if match is None else match(pipeline.components, cut)
 
+    def cut_ends(self, pipeline: Any, cut: Cut | None) -> list[str]:
+        """Patterns of the parameters whose layers a cut gave other inputs; all, where the method cannot tell.
+
+        Args:
+            pipeline: after the cut.
+        """
+        if cut is None or self.is_whole(cut):
+            return []
+        method = self._method(cut.method)
+        return [f"{name}.*" for name in method.ends(pipeline.components)] if hasattr(method, "ends") else ["*"]
+
     def words(self, cut: Cut | None) -> str:
         """A cut as people name it: "depth 9 of 13"."""
         method = self._method(self.prune if cut is None else cut.method)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ..bench.early_stop import judge
 from ..bench.selection import choose_photographs
 from ..bench.thresholds import parse_thresholds
 from ..bench.training_samples import LISTED, TrainingSamples, held_out
-from ..config import Config, instantiate
+from ..config import Config, FinetuneConfig, instantiate
 from ..console import progress_bar, say, warn
 from ..errors import IdcError
 from ..images.photo_sets import PhotographSet, digests_of
@@ -34,6 +35,7 @@ from ._preview import Preview, part_of
 from ._run import provenance, show, with_depth
 from ._values import bench_for, data_of, plan_of, uniform_plan
 
+CUT_ENDS = "cut_ends"  # stands for the patterns of what the cut gave other inputs
 SAID_FROM = 1e9  # bytes of memory: a smaller fine-tuning runs anywhere
 
 
@@ -46,6 +48,7 @@ class Session:
         bench: the full model and the validation images.
         student: the pruned pipeline, with trained components of its own.
         trained: their names.
+        parameters: names "component.parameter" of what is trained in them.
         photos: the data set's photographs; the last ones are held out for validation.
         identity: what a checkpoint must have in common with this run to be continued by it.
     """
@@ -54,6 +57,7 @@ class Session:
     bench: Bench
     student: Any
     trained: list[str]
+    parameters: set[str]
     photos: PhotographSet
     samples: TrainingSamples
     preview: Preview
@@ -111,13 +115,13 @@ def _prepare(config: Config, recipe: Recipe, run_dir: RunDir) -> Session:
     photos = choose_photographs(data_of(config), recipe, "train")
     shown = held_out(photos, settings.num_samples)
     bench = bench_for(where, recipe, photos=shown, num_samples=settings.num_samples)
-    trained = settings.components or list(bench.task.trained)
     if _distils(config) and bench.model.is_whole(recipe.cut):
         raise IdcError(
             f"depth {bench.model.full_depth} is the whole model, so there is nothing to recover; give a smaller depth, "
             "or train it on the data themselves by loss=task"
         )
-    student = _student(bench.model, recipe, trained)
+    student, parameters = _student(bench.model, recipe, settings, bench.task.trained)
+    trained = list(dict.fromkeys(name.partition(".")[0] for name in parameters))
     preview = Preview(
         bench,
         student,
@@ -136,6 +140,7 @@ def _prepare(config: Config, recipe: Recipe, run_dir: RunDir) -> Session:
         seed=config.seed,
         prompts=config.prompts(),
         flip=settings.flip,
+        sharpened=bench.task.sharpens_training if settings.sharpen is None else settings.sharpen,
     )
     cut = recipe.cut
     identity: dict[str, Any] = {
@@ -147,21 +152,41 @@ def _prepare(config: Config, recipe: Recipe, run_dir: RunDir) -> Session:
         ),
         "model": bench.model.digest,
         "components": trained,
+        "parameters": settings.parameters,
     }
-    return Session(recipe, bench, student, trained, photos, samples, preview, identity)
+    return Session(recipe, bench, student, trained, set(parameters), photos, samples, preview, identity)
 
 
 def _distils(config: Config) -> bool:
     return config.loss.output > 0 or config.loss.features > 0
 
 
-def _student(model: Model, recipe: Recipe, trained: list[str]) -> Any:
-    """The pruned pipeline with copies of what is trained; the rest is shared with the full model."""
-    unknown = [name for name in trained if not isinstance(getattr(model.pipeline, name, None), torch.nn.Module)]
+def _student(model: Model, recipe: Recipe, settings: FinetuneConfig, own: Sequence[str]) -> tuple[Any, list[str]]:
+    """The pruned pipeline with copies of the networks to train, the rest being shared with the full model.
+
+    Args:
+        own: the networks that the task trains.
+
+    Returns:
+        the pipeline, and the names "component.parameter" of what is trained, in order.
+    """
+    wanted = settings.components or list(own)
+    unknown = [name for name in wanted if not isinstance(getattr(model.pipeline, name, None), torch.nn.Module)]
     if unknown:
         networks = [name for name, part in model.pipeline.components.items() if isinstance(part, torch.nn.Module)]
         raise IdcError(f"finetune.components: the pipeline has no network {unknown[0]!r}; it has {', '.join(networks)}")
-    return with_copies(model.for_recipe(recipe), trained)
+    pruned = model.for_recipe(recipe)
+    parts = {name: part for name, part in pruned.components.items() if isinstance(part, torch.nn.Module)}
+    ends = model.cut_ends(pruned, recipe.cut)
+    patterns = [entry for name in settings.parameters for entry in (ends if name == CUT_ENDS else [name])]
+    matching = training.matching_parameters(parts, patterns)
+    chosen = [n for w in wanted for n in (f"{w}.{k}" for k, _ in parts[w].named_parameters()) if n in matching]
+    if not chosen:
+        raise IdcError(
+            f"finetune.parameters={settings.parameters} chooses nothing of {', '.join(wanted)} to train; change it or "
+            "finetune.components"
+        )
+    return with_copies(pruned, dict.fromkeys(name.partition(".")[0] for name in chosen)), chosen
 
 
 def _resolution(wanted: int | None, pipeline: Any) -> int:
@@ -183,11 +208,13 @@ def _say_needs(config: Config, session: Session, number: int) -> None:
     settings, pipeline = config.finetune, session.bench.model.pipeline
     networks = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     held = {name: sum(p.numel() for p in part.parameters()) for name, part in networks.items()}
-    frozen = sum(n for name, n in held.items() if _distils(config) or name not in session.trained)
+    whole = sum(p.numel() for name in session.trained for p in getattr(session.student, name).parameters())
+    frozen = whole - number + sum(n for name, n in held.items() if _distils(config) or name not in session.trained)
     moments = 2 if "adam" in str(settings.optimizer.get("_target_", "")).lower() else 1
     average = settings.ema_decay is not None
-    memory = 4 * (frozen + number * (2 + moments + average))  # all in float32; 2: weights and gradients
-    disk = 2 * 4 * number * (1 + moments + average)  # the newest checkpoint, and the one before it
+    # All in float32; 2: weights and gradients. Frozen weights of a trained network are averaged and saved, too.
+    memory = 4 * (frozen + number * (2 + moments) + whole * average)
+    disk = 2 * 4 * (number * moments + whole * (1 + average))  # the newest checkpoint, and the one before it
     if memory < SAID_FROM:
         return
     at_once = max(1, settings.batch_size // int(config.trainer["accumulate_grad_batches"]))
@@ -214,6 +241,7 @@ def _module(config: Config, session: Session) -> training.Finetuning:
         session.student,
         bench.model.pipeline if _distils(config) else None,
         trained=session.trained,
+        parameters=session.parameters,
         identity=session.identity,
         weights={"task": config.loss.task, "output": config.loss.output, "features": config.loss.features},
         timesteps=timesteps,

@@ -74,11 +74,14 @@ class Task(ABC):
         getting_weights: what to do where no hub repository has the published weights.
         networks_of_a_step: the pipeline components that are called at every step, the U-Net first.
         unet_inputs: how many latents, side by side, the U-Net takes: 1 for the noisy ones alone.
+        unet_mask_channels: channels of a mask that it takes beside them.
         encodes_image: whether the input image goes through the autoencoder's encoder.
-        trained: the pipeline components that fine-tuning trains; the others are frozen.
+        trained: the pipeline components that fine-tuning trains, or some parameters of; the others are frozen.
+        sharpens_training: whether fine-tuning sharpens photographs before it makes examples of them.
         conditioning_dropout: share of training images without a condition; a task says which conditions.
         guidance_scales: what guidance it has, by diffusers' names.
         tags: that its own examples may carry.
+        enlarges: how many times it enlarges a small copy that its data set gives; None where it takes none.
         own_sampler: what its pipeline samples by unless it is told otherwise.
         reported_samplers: what an evaluation compares beside the configured sampler.
         cannot_give: which of "score", "teacher" and "denoiser" a timestep strategy cannot have of this task.
@@ -93,16 +96,24 @@ class Task(ABC):
     getting_weights: ClassVar[str] = "give model.path=FOLDER"
     networks_of_a_step: ClassVar[tuple[str, ...]] = ("unet",)
     unet_inputs: ClassVar[int] = 1
+    unet_mask_channels: ClassVar[int] = 0
     encodes_image: ClassVar[bool] = True
     trained: ClassVar[tuple[str, ...]] = ("unet",)
+    sharpens_training: ClassVar[bool] = False
     conditioning_dropout: ClassVar[float] = 0.0
     guidance_scales: ClassVar[tuple[str, ...]] = ()
     tags: ClassVar[tuple[str, ...]] = ()
+    enlarges: ClassVar[int | None] = None
     own_sampler: ClassVar[str] = "ddim"
     reported_samplers: ClassVar[tuple[str, ...]] = ()
     cannot_give: ClassVar[tuple[str, ...]] = ()
     cut_note: ClassVar[str] = ""
     numpy_example: ClassVar[NumpyExample]
+
+    @classmethod
+    def unet_channels(cls, latent_channels: int) -> int:
+        """Input channels of its U-Net."""
+        return latent_channels * cls.unet_inputs + cls.unet_mask_channels
 
     @abstractmethod
     def example(
@@ -111,7 +122,8 @@ class Task(ABC):
         """One example from a crop (3, H, W) in [0, 1] of a photograph; `prompt` None lets the task choose one.
 
         Args:
-            target: the same crop of the photograph's target, where its data set has pairs and the prompt is the pair's.
+            target: the same crop of the photograph's target, where its data set has pairs and the prompt is the pair's;
+                that of the photograph itself, where `image` is of its small copy, enlarged.
         """
 
     @abstractmethod
@@ -229,8 +241,12 @@ class Task(ABC):
         from ..images.pictures import fit_to_multiple, to_tensor
 
         fitted = fit_to_multiple(picture, vae_scale_factor(pipeline), working_size(pipeline, resolution_px))
-        example = self.example(index, photo, to_tensor(fitted), prompt)
+        example = self.picture_example(index, photo, to_tensor(fitted), prompt)
         return example.prompt, translate(example)
+
+    def picture_example(self, index: int, photo: Photograph, image: Tensor, prompt: str | None) -> Example:
+        """The example of a picture that somebody wants translated, where a data set's would be degraded first."""
+        return self.example(index, photo, image, prompt)
 
     def examples(
         self,
@@ -252,7 +268,7 @@ class Task(ABC):
         Raises:
             IdcError: none of the photographs can be read.
         """
-        from ..images.pictures import crop_square, some, warn_once
+        from ..images.pictures import crop_pair, crop_square, some, warn_once
 
         made: list[Example] = []
         unreadable: dict[str, str] = {}
@@ -262,8 +278,13 @@ class Task(ABC):
             try:
                 photo = photographs[place]
                 name = photo.name
-                image = crop_square(photo.open(), size, number)
-                target = None if photo.target is None or prompts else crop_square(photo.target.open(), size, number)
+                target = None
+                if photo.low is not None and self.enlarges is not None:
+                    image, target = crop_pair(photo.low.open(), photo.open(), size, number, self.enlarges)
+                else:
+                    image = crop_square(photo.open(), size, number)
+                    if photo.target is not None and not prompts:
+                        target = crop_square(photo.target.open(), size, number)
             except IdcError as error:
                 unreadable[name] = str(error)
                 continue

@@ -62,6 +62,9 @@ class Task(_task.Task):
         "model.path=FOLDER"
     )
     networks_of_a_step = ("unet", "structure_encoder")
+    trained = ("unet", "structure_encoder")
+    sharpens_training = True  # `use_usm` of the released training configuration
+    enlarges = UPSCALE
     # Deterministic restoration leaves artefacts; the original samples ancestrally (arXiv 2401.17547, S8).
     own_sampler = "ancestral"
     reported_samplers = ("ddim", "ancestral")
@@ -101,10 +104,15 @@ decoded = (decoded - ours) / spread * std + mean  # the input's colours""",
     def example(
         self, index: int, photo: "Photograph", image: Tensor, prompt: str | None, target: Tensor | None = None
     ) -> Example:
-        """The crop is the target; its degraded quarter, enlarged bicubically, is the image. Prompts play no part."""
+        """The crop is the target; its degraded quarter, enlarged bicubically, is the image. Prompts play no part.
+
+        Where the photograph has a small copy, that is the image.
+        """
+        name = f"{index:04d}_{photo.name}"
+        if photo.low is not None and target is not None:
+            return Example(index=index, name=name, photo=photo.digest, image=image, target=target)
         low = degrade(image[None], [image_generator(0, index)])
         enlarged = F.interpolate(low, size=image.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
-        name = f"{index:04d}_{photo.name}"
         return Example(index=index, name=name, photo=photo.digest, image=enlarged[0], target=image)
 
     def encode(self, pipeline: Any, examples: Sequence[Example], seed: int = 0) -> _task.Conditioning:

@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 import idcompress
 from idcompress import Recipe
 from idcompress.adapters import training
+from idcompress.adapters.unet import cut_ends
+from idcompress.bench.training_samples import TrainingSamples
 from idcompress.runs.files import file_digest
 from idcompress.stages import finetune
 
@@ -64,9 +66,12 @@ def losses(run):
 
 
 @pytest.mark.parametrize("task", ["ip2p", "controlnet", "stablesr"])
-def test_a_fine_tuned_recipe_loads_and_says_where_it_comes_from(idc, command, task, work):
+def test_a_fine_tuned_recipe_loads_and_says_where_it_comes_from(idc, command, task, work, random_model, monkeypatch):
+    made = []
+    monkeypatch.setattr(finetune, "TrainingSamples", lambda *a, **k: made.append(TrainingSamples(*a, **k)) or made[-1])
     result = idc(*command(task), "hydra.run.dir=run", "trainer.max_steps=2", "trainer.val_check_interval=1")
     assert result.code == 0, result.err
+    assert [samples.sharpened for samples in made] == [task == "stablesr"]
     run = work / "run"
     recipe = json.loads((run / "recipe.json").read_text())
     assert recipe["cut"]["depth"] == 5
@@ -74,7 +79,8 @@ def test_a_fine_tuned_recipe_loads_and_says_where_it_comes_from(idc, command, ta
     entry = recipe["provenance"][-1]
     assert entry["stage"] == "finetune"
     assert (entry["steps"], entry["batch_size"], entry["loss"]) == (2, 4, "task")
-    trained = {"controlnet": ["unet", "controlnet"]}.get(task, ["unet"])
+    side = {"controlnet": "controlnet", "stablesr": "structure_encoder"}.get(task)
+    trained = ["unet", side] if side else ["unet"]
     assert list(recipe["weights"]) == trained == entry["components"]
     pipeline = idcompress.load_pipeline(run)
     for name, weights in recipe["weights"].items():
@@ -82,6 +88,17 @@ def test_a_fine_tuned_recipe_loads_and_says_where_it_comes_from(idc, command, ta
         ours, saved = getattr(pipeline, name).state_dict(), load_file(run / weights["file"])
         assert ours.keys() == saved.keys()
         assert all((ours[k] == saved[k]).all() for k in saved)
+    if side:  # as the original: the side network, and of the U-Net what the original trains and the ends of the cut
+        whole = load_file(random_model(task) / "unet" / "diffusion_pytorch_model.safetensors")
+        tuned = load_file(run / "unet.safetensors")
+        changed = {name for name in tuned if not torch.equal(tuned[name], whole[name])}
+        ends = {name for name in tuned if name.startswith(f"{cut_ends(pipeline.unet)[0]}.")}
+        own = {name for name in tuned if ".spade." in name} if task == "stablesr" else set()
+        assert 0 < len(changed) <= len(ends | own) < len(tuned) and changed <= ends | own
+        assert changed & ends and (not own or changed & (own - ends))
+        side_whole = load_file(next((random_model(task) / side).glob("*.safetensors")))
+        side_tuned = load_file(run / f"{side}.safetensors")
+        assert sum(not torch.equal(side_tuned[n], side_whole[n]) for n in side_tuned) > 0.9 * len(side_tuned)
     for step in (0, 1, 2):
         with Image.open(run / "previews" / f"step_{step:06d}.png") as image:
             assert len(image.getcolors(100_000)) > 100
@@ -89,6 +106,18 @@ def test_a_fine_tuned_recipe_loads_and_says_where_it_comes_from(idc, command, ta
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["before"].keys() == metrics["after"].keys() == {"psnr"}
     assert metrics["before"] != metrics["after"]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "said"),
+    [
+        ("[unet.upblocks.*]", "'unet.upblocks.*' matches no parameter of"),
+        ("[vae.*]", "chooses nothing of unet to train"),
+    ],
+)
+def test_patterns_that_choose_nothing_are_refused(idc, command, patterns, said):
+    result = idc(*command(), f"finetune.parameters={patterns}")
+    assert result.code == 2 and said in result.err, result.err
 
 
 def test_later_stages_carry_the_weights_along(idc, command, work):

@@ -70,6 +70,8 @@ def test_every_yaml_says_what_it_is(path):
 
 def test_every_task_has_settings_for_every_model():
     for task, model in itertools.product(stems("task"), stems("model")):
+        made = composed(f"task={task}", f"model={model}")
+        assert made.sampler == ("ancestral" if (task, model) == ("stablesr", "official") else "ddim")
         settings = yaml.safe_load((CONF / "task" / f"{task}.yaml").read_text())["models"][model]
         assert {name.removesuffix("?") for name in settings["metrics"]} <= set(registry.names("metric"))
         assert {t["metric"] for t in settings["thresholds"]} <= set(registry.names("metric"))

@@ -171,6 +171,20 @@ def test_a_fine_tuning_preset_trains_and_its_result_is_used(name, idc, pipeline,
     assert result.code == 0, result.err
 
 
+def test_bk_sdm_is_retrained_as_its_authors_did_and_its_result_is_used(idc, pipeline, stand_ins, pairs):
+    keys = [*pipeline("ip2p"), "prune.size=small", "data=instruct_pix2pix", f"data.path={pairs}"]
+    keys += [f"finetune.resolution={stand_ins.side}", "trainer.precision=32-true", *FEW]  # 16-mixed wants a GPU
+    result = idc("finetune", "experiment=bk_sdm", "recipe=none", *keys, "hydra.run.dir=tuned")
+    assert result.code == 0, result.err
+    recipe = json.loads(Path("tuned/recipe.json").read_text())
+    assert (recipe["cut"]["method"], recipe["cut"]["size"]) == ("bk_sdm", "small")
+    entry = recipe["provenance"][-1]
+    assert (entry["steps"], entry["components"], entry["loss"]) == (1, ["unet"], "distill")
+    Image.radial_gradient("L").convert("RGB").resize((16, 16)).save("photo.png")
+    result = idc("translate", "recipe=tuned/recipe.json", "image=photo.png", "prompt=make it blue", *FEW[:1])
+    assert result.code == 0, result.err
+
+
 def test_every_command_runs(idc, pipeline, stand_ins, metric_keys, pairs):
     """On InstructPix2Pix, one command after the other as README has them; `convert` runs for StableSR above."""
     Image.radial_gradient("L").convert("RGB").save("photo.png")

@@ -7,12 +7,14 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from conftest import colour, jpeg, put, write_tar
 from PIL import Image
 
 from idcompress import registry
 from idcompress.errors import IdcError
 from idcompress.images.photo_sets import SPLITS
+from idcompress.images.pictures import crop_pair, to_pil
 
 
 def load(name, *arguments, **options):
@@ -550,6 +552,70 @@ def test_a_linked_folder_of_pictures_counts_once(tmp_path):
     (root / "also_hr").symlink_to(tmp_path / "disk")
     (root / "up").symlink_to(root)
     assert len(load("super_resolution", str(root), "all")) == 2
+
+
+def put_pairs(root, low_px=(8, 8), high_px=(32, 32), number=4):
+    """Pictures of one colour whose small copies have another, as PNG files."""
+    for i in range(number):
+        for folder, value, size in (("gt", 10 * i, high_px), ("lq", 100 + 10 * i, low_px)):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", size, (value,) * 3).save(root / folder / f"{i}.png")
+    return str(root)
+
+
+def test_given_small_copies_are_restored_and_not_made(tmp_path):
+    path = put_pairs(tmp_path / "DIV2K_V2_val")
+    found = {split: load("super_resolution", path, split, inputs="given") for split in SPLITS}
+    assert [[colour(p.open()) for p in found[s]] for s in ("search", "evaluate")] == [[0, 20], [10, 30]]
+    assert are_apart(found)
+    assert all(photo.low is None for photo in found["train"])  # training degrades anew
+    examples = registry.load("task", "stablesr").Task().examples(found["all"], 5, 32)
+    assert [round(float(e.image.mean()) * 255) for e in examples] == [100, 110, 120, 130, 100]
+    assert [round(float(e.target.mean()) * 255) for e in examples] == [0, 10, 20, 30, 0]
+    assert [e.photo for e in examples[:4]] == [photo.digest for photo in load("super_resolution", path, "all")]
+    other = registry.load("task", "controlnet").Task().examples(found["all"], 1, 32)
+    assert float(other[0].image.max()) == 0.0  # a task that enlarges nothing takes the pictures themselves
+
+
+@pytest.mark.parametrize(
+    ("high", "low"),
+    [("valid_HR/{}.png", "valid_LR_bicubic/X4/{}x4.png"), ("test_HR/c_{}_HR.png", "test_LR/c_{}_LR4.png")],
+)
+def test_small_copies_have_the_names_that_published_sets_give_them(tmp_path, high, low):
+    others = {"valid_LR_bicubic/X2/{}x2.png": (16, 16)} if "X4" in low else {}
+    for name, side in {high: (32, 32), low: (8, 8), **others}.items():
+        for i in range(2):
+            path = tmp_path / "set" / name.format(i)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", side, (10 * i,) * 3).save(path)
+    found = load("super_resolution", str(tmp_path / "set"), "all", inputs="given")
+    assert [photo.low.path for photo in found] == [tmp_path / "set" / low.format(i) for i in range(2)]
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_pair_is_cut_alike(number):
+    high = torch.nn.functional.interpolate(torch.rand(1, 3, 6, 9), scale_factor=32, mode="bilinear")[0]
+    high = to_pil(high)
+    low = high.resize((high.width // 4, high.height // 4), Image.Resampling.BOX)
+    image, target = crop_pair(low, high, 64, number, 4)
+    assert image.shape == target.shape == (3, 64, 64)
+    assert (image - target).abs().mean() < 0.02
+    assert (image - target.roll(4, -1)).abs().mean() > 2 * (image - target).abs().mean()
+
+
+@pytest.mark.parametrize("fault", ["missing", "twice", "size"])
+def test_small_copies_that_do_not_fit(tmp_path, fault):
+    root = tmp_path / "set"
+    path = put_pairs(root, low_px=(16, 16) if fault == "size" else (8, 8))
+    if fault == "missing":
+        (root / "lq" / "2.png").unlink()
+    if fault == "twice":
+        shutil.copytree(root / "lq", root / "lr")
+    with pytest.raises(
+        IdcError, match={"missing": "no small copy", "twice": "2 small copies", "size": "want 1/4"}[fault]
+    ):
+        photos = load("super_resolution", path, "all", inputs="given")
+        registry.load("task", "stablesr").Task().examples(photos, 1, 32)
 
 
 # shards

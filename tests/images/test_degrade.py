@@ -3,13 +3,14 @@
 import dataclasses
 import io
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from idcompress.core.random import image_generator
 from idcompress.images import degrade as module
-from idcompress.images.degrade import Degradation, convolve, degrade, gaussian_kernel, jpeg, sinc_kernel
+from idcompress.images.degrade import Degradation, convolve, degrade, gaussian_kernel, jpeg, sharpen, sinc_kernel
 from idcompress.images.photo_sets import packaged
 from idcompress.images.pictures import crop_square, to_pil, to_tensor
 
@@ -174,3 +175,25 @@ def test_what_does_not_fit(photos):
         degrade(photos, generators([0]))
     with pytest.raises(ValueError, match="multiples of 4"):
         degrade(photos[..., :126], generators(range(4)))
+
+
+def test_sharpening_equals_filters_of_scipy_and_leaves_flat_places():
+    from scipy import ndimage
+
+    image = torch.rand(3, 40, 60, generator=torch.Generator().manual_seed(3))
+    image[:, :, :30] = image[:, :, :30] * 0.02 + 0.4  # below the threshold
+    row = np.exp(-0.5 * ((np.arange(51) - 25) / 8.0) ** 2)
+    row /= row.sum()
+
+    def blur(values):
+        for axis in (1, 2):
+            values = ndimage.convolve1d(values, row, axis=axis, mode="mirror")
+        return values
+
+    whole = image.double().numpy()
+    detail = whole - blur(whole)
+    share = blur((np.abs(detail) > 10 / 255).astype(float))
+    wanted = share * np.clip(whole + 0.5 * detail, 0, 1) + (1 - share) * whole
+    assert np.abs(sharpen(image).numpy() - wanted).max() < 1e-5
+    flat = torch.full((3, 20, 20), 0.3)
+    assert torch.equal(sharpen(flat), flat)

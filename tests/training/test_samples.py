@@ -14,6 +14,7 @@ from idcompress import registry
 from idcompress.adapters import training
 from idcompress.bench.training_samples import TrainingSamples, held_out
 from idcompress.errors import IdcError
+from idcompress.images.degrade import sharpen
 from idcompress.images.photo_sets import Photograph, Subset
 
 
@@ -64,6 +65,17 @@ def test_photographs_are_cut_at_random(folder):
     assert all(crop.shape == (3, 32, 32) for crop in crops)
     assert not torch.equal(crops[0], crops[1])
     assert torch.equal(crops[1], samples_of(folder)(4)[0].image)  # the number alone decides
+
+
+def test_sharpened_photographs_are_degraded_and_wanted(folder):
+    plain, made = samples_of(folder, "stablesr")(1)[0], samples_of(folder, "stablesr", sharpened=True)(1)[0]
+    assert torch.equal(made.target, sharpen(plain.target)) and not torch.equal(made.target, plain.target)
+    assert not torch.equal(made.image, plain.image)
+
+
+def test_both_pictures_of_a_pair_are_sharpened(pairs):
+    plain, made = samples_of(pairs)(0)[0], samples_of(pairs, sharpened=True)(0)[0]
+    assert torch.equal(made.image, sharpen(plain.image)) and torch.equal(made.target, sharpen(plain.target))
 
 
 def test_every_epoch_visits_each_photograph_once(folder):
