@@ -165,7 +165,8 @@ decoded = (decoded - ours) / spread * std + mean  # the input's colours""",
                 )
                 for depth, state in hidden.items():
                     states.setdefault(depth, []).append(state)
-                return output[0].float()
+                values: Tensor = output[0].float()
+                return values
 
             output = blend_tiles(tile, *sample.shape[-2:], **tiles)
             return (output,), {depth: torch.cat(parts) for depth, parts in states.items()}
