@@ -121,6 +121,25 @@ class FitConfig:
 
 
 @dataclass
+class PlanConfig:
+    macs: Any = 0.11
+    menu: List[str] = field(default_factory=lambda: ["timesteps", "depth", "fill", "sampler", "refresh"])
+    patterns: List[str] = field(
+        default_factory=lambda: ["full", "every_2nd", "every_3rd", "first", "front", "one_depth"]
+    )
+    lists: List[str] = field(default_factory=lambda: ["trailing", "uniform", "gamma", "gits"])
+    depths: Optional[List[int]] = None
+    samplers: List[str] = field(default_factory=lambda: ["fitted", "ddim"])
+    fills: List[str] = field(default_factory=lambda: ["linear", "hold", "zero"])
+    passes: List[str] = field(default_factory=lambda: ["all"])
+    metric: str = "psnr"
+    num_fitted: int = 8
+    num_searched: int = 16
+    num_validated: int = 16
+    max_step_images: int = 12000
+
+
+@dataclass
 class EvaluateConfig:
     num_samples: int = 32
     metrics: Any = None
@@ -249,6 +268,7 @@ class Config:
     depth_search: DepthSearchConfig = field(default_factory=DepthSearchConfig)
     tsopt: TsoptConfig = field(default_factory=TsoptConfig)
     fit: FitConfig = field(default_factory=FitConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     trainer: Dict[str, Any] = field(default_factory=dict)
@@ -273,6 +293,14 @@ class Config:
         given = [] if self.prompt is None else words.prompts(self.prompt)
         return given[index % len(given)] if given else None
 
+    def budgets(self) -> list[float]:
+        """plan.macs as a list without repetitions, the loosest first."""
+        value = self.plan.macs
+        values = value if isinstance(value, list) else [value]
+        if not values or not all(type(v) in (int, float) and v > 0 for v in values):
+            raise IdcError(f"plan.macs must be a number above 0 or a list of them, got {value!r}")
+        return sorted({float(v) for v in values}, reverse=True)
+
     def step_counts(self) -> list[int]:
         """tsopt.num_inference_steps as a list without repetitions."""
         value = self.tsopt.num_inference_steps
@@ -294,11 +322,23 @@ CHOICES = {
     "finetune.keep": ("auto", "last", "best"),
     "finetune.schedule": ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"),
 }
+# Keys that hold a list of some of these.
+SEVERAL = {
+    "plan.menu": ("timesteps", "depth", "fill", "sampler", "refresh", "passes"),
+    "plan.patterns": ("full", "every_2nd", "every_3rd", "first", "front", "one_depth"),
+    "plan.lists": ("trailing", "uniform", "gamma", "gits"),
+    "plan.fills": ("linear", "hold", "zero"),
+    "plan.passes": ("all", "held", "text"),
+}
 POSITIVE = (
     "batch_size",
     "depth_search.num_samples",
     "depth_search.min_depth",
     "tsopt.num_samples",
+    "plan.num_fitted",
+    "plan.num_searched",
+    "plan.num_validated",
+    "plan.max_step_images",
     "evaluate.num_samples",
     "profile.batch_size",
     "profile.repeats",
@@ -372,6 +412,11 @@ def to_config(composed: DictConfig) -> Config:
         value = _value(config, key)
         if value not in allowed and not (key == "device" and str(value).startswith("cuda:")):
             raise IdcError(f"{key} must be one of {', '.join(allowed)}, got {value!r}{did_you_mean(value, allowed)}")
+    for key, allowed in SEVERAL.items():
+        for entry in _value(config, key):
+            if entry not in allowed:
+                raise IdcError(f"{key} takes {', '.join(allowed)}, got {entry!r}{did_you_mean(entry, allowed)}")
+    config.budgets()
     for key in POSITIVE:
         if _value(config, key) < 1:
             raise IdcError(f"{key} must be at least 1, got {_value(config, key)}")

@@ -248,17 +248,24 @@ class StubHidden(nn.Module):
 def _ignore_dropped_residuals(
     unet: UNet2DConditionModel, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Let a cut U-Net take control residuals of the full branch (12 + 1 for SD) or of the pruned one."""
+    """Let a cut U-Net take control residuals of the full branch (12 + 1 for SD) or of the pruned one, and features.
+
+    `deep_features` (B, hidden channels, h, w) stand in place of the zeros at the cut: they are added to them, as
+    diffusers adds a control branch's middle residual.
+    """
     names = list(inspect.signature(type(unet).forward).parameters)[1:]
     kwargs = dict(zip(names[2:], args[2:], strict=False)) | kwargs
+    deep, wanted = kwargs.pop("deep_features", None), int(unet.config.depth)
     residuals, middle = (
         kwargs.get("down_block_additional_residuals"),
         kwargs.get("mid_block_additional_residual"),
     )
     if residuals is not None and middle is not None:
-        wanted = int(unet.config.depth)
         if len(residuals) < wanted:
             raise ValueError(f"a U-Net of depth {wanted} wants {wanted} control residuals, got {len(residuals)}")
         kwargs["down_block_additional_residuals"] = tuple(residuals[:wanted])
-        kwargs["mid_block_additional_residual"] = residuals[0].new_zeros(())
+        kwargs["mid_block_additional_residual"] = residuals[0].new_zeros(()) if deep is None else deep
+    elif deep is not None:
+        kwargs["down_block_additional_residuals"] = (deep.new_zeros(()),) * wanted
+        kwargs["mid_block_additional_residual"] = deep
     return args[:2], kwargs  # sample and timestep stay where they were: DeepCache reads them by position

@@ -65,12 +65,15 @@ class Bench:
         description: str,
         positions: Sequence[int] | None = None,
         beginnings: Mapping[tuple[int, ...], Beginnings] | None = None,
+        depths: Sequence[int] = (),
     ) -> Tensor:
         """Translate examples: (N, 3, H, W), float32 in [0, 1], CPU.
 
         Args:
             positions: which of `examples`; None for all of them.
-            beginnings: of earlier plans, by batch, to go on from; they are of one pipeline, sampler and guidance.
+            beginnings: of earlier plans, by batch, to go on from; they are of one pipeline, sampler, guidance, fill and
+                `depths`.
+            depths: see `translate.sampling`.
         """
         made = []
         batches = self.batches(positions)
@@ -84,8 +87,9 @@ class Bench:
                     plan,
                     seed=self.seed,
                     conditioning=self.conditioning(batch),
-                    at_depth=self._at_depth(pipeline),
+                    at_depth=self.at_depth(pipeline),
                     beginnings=None if beginnings is None else beginnings[batch],
+                    depths=depths,
                 )
             )
         return torch.cat(made)
@@ -97,18 +101,19 @@ class Bench:
         description: str,
         positions: Sequence[int] | None = None,
         beginnings: Mapping[tuple[int, ...], Beginnings] | None = None,
+        depths: Sequence[int] = (),
     ) -> Tensor:
         """Translate examples, some by one plan and some by another: (N, 3, H, W), in the examples' order.
 
         Args:
             plans: positions of examples, and the plan for them; see `fitting.Lists.plans`.
-            positions, beginnings: as for `images`.
+            positions, beginnings, depths: as for `images`.
         """
         made: dict[int, Tensor] = {}
         for some, plan in plans:
             picked = [position for position in some if positions is None or position in positions]
             if picked:
-                made |= zip(picked, self.images(pipeline, plan, description, picked, beginnings), strict=True)
+                made |= zip(picked, self.images(pipeline, plan, description, picked, beginnings, depths), strict=True)
         return torch.stack([made[position] for position in sorted(made)])
 
     def tree(
@@ -122,7 +127,7 @@ class Bench:
         Yields:
             A plan, its images (B, 3, H, W), and the calls of the networks since the plan before.
         """
-        arguments = self._sampling(pipeline, plans[0], batch, at_depth or self._at_depth(pipeline))
+        arguments = self._sampling(pipeline, plans[0], batch, at_depth or self.at_depth(pipeline))
         visits, calls = walk(plans=plans, **arguments), 0
         while True:
             with torch.inference_mode(), part("denoise"):
@@ -138,10 +143,15 @@ class Bench:
                 calls = 0
 
     def history(
-        self, pipeline: Any, plan: Plan, batch: tuple[int, ...], beginnings: Beginnings | None = None
+        self,
+        pipeline: Any,
+        plan: Plan,
+        batch: tuple[int, ...],
+        beginnings: Beginnings | None = None,
+        depths: Sequence[int] = (),
     ) -> tuple[Moment, ...]:
         """The last moments of a plan over a batch, as many as its sampler looks at."""
-        arguments = self._sampling(pipeline, plan, batch, self._at_depth(pipeline))
+        arguments = self._sampling(pipeline, plan, batch, self.at_depth(pipeline), depths)
         with torch.inference_mode(), part("denoise"):
             *_, last = trajectory(plan=plan, beginnings=beginnings, **arguments)
         return last.history
@@ -294,16 +304,28 @@ class Bench:
         return self._conditioning[key]
 
     def _sampling(
-        self, pipeline: Any, plan: Plan, batch: tuple[int, ...], at_depth: PipelineAt | None = None
+        self,
+        pipeline: Any,
+        plan: Plan,
+        batch: tuple[int, ...],
+        at_depth: PipelineAt | None = None,
+        depths: Sequence[int] = (),
     ) -> dict[str, Any]:
         """The arguments of the sampling loop for a batch; see `translate.sampling`."""
         examples = [self.examples[position] for position in batch]
         conditioning = self.conditioning(batch)
         return sampling(
-            self.task, pipeline, examples, plan, seed=self.seed, conditioning=conditioning, at_depth=at_depth
+            self.task,
+            pipeline,
+            examples,
+            plan,
+            seed=self.seed,
+            conditioning=conditioning,
+            at_depth=at_depth,
+            depths=depths,
         )
 
-    def _at_depth(self, pipeline: Any) -> PipelineAt:
+    def at_depth(self, pipeline: Any) -> PipelineAt:
         """A pipeline at smaller depths, each made once."""
 
         def at(depth: int) -> Any:

@@ -53,29 +53,33 @@ def affordable_steps(num_inference_steps: int, cost: float, other_cost: float) -
     return max(1, round(num_inference_steps * cost / other_cost))
 
 
-def plain_systems(steps: int, gmacs: Row) -> list[Row]:
+def plain_systems(steps: int, gmacs: Row, calls: float | None = None) -> list[Row]:
     """The plain alternatives to a compressed plan of so many steps, without their metrics.
 
     The whole model gets as many steps as the multiply-accumulates of the compressed plan pay for, uniform ones by DDIM
     and by DPM-Solver++ 2M; the compressed model its own number, uniform ones by DPM-Solver++ 2M.
 
     Args:
-        gmacs: of one step, `original` and `compressed`.
+        gmacs: of one step, `original` and `compressed`, and `uniform` of the compressed model where nothing is left
+            out, if a plan's steps differ.
+        calls: calls of the networks per guidance pass, where they are not one for each step.
 
     Returns:
         per alternative `model` ("original" or "compressed"), `sampler`, `num_inference_steps`, and `gmacs_ratio` to
         the plan.
     """
-    affordable = affordable_steps(steps, gmacs["compressed"], gmacs["original"])
+    spent = (steps if calls is None else calls) * gmacs["compressed"]
+    of_a_step = {"original": gmacs["original"], "compressed": gmacs.get("uniform", gmacs["compressed"])}
+    affordable = affordable_steps(1, spent, gmacs["original"])
     found = [("original", sampler, affordable) for sampler in PLAIN_SAMPLERS]
-    if gmacs["compressed"] != gmacs["original"]:
+    if of_a_step["compressed"] != of_a_step["original"]:
         found.append(("compressed", "dpm_solver", steps))
     return [
         {
             "model": model,
             "sampler": sampler,
             "num_inference_steps": count,
-            "gmacs_ratio": count * gmacs[model] / (steps * gmacs["compressed"]),
+            "gmacs_ratio": count * of_a_step[model] / spent,
         }
         for model, sampler, count in found
     ]

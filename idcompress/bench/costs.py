@@ -13,13 +13,14 @@ from ..adapters.pipeline import vae_scale_factor, working_size
 from ..core.cut import Cut
 from ..core.guidance import num_branches
 from ..core.plan import Plan, Step
+from ..core.reuse import computed, leaves_out
 from ..core.sample import without_repeats
 from ..costs.latency import is_full_width, measure_ratio, synchroniser
 from ..costs.macs import Macs
 from ..costs.parameters import Parameters
 from ..runs import timing
 from .bench import Bench
-from .translate import load_sampler, translate
+from .translate import load_sampler, networks_of, translate
 
 STAGES = ("encode", "denoise", "decode", timing.OTHER)  # the parts of a translation, which sum to the whole
 
@@ -34,7 +35,8 @@ def costs(bench: Bench, pipeline: Any, plan: Plan, original: Plan, *, latency: b
 
     Returns:
         Per cost its value for `original`, `compressed` and `uniform` (the compressed model at as many uniform steps):
-        parameters by both rules and their bytes, MACs of one network call, steps, calls, and milliseconds.
+        parameters by both rules and their bytes, MACs of one network call (the mean, where the plan's calls differ),
+        steps, calls, and milliseconds.
     """
     full = bench.model.pipeline
     networks = [bench.task.networks(p) for p in (full, pipeline)]
@@ -44,6 +46,12 @@ def costs(bench: Bench, pipeline: Any, plan: Plan, original: Plan, *, latency: b
         ours, theirs = (cost.measure(modules) for modules in networks)
         for key in ours:
             rows[key] = _cost(ours[key], theirs[key], cost.unit)
+    if leaves_out(plan) or not plan.is_plain:
+        work = Work(bench, pipeline)
+        plan = work.computed(plan)
+        for key in Work.KEYS:
+            rows[key] = _cost(ours[key], work.of(plan, key) / network_calls(plan), cost.unit)
+            rows[key] |= {"uniform": theirs[key]}
     before, after = (sum(p.nbytes for module in modules for p in module.parameters()) for modules in networks)
     rows["weights_mb"] = _cost(before / 1e6, after / 1e6, "MB")
     rows["num_inference_steps"] = _cost(len(original), len(plan), "")
@@ -52,6 +60,37 @@ def costs(bench: Bench, pipeline: Any, plan: Plan, original: Plan, *, latency: b
     if latency:
         rows["latency_ms"] = _latency(bench, pipeline, plan, original)
     return rows
+
+
+class Work:
+    """Multiply-accumulates of whole plans, counted from what each of their steps computes."""
+
+    KEYS = ("gmacs", "gmacs_with_attention")
+
+    def __init__(self, bench: Bench, pipeline: Any) -> None:
+        self.bench, self.pipeline = bench, pipeline
+        self._by_depth: dict[int | None, list[dict[str, float]]] = {}
+
+    def computed(self, plan: Plan) -> Plan:
+        """The plan whose steps say what is really computed; timesteps that its sampler passes over are gone."""
+        called = without_repeats(plan) if load_sampler(plan.sampler).SKIPS_REPEATS else plan
+        return computed(called, networks_of(self.bench.task, self.pipeline, plan))
+
+    def of(self, plan: Plan, key: str = "gmacs") -> float:
+        """Billions of multiply-accumulates of all steps, for one image."""
+        plan = self.computed(plan)
+        return math.fsum(self._step(step, num_branches(plan.guidance), key) for step in plan.steps)
+
+    def _step(self, step: Step, branches: int, key: str) -> float:
+        if step.depth not in self._by_depth:
+            which = self.pipeline if step.depth is None else self.bench.at_depth(self.pipeline)(step.depth)
+            task, full = self.bench.task, self.bench.model.pipeline
+            size = working_size(full, self.bench.resolution_px) // vae_scale_factor(full)
+            macs = Macs(sample_size=size, encoder_tokens=task.encoder_tokens(full))
+            self._by_depth[step.depth] = [macs.measure([network]) for network in task.networks(which)]
+        unet, *sides = self._by_depth[step.depth]
+        passes = branches if step.passes == "all" else 1
+        return passes * (unet[key] + sum(side[key] for side in sides if step.refresh))
 
 
 def cut_networks(pipeline: Any, cut: Cut) -> Any:
@@ -100,7 +139,7 @@ def _latency(bench: Bench, pipeline: Any, plan: Plan, original: Plan) -> dict[st
     def translator(system: str, which: Any, plan: Plan) -> Callable[[], None]:
         def run() -> None:
             with timing.record() as seconds:
-                translate(bench.task, which, example, plan)
+                translate(bench.task, which, example, plan, at_depth=bench.at_depth(which))
             records.setdefault(system, []).append(seconds)
 
         return run

@@ -31,6 +31,7 @@ class Lists:
         bench: on whose examples they are fitted and judged.
         pipeline: that is sampled.
         settings: of the fit.
+        depths: of the plans' steps; what was computed there is kept for all plans.
         run: gives the reference run of all examples; asked for once, where something is to be fitted.
         beginnings: what was sampled, by batch; `Bench.images` goes on from there.
     """
@@ -39,6 +40,7 @@ class Lists:
     pipeline: Any
     settings: FitSettings
     run: Callable[[], Teacher]
+    depths: Sequence[int] = ()
     beginnings: defaultdict[tuple[int, ...], Beginnings] = field(default_factory=lambda: defaultdict(Beginnings))
 
     def plans(self, plan: Plan) -> list[tuple[list[int], Plan]]:
@@ -70,7 +72,7 @@ class Lists:
 
         def histories(beginning: Plan) -> Iterator[tuple[Sequence[Moment], States]]:
             for batch in self._batches(positions):
-                moments = self.bench.history(self.pipeline, beginning, batch, self.beginnings[batch])
+                moments = self.bench.history(self.pipeline, beginning, batch, self.beginnings[batch], self.depths)
                 yield moments, self._states(batch, moments[-1].sample)
 
         return fit_plan(plan, self.bench.model.process, histories, self.settings)

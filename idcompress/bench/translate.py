@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..adapters.pipeline import check_finite, not_finite
+from ..adapters.deep_features import giving
+from ..adapters.pipeline import check_finite, not_finite, with_components
+from ..adapters.unet import depth as depth_of
 from ..core.ddim import PathNoise
+from ..core.guidance import num_branches
 from ..core.plan import Plan, Step
 from ..core.process import Level, Prediction, Process, check_for_process
+from ..core.reuse import Networks, leaves_out, reusing
 from ..core.sample import Beginnings, Denoise, Noise, Sampler, sample
 from ..core.timestep_search import uniform_timesteps
 from ..errors import IdcError, NotFiniteError
@@ -35,6 +39,7 @@ def translate(
     conditioning: Conditioning | None = None,
     at_depth: PipelineAt | None = None,
     beginnings: Beginnings | None = None,
+    depths: Sequence[int] = (),
 ) -> Tensor:
     """Translate a batch of examples of one size: encode, sample the plan, decode.
 
@@ -42,7 +47,7 @@ def translate(
         seed: of the noise; each image has generators of its own, and under ancestral sampling one noise path for plans
             of any length.
         conditioning: of `task.encode`, to use it for more than one run.
-        at_depth: see `sampling`.
+        at_depth, depths: see `sampling`.
         beginnings: of earlier plans of these examples, to go on from.
 
     Returns:
@@ -53,7 +58,9 @@ def translate(
     """
     with part("encode"):
         conditioning = encode(task, pipeline, examples, seed) if conditioning is None else conditioning
-    arguments = sampling(task, pipeline, examples, plan, seed=seed, conditioning=conditioning, at_depth=at_depth)
+    arguments = sampling(
+        task, pipeline, examples, plan, seed=seed, conditioning=conditioning, at_depth=at_depth, depths=depths
+    )
     with part("denoise"):
         latents = check_sample(sample(plan=plan, beginnings=beginnings, **arguments), plan, pipeline)
     with part("decode"):
@@ -88,11 +95,13 @@ def sampling(
     seed: int,
     conditioning: Conditioning,
     at_depth: PipelineAt | None = None,
+    depths: Sequence[int] = (),
 ) -> dict[str, Any]:
     """The arguments of `core.sample.walk`, but the plans, for a batch; `plan` stands for all plans of one tree.
 
     Args:
         at_depth: gives the pipeline that computes so many levels, for steps that name a depth.
+        depths: where hidden states are kept besides the plan's own depths, for other plans that begin alike.
     """
     process, sampler = task.process(pipeline), load_sampler(plan.sampler)
     if plan.coefficients is None and wants_coefficients(plan.sampler):
@@ -107,7 +116,7 @@ def sampling(
 
     start = task.start(pipeline, examples, process.level(plan.timesteps[0]), seed)
     return {
-        "denoise": _by_depth(task, pipeline, conditioning, plan, at_depth),
+        "denoise": _by_depth(task, pipeline, conditioning, plan, at_depth, depths),
         "start": start.to(pipeline.unet.device),
         "process": process,
         "sampler": sampler,
@@ -159,25 +168,38 @@ def _by_depth(
     conditioning: Conditioning,
     plan: Plan,
     at_depth: PipelineAt | None,
+    depths: Sequence[int],
 ) -> Denoise:
-    """The pipeline's own denoiser, and for steps that name a depth that of the pipeline cut there."""
-    made: dict[int | None, Denoise] = {}
+    """A denoiser by the pipeline and, for steps that name a depth, by the pipeline cut there.
+
+    Args:
+        depths: where hidden states are kept for later steps besides the plan's own depths. If there are any, or a step
+            leaves something out, what was computed at a step goes on to the next ones.
+    """
+    reuses = leaves_out(plan) or len(depths) > 0
+    kept = {*depths, *(step.depth for step in plan.steps if step.depth)} if plan.fill != "zero" else set()
+    made: dict[int | None, Any] = {}
+    missing = [step for step in plan.steps if step.depth is not None]
+    if missing and at_depth is None:
+        raise IdcError(
+            f"the step at timestep {missing[0].timestep} names depth {missing[0].depth}, which cannot be had here"
+        )
+
+    def at(depth: int | None) -> Any:
+        """The denoiser or, where steps leave something out, the parts at a depth; made once."""
+        if depth not in made:
+            which = pipeline if depth is None or at_depth is None else at_depth(depth)
+            if kept:
+                which = with_components(which, {"unet": giving(which.unet, kept)})
+            arguments = which, conditioning, plan.guidance
+            made[depth] = task.parts(*arguments) if reuses else task.denoise(*arguments)
+        return made[depth]
+
+    by_parts = reusing(at, networks_of(task, pipeline, plan), plan.fill) if reuses else None
 
     def denoise(sample: Tensor, step: Step, cache: Any) -> tuple[Tensor, Any]:
-        if step.passes != "all" or not step.refresh:
-            raise IdcError(
-                f"the step at timestep {step.timestep} holds guidance passes or side networks (passes={step.passes}, "
-                f"refresh={step.refresh}), which this version does not compute; use passes=all and refresh=true"
-            )
-        if step.depth is not None and at_depth is None:
-            raise IdcError(f"the step at timestep {step.timestep} names depth {step.depth}, which cannot be had here")
-        if step.depth is not None and plan.fill != "zero":
-            raise IdcError(f"a plan's fill={plan.fill} is not computed by this version; use fill=zero")
-        if step.depth not in made:
-            which = pipeline if step.depth is None or at_depth is None else at_depth(step.depth)
-            made[step.depth] = task.denoise(which, conditioning, plan.guidance)
         count(len(sample))
-        output, cache = made[step.depth](sample, step, cache)
+        output, cache = (by_parts or at(step.depth))(sample, step, cache)
         if not bool(output.detach().isfinite().all()):
             networks = " and ".join(task.networks_of_a_step)
             what = f"the output of {networks} in the step at timestep {step.timestep}"
@@ -185,3 +207,12 @@ def _by_depth(
         return output, cache
 
     return denoise
+
+
+def networks_of(task: Task, pipeline: Any, plan: Plan) -> Networks:
+    """What decides which steps of a plan can leave something out."""
+    try:
+        levels = depth_of(pipeline.unet)
+    except ValueError:  # no U-Net that depth-skip knows, so that no step has another depth
+        levels = 1
+    return Networks(levels, num_branches(plan.guidance), len(task.networks_of_a_step) > 1)

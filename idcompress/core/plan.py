@@ -6,7 +6,7 @@ that moves between them, and the scales of guidance.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -119,6 +119,11 @@ class Plan:
     def is_plain(self) -> bool:
         """Whether every step computes everything that is stored."""
         return all(step.is_whole for step in self.steps)
+
+    @property
+    def all_whole(self) -> "Plan":
+        """The same timesteps, sampler and numbers, with everything computed at each."""
+        return replace(self, steps=tuple(Step(step.timestep) for step in self.steps), fill="zero")
 
     @property
     def depths(self) -> tuple[int | None, ...]:

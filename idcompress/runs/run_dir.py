@@ -16,7 +16,7 @@ from .trace import Trace
 
 OUTPUTS = Path("outputs")
 # Where a recipe may come from: the stages before each one. The chain's order is the paper's.
-CHAIN = {"depth_search": 1, "finetune": 2, "tsopt": 3, "compress": 3}
+CHAIN = {"depth_search": 1, "finetune": 2, "tsopt": 3, "plan": 3, "compress": 3}
 AFTER_THE_CHAIN = 4
 BOOKKEEPING = (".lock", "run.json", "config.yaml", "environment.json", "log.txt")
 # What else a run may write into its folder, and the folders that some stages make there. In a folder that the user

@@ -15,6 +15,7 @@ from torch import nn
 
 from .. import registry
 from ..adapters.fold import fold_pipeline
+from ..adapters.following import following
 from ..adapters.pipeline import check_resolution, choose_device, choose_dtype, own_pipeline
 from ..console import say
 from ..core.plan import Plan
@@ -184,7 +185,8 @@ def load_pipeline(
 
     The U-Net is cut to the recipe's depth and the scheduler follows its timesteps, so the pipeline is called as ever:
     its `num_inference_steps` is overruled by the list, and eta 0 by the recipe's ancestral sampling. `save_pretrained`
-    writes a folder that loads here again.
+    writes a folder that loads here again. Where the recipe's plan leaves levels or side networks out of some steps, the
+    pipeline follows it, too (`pipeline.computed` has the steps), but cannot be saved.
 
     Args:
         path_or_recipe: a Recipe, a recipe.json, a folder that holds one, or a diffusers pipeline folder.
@@ -198,6 +200,8 @@ def load_pipeline(
     """
     pipeline = _load(path_or_recipe, device, dtype)
     if fold:
+        if hasattr(pipeline, "computed"):
+            raise IdcError("fold=True wants a plan whose steps all compute the same, and this recipe's do not")
         for what, saved in fold_pipeline(pipeline).items():
             print(f"folded: {what}, {saved:,} parameters less")
     return pipeline
@@ -213,7 +217,11 @@ def _load(path_or_recipe: str | Path | Recipe, device: str, dtype: str) -> Any:
     model = load_source(recipe.task, recipe.model, device=device, dtype=dtype)
     if recipe.plan is not None and recipe.plan.coefficients is not None:
         recipe.check_fit(recipe.plan, model.process.to_json())
-    return own_pipeline(model.for_recipe(recipe), None if recipe.free_steps else recipe.plan)
+    pipeline, plan = model.for_recipe(recipe), None if recipe.free_steps else recipe.plan
+    if plan is None or plan.is_plain:
+        return own_pipeline(pipeline, plan)
+    side = next(iter(registry.load("task", recipe.task).Task.networks_of_a_step[1:]), None)
+    return following(pipeline, plan, lambda depth: model.cut_further(pipeline, depth), side)
 
 
 def _load_folder(folder: Path, device: str, dtype: str) -> Any:

@@ -249,6 +249,8 @@ class Arm:
         timesteps = list(plan.timesteps)
         reference = None if against is None else {**against[0].key, "over": against[1]}
         key = {"split": split, **self.key, "timesteps": timesteps, "against": reference, "metrics": list(metrics)}
+        if not plan.is_plain:
+            key |= {"steps": [step.to_json() for step in plan.steps], "fill": plan.fill}
         if plan.coefficients is not None:
             key["coefficients"] = [list(row) for row in plan.coefficients]
         row = self.lab.trace.find(**key)

@@ -64,6 +64,9 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
     registry.check("sampler", config.sampler, "sampler")
     registry.check("data", config.data.name, "data")
     registry.check("metric", config.tsopt.metric, "tsopt.metric")
+    registry.check("metric", config.plan.metric, "plan.metric")
+    for sampler in config.plan.samplers:
+        registry.check("sampler", sampler, "plan.samplers")
     for metric in config.evaluate.metrics:
         registry.check("metric", metric.removesuffix("?"), "evaluate.metrics")
     set_threads(config.threads)
@@ -212,7 +215,11 @@ def save_recipes(recipes: list[Recipe], run_dir: RunDir) -> None:
     if len(recipes) == 1:
         recipes[0].save(run_dir / "recipe.json")
         return
-    names = [f"steps_{recipe.num_inference_steps}" for recipe in recipes]
+    counts = [recipe.num_inference_steps for recipe in recipes]
+    names = [
+        f"steps_{count}" + (f"_{1 + counts[:place].count(count)}" if count in counts[:place] else "")
+        for place, count in enumerate(counts)
+    ]
     for name, recipe in zip(names, recipes, strict=True):
         recipe.save(run_dir.path / name / "recipe.json")
     run_dir.info["recipes"] = names

@@ -28,6 +28,7 @@ from ..bench.costs import called_steps, costs
 from ..bench.selection import choose_photographs
 from ..config import Config
 from ..console import say, warn
+from ..core.guidance import num_branches
 from ..core.plan import Plan
 from ..core.stats import bootstrap_interval
 from ..images.pictures import save_png
@@ -135,7 +136,8 @@ def _evaluate(config: Config, portions: Portions, recipe: Recipe, folder: Path, 
     systems = _systems(config, bench, pipeline, plan, original)
     shown, plain = list(systems), list[Row]()
     if config.evaluate.alternatives and systems["compressed"] != systems["original"]:
-        plain = plain_systems(len(called_steps(plan)), spent["gmacs"])
+        calls = spent["network_calls"]["compressed"] / num_branches(plan.guidance)
+        plain = plain_systems(len(called_steps(plan)), spent["gmacs"], calls)
         plain += [plan_row(name, other, plan) for name, other in others.items() if other != plan]
         systems |= {words(row): system_of(row, bench, pipeline, plan) for row in plain}
 

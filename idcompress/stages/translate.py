@@ -8,6 +8,7 @@ import itertools
 import math
 import time
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     model = load_model(config, recipe)
     pipeline, plan = model.for_recipe(recipe), sampled_plan(config, recipe, model.process)
     original = original_model(config, recipe, model).pipeline if config.translate.compare else None
+    at_depth = cache(lambda depth: model.cut_further(pipeline, depth))
     many = uniform_plan(config, model.process, config.num_inference_steps)
 
     def timed(pipeline: Any, plan: Plan, index: int) -> tuple[str, Tensor, float]:
@@ -67,13 +69,15 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             plan,
             seed=config.seed,
             resolution_px=config.resolution_px,
-            translate=lambda example: translate(task, pipeline, [example], plan, seed=config.seed)[0],
+            translate=lambda example: translate(task, pipeline, [example], plan, seed=config.seed, at_depth=at_depth)[
+                0
+            ],
         )
         return prompt, output, time.perf_counter() - began
 
     rows: list[dict[str, Any]] = []
     if original is not None:  # the first call of a network takes longer than the rest
-        warm_up = dataclasses.replace(plan, steps=plan.steps[-1:], coefficients=None)
+        warm_up = dataclasses.replace(plan.all_whole, steps=plan.all_whole.steps[-1:], coefficients=None)
         timed(pipeline, warm_up, 0), timed(original, warm_up, 0)
     for index, path in enumerate(progress(paths, "translate", len(paths))):
         prompt, output, took = timed(pipeline, plan, index)

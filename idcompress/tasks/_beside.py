@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..adapters.deep_features import call_unet
 from ..adapters.graphs import Decoder, Encoder, Graph, TextEncoder, UNet
 from ..adapters.pipeline import draw_latents, encode_prompts
-from ..core.ddim import without_cache
 from ..core.guidance import classifier_free_guidance
-from ..core.sample import Denoise
+from ..core.reuse import Parts
 from ..errors import IdcError
 from ..types import Example
 from . import _task
@@ -48,20 +48,25 @@ class Task(_task.Task):
         output: Tensor = pipeline.unet(model_input, timesteps, conditioning["text"]).sample
         return output
 
-    def denoise(self, pipeline: Any, conditioning: _task.Conditioning, guidance: Mapping[str, float]) -> Denoise:
+    def parts(self, pipeline: Any, conditioning: _task.Conditioning, guidance: Mapping[str, float]) -> Parts:
         """One call a step; classifier-free guidance over the text where there is a scale other than 1."""
         unet, scale = pipeline.unet, guidance.get("guidance_scale", 1.0)
         branches = 1 if scale == 1 else 2
         states = torch.cat([conditioning["text"], conditioning["null"]][:branches])
         given = conditioning["given"].repeat(branches, 1, 1, 1)
 
-        def denoise(sample: Tensor, timestep: Tensor) -> Tensor:
-            noisy = sample.to(unet.dtype).repeat(branches, 1, 1, 1)
-            output = self.predict(pipeline, noisy, timestep, {"text": states, "given": given})
-            outputs: tuple[Tensor, ...] = output.float().chunk(branches)
+        def outputs(
+            sample: Tensor, timestep: Tensor, passes: int, side: Any, deep: Tensor | None
+        ) -> tuple[tuple[Tensor, ...], Mapping[int, Tensor]]:
+            number = passes * len(sample)
+            model_input = torch.cat([sample.to(unet.dtype).repeat(passes, 1, 1, 1), given[:number]], dim=1)
+            output, hidden = call_unet(unet, model_input, timestep, states[:number], deep_features=deep)
+            return output.sample.float().chunk(passes), hidden
+
+        def combine(outputs: tuple[Tensor, ...]) -> Tensor:
             return outputs[0] if branches == 1 else classifier_free_guidance(outputs[0], outputs[1], scale)
 
-        return without_cache(denoise)
+        return Parts(branches, outputs, combine)
 
     def graphs(self, pipeline: Any) -> list[Graph]:
         """`mean` and `std` are of the given picture's latents, as the U-Net takes them."""

@@ -17,6 +17,7 @@ from ..adapters.pipeline import decode_latents, vae_scale_factor, working_size
 from ..core.plan import Plan
 from ..core.process import Level, Prediction, Process
 from ..core.random import image_generator
+from ..core.reuse import Parts, whole
 from ..core.sample import Denoise
 from ..errors import IdcError
 from ..schedulers import process_of
@@ -134,8 +135,12 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def denoise(self, pipeline: Any, conditioning: Conditioning, guidance: Mapping[str, float]) -> Denoise:
+    def parts(self, pipeline: Any, conditioning: Conditioning, guidance: Mapping[str, float]) -> Parts:
         """Close over conditioning and guidance; float32 in and out, whatever the network's dtype."""
+
+    def denoise(self, pipeline: Any, conditioning: Conditioning, guidance: Mapping[str, float]) -> Denoise:
+        """All parts at every step."""
+        return whole(self.parts(pipeline, conditioning, guidance))
 
     def process(self, pipeline: Any) -> Process:
         """What the pipeline's timesteps mean: by its scheduler."""

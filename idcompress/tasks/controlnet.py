@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..adapters.deep_features import call_unet
 from ..adapters.graphs import Decoder, Graph, TextEncoder, UNet, numbered
 from ..adapters.pipeline import draw_latents, encode_prompts
 from ..adapters.unet import full_depth
-from ..core.ddim import without_cache
 from ..core.guidance import classifier_free_guidance
 from ..core.random import image_generator
-from ..core.sample import Denoise
+from ..core.reuse import Parts
 from ..images.canny import canny
 from ..images.captions import caption
 from ..types import Example
@@ -121,21 +121,40 @@ output = null + {guidance_scale} * (with_text - null)""",
             Graph("vae_decoder", Decoder(pipeline.vae), ["latents"], ["decoded"]),
         ]
 
-    def denoise(self, pipeline: Any, conditioning: _task.Conditioning, guidance: Mapping[str, float]) -> Denoise:
+    def parts(self, pipeline: Any, conditioning: _task.Conditioning, guidance: Mapping[str, float]) -> Parts:
         """Classifier-free guidance over the caption, with control in both branches, as diffusers does by default."""
-        unet = pipeline.unet
+        unet, branch = pipeline.unet, pipeline.controlnet
         scale = guidance["guidance_scale"]
         branches = 2 if scale != 1 else 1
         states = torch.cat([conditioning["text"], conditioning["null"]][:branches])
         condition = conditioning["condition"].repeat(branches, 1, 1, 1)
 
-        def denoise(sample: Tensor, timestep: Tensor) -> Tensor:
-            model_input = sample.to(unet.dtype).repeat(branches, 1, 1, 1)
-            output = self.predict(pipeline, model_input, timestep, {"text": states, "condition": condition})
-            outputs: tuple[Tensor, ...] = output.float().chunk(branches)
+        def inputs(sample: Tensor, timestep: Tensor, passes: int) -> tuple[Tensor, Tensor, Tensor]:
+            return sample.to(unet.dtype).repeat(passes, 1, 1, 1), timestep, states[: passes * len(sample)]
+
+        def side(sample: Tensor, timestep: Tensor, passes: int) -> tuple[Tensor, ...]:
+            controls = condition[: passes * len(sample)]
+            arguments = inputs(sample, timestep, passes)
+            down, middle = branch(*arguments, controlnet_cond=controls, return_dict=False)
+            return (*down, middle)
+
+        def outputs(
+            sample: Tensor, timestep: Tensor, passes: int, side: Any, deep: Tensor | None
+        ) -> tuple[tuple[Tensor, ...], Mapping[int, Tensor]]:
+            *down, middle = side
+            output, hidden = call_unet(
+                unet,
+                *inputs(sample, timestep, passes),
+                down_block_additional_residuals=tuple(down),
+                mid_block_additional_residual=middle,
+                deep_features=deep,
+            )
+            return output.sample.float().chunk(passes), hidden
+
+        def combine(outputs: tuple[Tensor, ...]) -> Tensor:
             return outputs[0] if branches == 1 else classifier_free_guidance(outputs[0], outputs[1], scale)
 
-        return without_cache(denoise)
+        return Parts(branches, outputs, combine, side)
 
 
 class _Branch(nn.Module):

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..adapters.deep_features import call_unet
 from ..adapters.graphs import Decoder, Encoder, Graph, TextEncoder, UNet
 from ..adapters.pipeline import draw_latents, encode_image_latents, encode_prompts
-from ..core.ddim import without_cache
 from ..core.guidance import classifier_free_guidance, dual_guidance
-from ..core.sample import Denoise
+from ..core.reuse import Parts
 from ..errors import IdcError
 from ..images.edits import EDITS, TURNS, edit_for_prompt
 from ..types import Example
@@ -129,7 +129,7 @@ output = null + {guidance_scale} * (both - image) + {image_guidance_scale} * (im
         edit = list(EDITS.values())[int(torch.randint(len(EDITS), (), generator=generator))]
         return edit.phrasings[int(torch.randint(len(edit.phrasings), (), generator=generator))]
 
-    def denoise(self, pipeline: Any, conditioning: _task.Conditioning, guidance: Mapping[str, float]) -> Denoise:
+    def parts(self, pipeline: Any, conditioning: _task.Conditioning, guidance: Mapping[str, float]) -> Parts:
         """Dual guidance; a scale of 1 makes a branch superfluous, and it is not computed then.
 
         Source: InstructPix2Pix, arXiv 2211.09800, eq. 3; branch order as in diffusers (text, image, null).
@@ -141,14 +141,20 @@ output = null + {guidance_scale} * (both - image) + {image_guidance_scale} * (im
         states = torch.cat([text, null, null][:branches])
         images = torch.cat([image, image, torch.zeros_like(image)][:branches])
 
-        def denoise(sample: Tensor, timestep: Tensor) -> Tensor:
-            model_input = torch.cat([sample.to(unet.dtype).repeat(branches, 1, 1, 1), images], dim=1)
-            outputs: tuple[Tensor, ...] = unet(model_input, timestep, states).sample.float().chunk(branches)
+        def outputs(
+            sample: Tensor, timestep: Tensor, passes: int, side: Any, deep: Tensor | None
+        ) -> tuple[tuple[Tensor, ...], Mapping[int, Tensor]]:
+            number = passes * len(sample)
+            model_input = torch.cat([sample.to(unet.dtype).repeat(passes, 1, 1, 1), images[:number]], dim=1)
+            output, hidden = call_unet(unet, model_input, timestep, states[:number], deep_features=deep)
+            return output.sample.float().chunk(passes), hidden
+
+        def combine(outputs: tuple[Tensor, ...]) -> Tensor:
             if branches == 3:
                 return dual_guidance(outputs[0], outputs[1], outputs[2], text_scale, image_scale)
             return outputs[0] if branches == 1 else classifier_free_guidance(outputs[0], outputs[1], text_scale)
 
-        return without_cache(denoise)
+        return Parts(branches, outputs, combine)
 
 
 def _unknown_result(prompt: str, name: str) -> str:

@@ -9,16 +9,20 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from ..adapters.deep_features import call_unet
 from ..adapters.graphs import Graph, numbered
 from ..adapters.pipeline import draw_latents, working_size
 from ..console import say
 from ..core.ddim import PathNoise, without_cache
 from ..core.plan import Plan
 from ..core.random import image_generator
+from ..core.reuse import Parts
 from ..core.sample import Denoise
 from ..errors import IdcError
 from ..images.degrade import degrade
 from ..models.stablesr import graphs
+from ..models.stablesr.pipeline import reflect_pad, resize
+from ..models.stablesr.tiling import blend_tiles
 from ..types import Example
 from . import _task
 
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from ..images.photo_sets import Photograph
 
 UPSCALE = 4
+_PATCH_PX = 1280  # side beyond which a picture is worked on in patches
 MAX_CANVAS = 2**28  # pixels that a picture is worked on at
 _BYTES_PER_PIXEL = 72  # of the canvas: six copies of three channels in float32, at the most
 # A strip's shorter side may be enlarged so many times beyond the result, if it takes more than so many tiles.
@@ -122,6 +127,52 @@ decoded = (decoded - ours) / spread * std + mean  # the input's colours""",
         _refuse_guidance(guidance)
         return without_cache(pipeline.denoiser(conditioning["image_latents"], conditioning["text"], **_tiles(pipeline)))
 
+    def parts(self, pipeline: Any, conditioning: _task.Conditioning, guidance: Mapping[str, float]) -> Parts:
+        """The structure encoder beside the U-Net; tiles of a larger canvas lie side by side in the batch."""
+        _refuse_guidance(guidance)
+        unet, prompts, latents = (
+            pipeline.unet,
+            conditioning["text"],
+            conditioning["image_latents"].to(pipeline.unet.dtype),
+        )
+        tiles = _tiles(pipeline)
+
+        def side(sample: Tensor, timestep: Tensor, passes: int) -> list[Any]:
+            features: list[Any] = []
+
+            def tile(rows: slice, columns: slice) -> Tensor:
+                features.append(pipeline.structure_encoder(latents[..., rows, columns], timestep))
+                return sample[..., rows, columns]
+
+            blend_tiles(tile, *sample.shape[-2:], **tiles)
+            return features
+
+        def outputs(
+            sample: Tensor, timestep: Tensor, passes: int, side: Any, deep: Tensor | None
+        ) -> tuple[tuple[Tensor, ...], Mapping[int, Tensor]]:
+            deep_of = iter([None] * len(side) if deep is None else deep.chunk(len(side)))
+            features, states = iter(side), dict[int, list[Tensor]]()
+
+            def tile(rows: slice, columns: slice) -> Tensor:
+                output, hidden = call_unet(
+                    unet,
+                    sample[..., rows, columns].to(unet.dtype),
+                    timestep,
+                    prompts,
+                    structure_features=next(features),
+                    deep_features=next(deep_of),
+                    return_dict=False,
+                )
+                for depth, state in hidden.items():
+                    states.setdefault(depth, []).append(state)
+                values: Tensor = output[0].float()
+                return values
+
+            output = blend_tiles(tile, *sample.shape[-2:], **tiles)
+            return (output,), {depth: torch.cat(parts) for depth, parts in states.items()}
+
+        return Parts(1, outputs, lambda outputs: outputs[0], side)
+
     def encode_training(
         self, pipeline: Any, examples: Sequence[Example], generators: list[torch.Generator], dropout: float
     ) -> tuple[Tensor, _task.Conditioning]:
@@ -207,6 +258,19 @@ decoded = (decoded - ours) / spread * std + mean  # the input's colours""",
         tiles, channels = _tiles(pipeline, resolution_px), int(pipeline.vae.config.latent_channels)
         target, _, canvas = pipeline.working_sizes(picture.height, picture.width, UPSCALE, tiles["tile_size"])
         _announce_work(pipeline, photo.path.name, picture.size, target, canvas, len(plan.timesteps), tiles)
+        if not plan.is_plain:
+            if max(canvas) > _PATCH_PX:
+                raise IdcError(
+                    f"{photo.path.name} would be worked on at {canvas[1]:,} x {canvas[0]:,} px, in patches, and this "
+                    f"recipe's plan, whose steps differ in what they compute, at no more than {_PATCH_PX} px; crop it "
+                    "or take another recipe"
+                )
+            _, working, _ = pipeline.working_sizes(picture.height, picture.width, UPSCALE, tiles["tile_size"])
+            large = resize(pipeline.image_processor.preprocess(picture).float(), working).clamp(-1, 1)
+            image = (reflect_pad(large, canvas)[0] + 1) / 2
+            result = translate(Example(index=index, name=photo.name, photo=photo.digest, image=image))
+            reduced: Tensor = resize(result[None, :, : working[0], : working[1]], target)[0]
+            return "", reduced.clamp(0, 1)
         noisy = (1, channels, *(side // int(pipeline.vae_scale_factor) for side in canvas))
         images: Tensor = pipeline(
             picture,

@@ -1,4 +1,4 @@
-"""Plans whose steps differ in what they compute: depths are the cut networks', what is not computed yet is refused."""
+"""Plans whose steps differ in depth alone, with zeros at the cut: every step is the cut network's."""
 
 import dataclasses
 
@@ -108,22 +108,10 @@ def test_a_tree_of_depths_gives_what_each_plan_gives(bench_of):
     assert sum(calls for *_, calls in bench.tree(bench.model.pipeline, plans, (0,))) == 4 + 2 + 3 + 4
 
 
-@pytest.mark.parametrize(
-    ("step", "changes", "message"),
-    [
-        (Step(300, passes="held"), {}, r"timestep 300 holds guidance passes.*passes=held.*use passes=all"),
-        (Step(300, passes="text"), {}, r"timestep 300 holds guidance passes.*passes=text.*use passes=all"),
-        (Step(300, refresh=False), {}, r"timestep 300 holds .*side networks.*refresh=False.*refresh=true"),
-        (Step(300, 9), {"fill": "hold"}, "fill=hold is not computed by this version; use fill=zero"),
-        (Step(300, 9), {"fill": "linear"}, "fill=linear is not computed by this version; use fill=zero"),
-        (Step(300, 14), {}, "depth must be between 1 and 13 for this U-Net, got 14"),
-    ],
-    ids=str,
-)
-def test_what_is_not_computed_is_one_clear_line(bench_of, step, changes, message):
+def test_a_depth_that_the_model_has_not_is_one_clear_line(bench_of):
     bench = bench_of("ip2p")
-    plan = Plan((Step(999), step), guidance=GUIDANCE["ip2p"], **changes)
-    with pytest.raises(IdcError, match=message) as caught:
+    plan = Plan((Step(999), Step(300, 14)), guidance=GUIDANCE["ip2p"])
+    with pytest.raises(IdcError, match="depth must be between 1 and 13 for this U-Net, got 14") as caught:
         bench.images(bench.model.pipeline, plan, "")
     assert "\n" not in str(caught.value)
 

@@ -163,7 +163,7 @@ class StableSRPipeline(DiffusionPipeline):
         # 1. the image at working size: upscaled, at least as large as the model knows, padded to whole latents
         image = self.image_processor.preprocess(image).to(self._execution_device, torch.float32)
         target, working, padded = self.working_sizes(image.shape[-2], image.shape[-1], upscale, tile_size)
-        image = _reflect_pad(_resize(image, working).clamp(-1, 1), padded)
+        image = reflect_pad(resize(image, working).clamp(-1, 1), padded)
         canvas = (image.shape[0], self.vae.config.latent_channels, *(side // factor for side in padded))
         if latents is not None and tuple(latents.shape) != canvas:
             raise ValueError(f"latents must be {canvas} for this image, got {tuple(latents.shape)}")
@@ -211,7 +211,7 @@ class StableSRPipeline(DiffusionPipeline):
 
         # 3. take padding and enlargement away again
         if output_type != "latent":
-            result = _resize(result[..., : working[0], : working[1]], target)
+            result = resize(result[..., : working[0], : working[1]], target)
             result = (result / 2 + 0.5).clamp(0, 1)
         self.maybe_free_model_hooks()
         images = _convert(result, output_type)
@@ -345,14 +345,14 @@ def _latent_slice(pixels: slice, factor: int) -> slice:
     return slice(pixels.start // factor, pixels.stop // factor)
 
 
-def _resize(image: Tensor, size: list[int]) -> Tensor:
+def resize(image: Tensor, size: list[int]) -> Tensor:
     """Resize by bicubic interpolation without antialiasing, as the published code; unchanged at its own size."""
     if list(image.shape[-2:]) == size:
         return image
     return F.interpolate(image, size=size, mode="bicubic", align_corners=False)
 
 
-def _reflect_pad(image: Tensor, size: list[int]) -> Tensor:
+def reflect_pad(image: Tensor, size: list[int]) -> Tensor:
     """Extend an image at the right and bottom by its mirror image, as often as it takes."""
     for dim, length in zip((-2, -1), size, strict=True):
         side = image.shape[dim]
