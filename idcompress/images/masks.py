@@ -1,4 +1,4 @@
-"""Masks for inpainting: 1 where a picture is to be filled, 0 where it is kept."""
+"""Masks of holes: 1 where a picture is to be filled, 0 where it is kept."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def box_mask(height: int, width: int, generator: torch.Generator) -> Tensor:
 def free_form_mask(height: int, width: int, generator: torch.Generator) -> Tensor:
     """One to three broad brush strokes that turn back and forth; (1, height, width), float32, 0 or 1.
 
-    Source: Yu et al., Free-Form Image Inpainting with Gated Convolution, arXiv:1806.03589, Alg. 1, with lengths and
+    Source: Yu et al., free-form masks for gated convolution, arXiv:1806.03589, Alg. 1, with lengths and
     breadths as shares of the shorter side.
     """
 
@@ -57,5 +57,5 @@ def draw_mask(kind: str, height: int, width: int, generator: torch.Generator) ->
 
 
 def masked(image: Tensor, mask: Tensor) -> Tensor:
-    """The image (..., 3, H, W) in [-1, 1] with its hole in mid-grey, as diffusers' inpainting pipelines prepare it."""
+    """The image (..., 3, H, W) in [-1, 1] with its hole in mid-grey, as diffusers' pipelines prepare it."""
     return image * (mask < 0.5)

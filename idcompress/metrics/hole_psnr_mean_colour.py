@@ -1,4 +1,4 @@
-"""PSNR inside the hole of its surroundings' mean colour, in dB: what inpainting has to beat."""
+"""PSNR inside the hole of its surroundings' mean colour, in dB: what a filling has to beat."""
 
 from __future__ import annotations
 
