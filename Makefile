@@ -5,10 +5,12 @@ VENV := .venv
 UV := $(TOOLS)/bin/uv
 LOCK := requirements.lock
 TASK ?= ip2p
-DEMOS := ip2p controlnet stablesr
+DEMOS := ip2p controlnet stablesr inpaint high_frequency
 DEMO_KEYS := depth_search.num_inference_steps=20 'tsopt.num_inference_steps=[10,5]' loss.task=0 trainer.max_steps=40
 DEMO_KEYS_ip2p := depth_search.num_samples=12 tsopt.num_samples=8 evaluate.num_samples=16
 DEMO_KEYS_controlnet := depth_search.num_samples=8 tsopt.num_samples=8 evaluate.num_samples=16
+DEMO_KEYS_inpaint := $(DEMO_KEYS_controlnet)
+DEMO_KEYS_high_frequency := $(DEMO_KEYS_controlnet)
 DEMO_KEYS_stablesr := 'compress.stages=[depth_search,tsopt,evaluate,report]' depth_search.num_samples=4 \
   tsopt.num_samples=4 evaluate.num_samples=8
 TEST_PROCESSES ?= 2
@@ -38,7 +40,7 @@ lock: $(UV) ## resolve the lock again; it names no host
 	  --no-emit-index-url --no-annotate --no-header --quiet --upgrade -o $(LOCK)
 	@! grep -n '://' $(LOCK)
 
-demo: setup ## the main job on photographs: TASK=ip2p (default), controlnet, stablesr or all
+demo: setup ## the main job on photographs: TASK=ip2p (default), controlnet, stablesr, inpaint, high_frequency or all
 	$(foreach task,$(if $(filter all,$(TASK)),$(DEMOS),$(TASK)),\
 	  $(VENV)/bin/idc compress task=$(task) $(DEMO_KEYS) $(DEMO_KEYS_$(task)) &&) true
 

@@ -2,7 +2,7 @@
 
     python -m scripts.eval_tiny --task ip2p         # figures into model_card.json, README.md from it
     python -m scripts.eval_tiny --task controlnet
-    python -m scripts.eval_tiny --task stablesr --lpips ALEXNET
+    python -m scripts.eval_tiny --task stablesr --lpips ALEXNET   # inpaint and high_frequency likewise
     python -m scripts.eval_tiny --task ip2p --guidance 1,1 2,1 3,1.2   # compare guidance on crops of the training pool
 
 Guidance is chosen on crops of the training photographs that were kept out of training, never on the public ones.
@@ -22,6 +22,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from idcompress import registry
 from idcompress.adapters.unet import depth_skip, full_depth
 from idcompress.core.timestep_search import gamma_timesteps
 from idcompress.images.canny import canny
@@ -33,8 +34,10 @@ from idcompress.metrics import lpips
 from idcompress.metrics.canny_f1 import edge_f1
 from idcompress.models.stablesr import StableSRPipeline
 from idcompress.models.tiny.build import STABLESR_PX
+from idcompress.types import Batch, Example
 from scripts.tiny_common import CROP_PX, as_image, cut_crops, list_photos, psnr, read_json, write_json
 
+TASKS = ("ip2p", "controlnet", "stablesr", "inpaint", "high_frequency")
 # Crops of each photograph: share of the shorter side, and the position of the crop in what is left, both from 0 to 1.
 PLACES = ((1.0, 0.5, 0.5), (0.6, 0.2, 0.3), (0.6, 0.8, 0.7), (0.4, 0.5, 0.45))
 
@@ -306,6 +309,69 @@ def stablesr_depths(pipe: Any, images: Tensor, low: Tensor, steps: int, depths: 
     return curve
 
 
+# --- something given beside the latents -----------------------------------------------------------------------------
+
+
+def given_examples(task: str, images: Tensor, photos: list[str]) -> list[Example]:
+    """What the task itself makes of crops: holes in turns, or pictures that are blurred and deblurred."""
+    entry = registry.load("task", task).Task()
+    known = {photo.name: photo for photo in (*packaged("search"), *packaged("evaluate"))}
+    return [
+        entry.example(index, known[name], image, None)
+        for index, (name, image) in enumerate(zip(photos, images, strict=True))
+    ]
+
+
+def fill(pipe: Any, task: str, examples: list[Example], steps: int) -> Tensor:
+    """The stock pipeline's results, (B, 3, H, W) in [0, 1]."""
+    targets = torch.stack([example.target for example in examples if example.target is not None])
+    if task != "inpaint":
+        given = torch.stack([example.image for example in examples])
+        return sample(pipe, [""] * len(examples), given, {"guidance_scale": 1.0, "image_guidance_scale": 1.0}, steps)
+    masks = torch.stack([example.condition[:1] for example in examples if example.condition is not None])
+    generators = [torch.Generator().manual_seed(example.index) for example in examples]
+    size = {"height": targets.shape[-2], "width": targets.shape[-1]}
+    arguments = {"num_inference_steps": steps, "guidance_scale": 1.0, "generator": generators, "output_type": "pt"}
+    outputs: Tensor = pipe([""] * len(examples), image=targets * 2 - 1, mask_image=masks, **size, **arguments).images
+    return outputs.float().cpu()
+
+
+def given_figures(task: str, examples: list[Example], outputs: Tensor, weights: str) -> dict[str, Any]:
+    """The task's own metrics of results, and what they would be of no work at all."""
+    names = {
+        "inpaint": ("hole_psnr", "hole_psnr_mean_colour", "hole_lpips"),
+        "high_frequency": ("target_psnr", "target_psnr_of_input", "target_lpips", "target_lpips_of_input"),
+    }[task]
+    figures: dict[str, Any] = {}
+    kinds = {"all": examples, **{tag: [e for e in examples if tag in e.tags] for e in examples for tag in e.tags}}
+    for name in names:
+        metric = registry.load("metric", name).Metric(**({"weights": weights} if "lpips" in name else {}))
+        metric.update(Batch(examples, outputs))
+        values = metric.compute().per_image
+        figures[name] = round(float(np.mean(list(values.values()))), 3)
+        for kind, some in kinds.items():
+            row = figures.setdefault("rows", {}).setdefault(kind, {})
+            row[name] = round(float(np.mean([values[e.index] for e in some])), 3)
+    return figures
+
+
+def evaluate_given(args: argparse.Namespace, pipe: Any, folder: Path, card: dict[str, Any]) -> None:
+    images, photos = public_crops(args.places, args.image_px)
+    examples, nine = given_examples(args.task, images, photos), len(images) // args.places
+    outputs = fill(pipe, args.task, examples, args.steps)
+    metrics = given_figures(args.task, examples, outputs, args.lpips)
+    print(metrics, flush=True)
+    given = torch.stack([example.image for example in examples])
+    contact_sheet(args.sheets, args.task, [given[:nine], outputs[:nine], images[:nine]], nine)
+    full, curve = fill(pipe, args.task, examples[:nine], args.depth_steps), {}
+    for depth in args.depths:
+        with at_depth(pipe, depth):
+            cut = fill(pipe, args.task, examples[:nine], args.depth_steps)
+        curve[str(depth)] = {"psnr_to_full_db": round(psnr(cut, full).clamp_max(60).mean().item(), 2)}
+        print(depth, curve[str(depth)], flush=True)
+    write_card(args, folder, card, metrics, curve, {"guidance_scale": 1.0}, len(images))
+
+
 # --- model card -----------------------------------------------------------------------------------------------------
 
 
@@ -332,6 +398,8 @@ def readme(card: dict[str, Any]) -> str:
         "ip2p": "instruction edits",
         "controlnet": "images from canny edges and a caption",
         "stablesr": "photographs restored and enlarged four times",
+        "inpaint": "holes of photographs filled",
+        "high_frequency": "detail for restored photographs",
     }[task]
     if task == "stablesr":
         use = [
@@ -376,7 +444,7 @@ def readme(card: dict[str, Any]) -> str:
     ]
     rows = card["metrics"]["rows"]
     columns = list(next(iter(rows.values())))
-    first = {"ip2p": "instruction", "controlnet": "caption fact", "stablesr": "image"}[task]
+    first = {"ip2p": "instruction", "controlnet": "caption fact", "inpaint": "hole"}.get(task, "image")
     lines += [
         f"| {first} | {' | '.join(columns)} |",
         "| --- |" + " --- |" * len(columns),
@@ -452,7 +520,9 @@ def write_card(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", required=True, choices=("ip2p", "controlnet", "stablesr"))
+    parser.add_argument(
+        "--task", required=True, choices=("ip2p", "controlnet", "stablesr", "inpaint", "high_frequency")
+    )
     parser.add_argument("--folder", default="idcompress/models/tiny", help="folder of packed pipelines")
     parser.add_argument("--data", default="", help="folder of the photographs trained on, for --guidance")
     parser.add_argument("--steps", type=int, default=20)
@@ -512,6 +582,9 @@ def main() -> None:
         write_card(args, folder, card, metrics, depths, {}, len(images))
         return
 
+    if args.task in ("inpaint", "high_frequency"):
+        evaluate_given(args, pipe, folder, card)
+        return
     images, photos = public_crops(args.places, args.image_px)
     scales = scales_of(args.use) if args.use else card["guidance"]
     with torch.no_grad():
