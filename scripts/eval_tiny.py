@@ -24,6 +24,7 @@ from torch import Tensor
 
 from idcompress import registry
 from idcompress.adapters.unet import depth_skip, full_depth
+from idcompress.bench.translate import translate, uniform_plan
 from idcompress.core.timestep_search import gamma_timesteps
 from idcompress.images.canny import canny
 from idcompress.images.captions import caption, caption_facts, facts_in_prompt
@@ -322,18 +323,12 @@ def given_examples(task: str, images: Tensor, photos: list[str]) -> list[Example
     ]
 
 
+@torch.inference_mode()
 def fill(pipe: Any, task: str, examples: list[Example], steps: int) -> Tensor:
-    """The stock pipeline's results, (B, 3, H, W) in [0, 1]."""
-    targets = torch.stack([example.target for example in examples if example.target is not None])
-    if task != "inpaint":
-        given = torch.stack([example.image for example in examples])
-        return sample(pipe, [""] * len(examples), given, {"guidance_scale": 1.0, "image_guidance_scale": 1.0}, steps)
-    masks = torch.stack([example.condition[:1] for example in examples if example.condition is not None])
-    generators = [torch.Generator().manual_seed(example.index) for example in examples]
-    size = {"height": targets.shape[-2], "width": targets.shape[-1]}
-    arguments = {"num_inference_steps": steps, "guidance_scale": 1.0, "generator": generators, "output_type": "pt"}
-    outputs: Tensor = pipe([""] * len(examples), image=targets * 2 - 1, mask_image=masks, **size, **arguments).images
-    return outputs.float().cpu()
+    """The task's results by uniform DDIM, (B, 3, H, W) in [0, 1]; the stock inpainter takes 9 input channels alone."""
+    entry = registry.load("task", task).Task()
+    plan = uniform_plan(entry.process(pipe), steps, guidance=dict.fromkeys(entry.guidance_scales, 1.0))
+    return translate(entry, pipe, examples, plan)
 
 
 def given_figures(task: str, examples: list[Example], outputs: Tensor, weights: str) -> dict[str, Any]:
@@ -407,6 +402,13 @@ def readme(card: dict[str, Any]) -> str:
             "Results are four times the input; v-prediction on Stable Diffusion's noise schedule, autoencoder of",
             "factor 4, float16 weights. For the figures, 128x128 crops are degraded to 32x32 as the published model's",
             "training data are (`idcompress.images.degrade`); fidelity weight 0.5, colour fix adain.",
+        ]
+    elif task == "inpaint":
+        use = [
+            "`idc translate task=inpaint image=FILE task.options.mask=FILE`. The stock pipeline takes U-Nets of 9",
+            "input channels alone; this one has 25: 12 latent channels twice, and the mask. Images are 64x64, the",
+            "text is empty;",
+            "v-prediction on Stable Diffusion's noise schedule, autoencoder of factor 4, float16 weights.",
         ]
     else:
         scales = ", ".join(f"`{key}={value}`" for key, value in card["guidance"].items())
