@@ -38,7 +38,8 @@ def load(path: str | list[str] | None, split: str) -> PhotographSet:
     check_split(split)
     roots = [] if path is None else folders(path)
     if len(roots) != 2:
-        raise IdcError(f"data=pairs wants data.path=[GIVEN,TRUE], two folders of equal file names; got {path}")
+        found = "; ".join(f"{root}: {found_in(root)}" for root in roots) or "null"
+        raise IdcError(f"data=pairs wants data.path=[GIVEN,TRUE], two folders of equal file names; got {found}")
     given, true = ({photo.name: str(photo.path) for photo in from_folder(str(root))} for root in roots)
     names = sorted(given.keys() & true.keys())
     if not names:

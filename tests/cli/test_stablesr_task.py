@@ -51,7 +51,12 @@ def params(module):
 
 def test_compress_runs_and_counts_the_structure_encoder(idc, random_model, model):
     result = idc(
-        "compress", *SMOKE, f"model.path={random_model('stablesr')}", "depth_search.min_depth=9", "timesteps=uniform"
+        "compress",
+        *SMOKE,
+        f"model.path={random_model('stablesr')}",
+        "depth_search.min_depth=9",
+        "timesteps=uniform",
+        "sampler=ddim",
     )
     assert result.code == 0, result.err
     folder = only("outputs/stablesr/*/compress/*")

@@ -20,7 +20,7 @@ from idcompress.types import Batch, Example
 NAMES = [n for n in registry.names("metric") if issubclass(registry.load("metric", n).Metric, ImageMetric)]
 # These compare the output with no image: a text, people's taste, or (chance levels) not its own reference.
 NO_REFERENCE = {"clip_aesthetic", "clip_directional_similarity", "clip_score", "niqe"}
-BASELINE_ENDINGS = ("_shuffled", "_mean_colour", "_bicubic")
+BASELINE_ENDINGS = ("_shuffled", "_mean_colour", "_bicubic", "_of_input")
 SIZE = 48
 NUMBER = 6
 

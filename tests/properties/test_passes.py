@@ -24,6 +24,8 @@ SCALES = {
     ],
     "controlnet": [{"guidance_scale": 1.0}, {"guidance_scale": 7.5}],
     "stablesr": [{}],
+    "inpaint": [{"guidance_scale": 1.0}, {"guidance_scale": 7.5}],
+    "high_frequency": [{}],
 }
 CASES = [(task, guidance) for task in registry.names("task") for guidance in SCALES[task]]
 NAMES = ["-".join(map(str, (task, *guidance.values()))) for task, guidance in CASES]
