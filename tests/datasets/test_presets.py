@@ -190,8 +190,8 @@ def test_every_command_runs(idc, pipeline, stand_ins, metric_keys, pairs):
     Image.radial_gradient("L").convert("RGB").save("photo.png")
     common = [*pipeline("ip2p"), f"data.path={pairs}", "data=instruct_pix2pix", *metric_keys, *FEW]
     psnr = "depth_search.thresholds=[{metric: psnr, bound: 0}]"
-    few_plans = ["plan.macs=0.7", "plan.menu=[]", "plan.patterns=[full]", "plan.lists=[trailing]", "plan.samplers=[ddim]"]
-    few_plans += [f"plan.num_{images}=1" for images in ("fitted", "searched", "validated")]
+    few_plans = ["plan.macs=0.7", "plan.menu=[]", "plan.patterns=[full]", "plan.lists=[trailing]"]
+    few_plans += ["plan.samplers=[ddim]", *(f"plan.num_{images}=1" for images in ("fitted", "searched", "validated"))]
     few_rows = ["compare=equal_cost", "compare.metrics=[psnr]", "compare.num_inference_steps=1"]
     few_rows += ["evaluate.latency=false"]
     few_rows += [f"compare.rows.{name}=null" for name in ("dpm_solver", "unipc", "gamma", "paper", "fitted", "best")]

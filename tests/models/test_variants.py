@@ -198,7 +198,7 @@ def test_a_network_of_another_class_is_refused(copy):
     ("task", "channels", "words"),
     [
         ("ip2p", 4, r"4 input channels, and task=ip2p wants 8 .*; it would fit task=controlnet"),
-        ("controlnet", 8, r"8 input channels, and task=controlnet wants 4 .*; it would fit task=high_frequency or task=ip2p"),
+        ("controlnet", 8, r"8 input channels, .* wants 4 .*; it would fit task=high_frequency or task=ip2p"),
         ("ip2p", 9, r"9 input channels, .*; it would fit task=inpaint"),
         ("inpaint", 4, r"4 input channels, .* wants 9 \(.* 2 times, and 1 of a mask\); it would fit task=controlnet"),
         ("ip2p", 10, r"10 input channels, .*; it fits no task"),
