@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
-
-from . import target_psnr
+from . import target_psnr_of_input
 from ._metric import AGAINST
 
-if TYPE_CHECKING:
-    from ..types import Batch
 
-
-class Metric(target_psnr.Metric):
+class Metric(target_psnr_of_input.Metric):
     """Target PSNR of the bicubically enlarged input; no model changes it."""
 
     subject = "bicubically enlarged input"
     compares = f"{subject} with {AGAINST['target']}"
-
-    def per_image(self, batch: Batch) -> list[float]:
-        return super().per_image(replace(batch, outputs=batch.stack("image")))
