@@ -40,12 +40,15 @@ lock: $(UV) ## resolve the lock again; it names no host
 	  --no-emit-index-url --no-annotate --no-header --quiet --upgrade -o $(LOCK)
 	@! grep -n '://' $(LOCK)
 
-demo: setup ## the main job on photographs: TASK=ip2p (default), controlnet, stablesr, inpaint, high_frequency or all
+demo: setup ## the main job on photographs: TASK=ip2p (default), controlnet, stablesr, inpaint, high_frequency or all; KEYS=... adds keys
 	$(foreach task,$(if $(filter all,$(TASK)),$(DEMOS),$(TASK)),\
-	  $(VENV)/bin/idc compress task=$(task) $(DEMO_KEYS) $(DEMO_KEYS_$(task)) &&) true
+	  $(VENV)/bin/idc compress task=$(task) $(DEMO_KEYS) $(DEMO_KEYS_$(task)) $(KEYS) &&) true
 
 benchmarks: setup ## renew the tables of README.md and docs/benchmarks.md from docs/results
 	$(VENV)/bin/python -m scripts.benchmarks
+
+results: setup ## measure the stored results in docs/results anew: hours, goes on where it was stopped; NAMES=... picks some
+	$(VENV)/bin/python -m scripts.results $(NAMES)
 
 test: setup lint type ## set-up, lint, types and the default tests (offline, CPU)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile

@@ -1,21 +1,18 @@
 """The tables of README.md and docs/benchmarks.md, from the stored results in docs/results.
 
-    python -m scripts.benchmarks                        # renew every table in place; the same as `make benchmarks`
-    python -m scripts.benchmarks --store NAME RUN COMMAND    # a compress run into docs/results/NAME.json, and renew
+    python -m scripts.benchmarks    # renew every table in place; the same as `make benchmarks`
 
-A table stands between `<!-- result NAME TABLE -->` and `<!-- end -->`. A result is a JSON file: `command`, `commit`,
-`date`, `machine`, `seed`, an optional `note` that goes under its tables, and `values`: by table a list of rows, each a
-mapping from the column's title to its cell, or a list of console lines.
+`scripts.results` measures the results. A table stands between `<!-- result NAME TABLE -->` and `<!-- end -->`. A result
+is a JSON file: `command`, `commit`, `date`, `machine`, `seed`, an optional `note` that goes under its tables, and
+`values`: by table a list of rows, each a mapping from the column's title to its cell, or a list of console lines.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import re
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +68,8 @@ def cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, Mapping):
+        if not value:
+            return "no difference"
         return f"{cell(value['mean'])} [{cell(value['interval'][0])}, {cell(value['interval'][1])}]"
     if isinstance(value, int):
         return f"{value:,}"
@@ -84,10 +83,8 @@ def cell(value: Any) -> str:
 LABELS = {
     "psnr": "PSNR to the original's result, dB",
     "edit_psnr": "PSNR to the true edit, dB",
-    "edit_success_rate": "easy edits that succeed",
-    "edit_success_rate_mean_colour": "(a flat picture)",
-    "hard_edit_success_rate": "hard edits that succeed",
-    "hard_edit_success_rate_mean_colour": "(a flat picture) ",
+    "edit_retrieval": "easy edits found",
+    "hard_edit_retrieval": "hard edits found",
     "target_psnr": "PSNR to the truth, dB",
     "canny_f1": "canny F1",
     "canny_f1_shuffled": "(another photograph's edges)",
@@ -95,27 +92,20 @@ LABELS = {
 _SHOWN = re.compile(r"[-\d]+ [:,\d]+ INFO ((==|  depth|  step|depth|\d+ steps:|  plain:).*)")
 
 
-def of_run(run: Path, command: str) -> dict[str, Any]:
+def of_plans(run: Path) -> dict[str, list[Any]]:
     """What a finished compress run says of its plans."""
     metrics = [json.loads(file.read_text()) for file in evaluations(run)]
-    recipe = json.loads(next(run.rglob("recipe.json")).read_text())
     return {
-        "version": 1,
-        "command": command,
-        "commit": recipe["provenance"][-1]["code"].rpartition("+")[2],
-        "date": time.strftime("%Y-%m-%d", time.gmtime((run / "log.txt").stat().st_mtime)),
-        "machine": f"one thread of {processor()}",
-        "seed": recipe["provenance"][-1]["seed"],
-        "note": f"{metrics[0]['num_images']} images of {metrics[0]['num_photographs']} photographs that no search saw.",
-        "values": {
-            "plans": plans(metrics),
-            "costs": costs(metrics),
-            "calls": calls(run),
-            "console": [
-                found[1] for line in (run / "log.txt").read_text().splitlines() if (found := _SHOWN.match(line))
-            ],
-        },
+        "plans": plans(metrics),
+        "costs": costs(metrics),
+        "calls": calls(run),
+        "console": [found[1] for line in (run / "log.txt").read_text().splitlines() if (found := _SHOWN.match(line))],
     }
+
+
+def of_photographs(run: Path) -> str:
+    metrics = json.loads(evaluations(run)[0].read_text())
+    return f"{metrics['num_images']} images of {metrics['num_photographs']} photographs that no search saw."
 
 
 def evaluations(run: Path) -> list[Path]:
@@ -223,15 +213,13 @@ def spread(found: Row) -> str:
     return f"{cell(found['ratio'])} [{cell(found['lower_quartile'])}, {cell(found['upper_quartile'])}]"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    store = ("NAME", "RUN", "COMMAND")
-    parser.add_argument("--store", nargs=3, metavar=store, help="store a compress run's results first")
-    chosen = parser.parse_args(arguments)
-    if chosen.store:
-        name, run, command = chosen.store
-        text = json.dumps(of_run(Path(run), command), indent=1, ensure_ascii=False)
-        (RESULTS / f"{name}.json").write_text(text + "\n")
+def store(name: str, result: Row) -> None:
+    """Write a result, and renew the documents."""
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    main()
+
+
+def main() -> None:
     for document in DOCUMENTS:
         before = document.read_text()
         after = renewed(before)

@@ -29,7 +29,7 @@ from idcompress.core.timestep_search import gamma_timesteps
 from idcompress.images.canny import canny
 from idcompress.images.captions import caption, caption_facts, facts_in_prompt
 from idcompress.images.degrade import degrade
-from idcompress.images.edits import EDITS
+from idcompress.images.edits import EDITS, nearest_results
 from idcompress.images.photo_sets import packaged
 from idcompress.metrics import lpips
 from idcompress.metrics.canny_f1 import edge_f1
@@ -119,26 +119,11 @@ def edit_batch(images: Tensor) -> tuple[list[str], Tensor, Tensor, list[str]]:
     return prompts, torch.cat(inputs), torch.cat(targets), names
 
 
-def retrieved(outputs: Tensor, inputs: Tensor, names: list[str]) -> Tensor:
-    """Whether the asked edit's true result is nearest, in PSNR, of all edits' true results and the unchanged input.
-
-    Args:
-        outputs, inputs: (B, 3, H, W) in [0, 1].
-        names: the asked edits.
-
-    Returns:
-        (B,) bool.
-    """
-    errors = []
-    for apply in (*(edit.apply for edit in EDITS.values()), lambda image: image):
-        errors.append((apply(inputs) - outputs.clamp(0, 1)).square().flatten(1).mean(1))
-    asked = torch.tensor([list(EDITS).index(name) for name in names])
-    return torch.stack(errors).argmin(0) == asked
-
-
 def edit_figures(outputs: Tensor, inputs: Tensor, targets: Tensor, names: list[str]) -> dict[str, Any]:
     """Retrieval, success (output nearer to the true edit than the input is) and PSNR, per instruction and by kind."""
-    reached, start, found = psnr(outputs, targets), psnr(inputs, targets), retrieved(outputs, inputs, names)
+    reached, start = psnr(outputs, targets), psnr(inputs, targets)
+    nearest = nearest_results(outputs.clamp(0, 1), inputs)
+    found = torch.tensor([near == name for near, name in zip(nearest, names, strict=True)])
     rows = {}
     for name, edit in EDITS.items():
         chosen = torch.tensor([other == name for other in names])

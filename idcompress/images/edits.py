@@ -240,3 +240,18 @@ def edit_for_prompt(prompt: str) -> Edit | None:
     """Return the edit one of whose phrasings equals `prompt`, ignoring case and spacing; None when there is none."""
     words = " ".join(prompt.lower().split())
     return next((edit for edit in EDITS.values() if words in edit.phrasings), None)
+
+
+def nearest_results(outputs: Tensor, inputs: Tensor) -> list[str | None]:
+    """Which edit each output looks most like: the one whose true result is the nearest, of all edits' and the input.
+
+    Args:
+        outputs, inputs: (B, 3, H, W) float in [0, 1].
+
+    Returns:
+        Names of edits, nearest in mean square, in the order of the batch; None where the unchanged input is as near
+        as any.
+    """
+    results = (inputs, *(edit.apply(inputs) for edit in EDITS.values()))
+    errors = torch.stack([(result.double() - outputs.double()).square().flatten(1).mean(1) for result in results])
+    return [(None, *EDITS)[position] for position in errors.argmin(0).tolist()]

@@ -13,7 +13,7 @@ from ..tasks._task import tasks_with
 from ..types import Chart, Study
 
 SOURCE = "Kim et al., Diffusion Model Compression for Image-to-Image Translation, ACCV 2024, Sec. S2, Fig. S1"
-SUCCESS = {"easy": "edit_success_rate", "hard": "hard_edit_success_rate"}
+RETRIEVAL = {"easy": "edit_retrieval", "hard": "hard_edit_retrieval"}
 
 
 def run(
@@ -35,26 +35,26 @@ def run(
         config, recipe, run_dir, num_evaluated=num_evaluated, unfitted="samples as many steps as its reference has"
     )
     examples = lab.benches["evaluate"].examples
-    groups = {kind: [e.index for e in examples if kind in e.tags] for kind in SUCCESS}
+    groups = {kind: [e.index for e in examples if kind in e.tags] for kind in RETRIEVAL}
     if not all(groups.values()):
-        others = tasks_with(lambda task: SUCCESS.keys() <= {*task.tags})
+        others = tasks_with(lambda task: RETRIEVAL.keys() <= {*task.tags})
         raise IdcError(
             f"study=instructions wants instructions of which some are easy and some are hard; task={config.task.name} "
             f"has none here; want {others} with its own instructions, and 20 images or more"
         )
     full, rows = lab.full(), []
-    names = ["edit_psnr", *SUCCESS.values(), "psnr"]
+    names = ["edit_psnr", *RETRIEVAL.values(), "psnr"]
     whole = full.measure("evaluate", num_inference_steps, names, (full, num_inference_steps))
     for depth in depths:
         values = lab.arm(depth).measure("evaluate", num_inference_steps, names, (full, num_inference_steps))
         for kind, indices in groups.items():
-            edit, success, to_full = (_only(values[name], indices) for name in ("edit_psnr", SUCCESS[kind], "psnr"))
+            edit, found, to_full = (_only(values[name], indices) for name in ("edit_psnr", RETRIEVAL[kind], "psnr"))
             rows.append(
                 {
                     "depth": depth,
                     "instructions": kind,
                     "images": len(indices),
-                    "edits that succeed": success.value,
+                    "edits found": found.value,
                     "edit PSNR (dB)": edit.value,
                     "edit PSNR over full depth's (dB)": difference(
                         edit, _only(whole["edit_psnr"], indices), config.seed
@@ -73,14 +73,14 @@ def run(
         rows,
         [
             Chart("depth", column, [series(kind, found, "depth", column) for kind, found in by_kind.items()])
-            for column in ("edit PSNR over full depth's (dB)", "edits that succeed")
+            for column in ("edit PSNR over full depth's (dB)", "edits found")
         ],
         f"Down from full depth, edits stay as near to the truth to depth {kept['easy']} for easy instructions and to "
         f"depth {kept['hard']} for hard ones: {answer}.",
         [
             f"A loss of edit PSNR is one that the interval leaves no doubt of and that exceeds {tolerance_db:g} dB.",
-            "An edit succeeds where the result is nearer to the true edit than the input is; a flat picture in the "
-            "input's mean colour can too, so that share says little for hard instructions.",
+            "An edit is found where, of the true results of all edits of the photograph and the photograph itself, the "
+            "asked edit's is the nearest to the picture.",
             lab.images_note(),
         ],
     )

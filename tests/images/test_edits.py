@@ -5,7 +5,7 @@ import torch
 from skimage import data
 
 from idcompress import registry
-from idcompress.images.edits import EDITS, edit_for_prompt
+from idcompress.images.edits import EDITS, edit_for_prompt, nearest_results
 from idcompress.images.photo_sets import packaged
 
 
@@ -87,3 +87,12 @@ def test_an_edit_meets_every_photograph():
         for example in task.examples(photos, len(EDITS) * number, 8):
             met[example.tags[1]].add(example.photo)
         assert {len(names) for names in met.values()} == {number}
+
+
+def test_true_results_are_told_apart_and_chance_finds_nothing() -> None:
+    images = photos()
+    for name, edit in EDITS.items():
+        assert nearest_results(edit.apply(images), images) == [name] * len(images)
+    assert nearest_results(images, images) == [None] * len(images)
+    flat = images.mean((2, 3), keepdim=True).expand_as(images)
+    assert not {name for name, edit in EDITS.items() if edit.hard} & {*nearest_results(flat, images)}

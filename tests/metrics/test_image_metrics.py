@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from idcompress.errors import IdcError
+from idcompress.images.edits import EDITS
 from idcompress.metrics import (
     canny_f1,
     canny_f1_shuffled,
     edit_psnr,
+    edit_retrieval,
     edit_success_rate,
+    hard_edit_retrieval,
     hard_edit_success_rate,
     psnr,
     psnr_y,
@@ -192,6 +195,21 @@ def test_success_is_judged_by_kind_and_copying_the_input_fails():
     assert easy.per_image == {0: 1.0, 1: 0.0}
     assert easy.value == 0.5
     assert hard.per_image == {2: 0.0}
+
+
+def test_an_edit_is_found_by_its_true_result_among_all_edits():
+    generator = torch.Generator().manual_seed(5)
+    image = smooth(generator)
+    flip, zoom, blue = (EDITS[name] for name in ("flip_horizontally", "zoom_in", "blur"))
+    truth = {edit: edit.apply(image[None])[0] for edit in (flip, zoom, blue)}
+    asked = [(flip, truth[flip]), (flip, truth[zoom]), (flip, image), (blue, noisy(truth[blue], generator, 0.01))]
+    examples = [
+        Example(i, str(i), "a", image, edit.phrasings[0], target=truth[edit]) for i, (edit, _) in enumerate(asked)
+    ]
+    examples.append(Example(4, "no edit of ours", "a", image, "make it rain", target=image.flip(0)))
+    batch = Batch(examples, torch.stack([*(output for _, output in asked), image]))
+    assert evaluate(hard_edit_retrieval, batch).per_image == {0: 1.0, 1: 0.0, 2: 0.0}
+    assert evaluate(edit_retrieval, batch).per_image == {3: 1.0}
 
 
 def test_edge_f1_tolerates_one_pixel_and_counts_by_hand():

@@ -1,4 +1,4 @@
-"""Success by instruction, where the images carry tags that say which is easy and which is hard."""
+"""Retrieval or success by instruction, where the images carry tags that say which is easy and which is hard."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 from ...runs.evaluation import SYSTEMS
 from ..collect import Compression, Evaluation
 from .table import MISSING, Cell, Table
-from .values import BASELINE, formatted, metric_label, quality_names
+from .values import BASELINE, formatted, is_rate, metric_label, quality_names
 
 Tags = tuple[str, ...]
 
 
 def table(compression: Compression) -> Table | None:
-    """Success by instruction, over all images of the same tags; another metric's mean where success is unknown.
+    """Edits that succeed by instruction, over images of the same tags; another metric's mean where that is unknown.
 
     None where the images have no tags or no values of their own.
     """
@@ -21,7 +21,7 @@ def table(compression: Compression) -> Table | None:
     first = evaluations[0]
     if not any(row["tags"] for row in first.rows):
         return None
-    rates = [name for name in quality_names(first) if name.endswith("success_rate")]
+    rates = [name for name in quality_names(first) if is_rate(name)]
     baselines = [f"{name}{BASELINE}" for name in rates if f"{name}{BASELINE}" in first.values]
     names = rates or [n for n in quality_names(first) if any(row.get(f"{n}.compressed") for row in first.rows)][:1]
     if not names:

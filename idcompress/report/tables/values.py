@@ -44,9 +44,14 @@ def formatted(name: str, row: dict[str, Any], value: float | str | None) -> str:
     if value is None or value == "":
         return MISSING
     value = float(value)
-    if name.removesuffix(BASELINE).endswith("_rate"):
+    if is_rate(name):
         return f"{100 * value:.0f}{SPACE}%"
     return f"{value:.2f}" if row["unit"] == "dB" or abs(value) >= 100 else f"{value:.4f}"
+
+
+def is_rate(name: str) -> bool:
+    """Whether a metric counts images, so that its mean is a share of them."""
+    return name.removesuffix(BASELINE).endswith(("_rate", "_retrieval"))
 
 
 def share(ratio: float) -> str:
