@@ -144,6 +144,7 @@ class EvaluateConfig:
     num_samples: int = 32
     metrics: Any = None
     latency: bool = True
+    compile: bool = False
     alternatives: bool = True
 
 

@@ -34,6 +34,7 @@ from ..core.stats import bootstrap_interval
 from ..images.pictures import save_png
 from ..metrics._metric import ImageMetric, MetricValue, perfect_ones
 from ..runs import files, timing
+from ..runs.behind import behind
 from ..runs.evaluation import SYSTEMS
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
@@ -133,6 +134,9 @@ def _evaluate(config: Config, portions: Portions, recipe: Recipe, folder: Path, 
     original = uniform_plan(config, bench.model.process, config.num_inference_steps)
     with timing.part("costs"):
         spent = costs(bench, pipeline, plan, original, latency=config.evaluate.latency)
+    if config.evaluate.compile:
+        for network in (*bench.task.networks(bench.model.pipeline), *bench.task.networks(pipeline)):
+            network.compile()
     systems = _systems(config, bench, pipeline, plan, original)
     shown, plain = list(systems), list[Row]()
     if config.evaluate.alternatives and systems["compressed"] != systems["original"]:
@@ -227,19 +231,22 @@ def _measure(
     """
     meters = {system: {name: metric.fresh() for name, metric in metrics.items()} for system in systems}
     examples: list[Example] = []
-    for portion in portions:
-        for system, images, references in _made(portion, systems):
-            with timing.part("measure"):
-                for metric in meters[system].values():
-                    metric.update(Batch(portion.examples, images, references))
-            if system in shown:
-                _save_images(portion.examples, images, folder / "images" / system)
-        _save_inputs(portion, folder / "images")
-        if depth_skipped is not None:
-            _save_depth_skipped(portion, depth_skipped, original, folder / "images", portions.number, config)
-        # Names and digests stay, pictures go.
-        none = torch.empty(0)
-        examples += [dataclasses.replace(e, image=none, target=None, condition=None) for e in portion.examples]
+    with behind(portions.open(0).device.type != "cpu") as later:
+        for portion in portions:
+            for system, images, references in _made(portion, systems):
+                with timing.part("measure"):
+                    for metric in meters[system].values():
+                        metric.update(Batch(portion.examples, images, references))
+                if system in shown:
+                    with timing.part("files"):
+                        later(_save_images, portion.examples, images, folder / "images" / system)
+            with timing.part("files"):
+                later(_save_inputs, portion.examples, folder / "images")
+            if depth_skipped is not None:
+                _save_depth_skipped(portion, depth_skipped, original, folder / "images", portions.number, config)
+            # Names and digests stay, pictures go.
+            none = torch.empty(0)
+            examples += [dataclasses.replace(e, image=none, target=None, condition=None) for e in portion.examples]
     with timing.part("measure"):
         values = {system: {name: metric.compute() for name, metric in own.items()} for system, own in meters.items()}
     return values, examples
@@ -260,10 +267,10 @@ def device_name(device: torch.device) -> str:
     return f"cuda: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
 
 
-def _save_inputs(bench: Bench, folder: Path) -> None:
+def _save_inputs(examples: Sequence[Example], folder: Path) -> None:
     """What the examples bring along."""
     for kind in ("image", "target", "condition"):
-        having = [example for example in bench.examples if getattr(example, kind) is not None]
+        having = [example for example in examples if getattr(example, kind) is not None]
         _save_images(having, [getattr(example, kind) for example in having], folder / kind)
 
 
@@ -279,13 +286,13 @@ def _save_depth_skipped(bench: Bench, recipe: Recipe, original: Plan, folder: Pa
         few = dataclasses.replace(bench, examples=shown, _conditioning={})
         with timing.part("depth-skipped"):
             kept = few.references(recipe, original, "depth-skipped")
-        _save_images(shown, kept, folder / "depth_skipped")
+        with timing.part("files"):
+            _save_images(shown, kept, folder / "depth_skipped")
 
 
 def _save_images(examples: Sequence[Example], images: Tensor | Sequence[Tensor], folder: Path) -> None:
-    with timing.part("files"):
-        for example, image in zip(examples, images, strict=True):
-            save_png(image, folder / f"{example.name}.png")
+    for example, image in zip(examples, images, strict=True):
+        save_png(image, folder / f"{example.name}.png")
 
 
 def _row(metric: ImageMetric, values: Sequence[MetricValue], seed: int) -> Row:
