@@ -151,6 +151,11 @@ CONTROL_INPUTS = (torch.randn(1, 4, 8, 8), 11, torch.randn(1, 5, 16), torch.rand
 KEPT = {"base": (0, 1, 3, 4, 6, 7, 9, 10), "small": (0, 1, 3, 4, 6, 7, 9, 10), "tiny": (0, 1, 3, 4, 6, 7)}
 
 
+def same_but_for_rounding(one, other):
+    """Weights of a mapped file may begin off the boundary of a vector register, where kernels round differently."""
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("guess_mode", [False, True])
 @pytest.mark.parametrize("size", SIZES)
 def test_residuals_of_lost_layers_are_not_passed(control, size, guess_mode, tmp_path):
@@ -169,8 +174,8 @@ def test_residuals_of_lost_layers_are_not_passed(control, size, guess_mode, tmp_
         assert len(branch(*CONTROL_INPUTS).down_block_res_samples) == len(down)
         named(branch).save_pretrained(tmp_path)
         again = type(branch).from_pretrained(tmp_path)(*CONTROL_INPUTS, **given)
-    assert all(torch.equal(one, other) for one, other in zip(again[0], down, strict=True))
-    assert torch.equal(again[1], middle)
+    for one, other in zip((*again[0], again[1]), (*down, middle), strict=True):
+        same_but_for_rounding(one, other)
     sizes = [count_parameters(network)[0] for network in (control["controlnet"], branch)]
     assert sizes[1] < sizes[0] * (0.999 if size == "base" else 0.8 if size == "small" else 0.5)
 
@@ -187,7 +192,8 @@ def test_stablesr_loses_its_spade_with_the_layers(size, tmp_path):
         features = encoder(inputs[0], 5)
         output = unet(*inputs, features).sample
         unet.save_pretrained(tmp_path)
-        assert torch.equal(StableSRUNet2DConditionModel.from_pretrained(tmp_path)(*inputs, features).sample, output)
+        again = StableSRUNet2DConditionModel.from_pretrained(tmp_path)
+        same_but_for_rounding(again(*inputs, features).sample, output)
 
 
 # where it does not fit
