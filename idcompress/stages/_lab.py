@@ -185,8 +185,7 @@ class Arm:
     def aim(self, over: Over) -> Plan:
         """What others are compared with, and numbers are fitted to: a plan that needs none itself."""
         plan = self.plan(over)
-        fits = plan.coefficients is None and wants_coefficients(plan.sampler)
-        return dataclasses.replace(plan, sampler=self.lab.many) if fits else plan
+        return dataclasses.replace(plan, sampler=self.lab.many) if self._fits(plan) else plan
 
     def lists(self, against: "Target") -> Lists:
         """Plans over the search's images; a sampler's numbers are fitted to what the results are compared with."""
@@ -207,6 +206,16 @@ class Arm:
             seconds = round(math.fsum(spent.values()), 3)
             trace.append({**key, "step_images": work, "evaluation_seconds": seconds})
         return run
+
+    def _run(self, against: "Target") -> Teacher:
+        """The same, noted among what was asked for."""
+        run = self.lists(against).run()
+        self._note_run(against)
+        return run
+
+    def _note_run(self, against: "Target") -> None:
+        row = self.lab.trace.find(**_teacher_key(against, against[0].aim(against[1])))
+        self.lab.asked += [] if row is None else [row]
 
     def ready(self, over: Over, against: "Target") -> Plan:
         """The plan as it is kept, with numbers fitted on the search's images where its sampler wants some."""
@@ -242,7 +251,7 @@ class Arm:
             ValueError: numbers are wanted, and there is nothing to fit them to.
         """
         plan, known = self.plan(over), known or {}
-        if plan.coefficients is None and wants_coefficients(plan.sampler):
+        if self._fits(plan):
             if against is None:
                 raise ValueError(f"{plan.sampler}: numbers are fitted to a result, and none is named here")
             plan = self.ready(plan, against) if split == "evaluate" else plan
@@ -256,14 +265,20 @@ class Arm:
         row = self.lab.trace.find(**key)
         if row is None:
             references = None if against is None else against[0].results(split, against[0].aim(against[1]))
+            if against is not None and self._fits(plan):
+                self.lists(against).run()  # its work is its own, whichever plan is the first to ask for it
             with timing.record() as spent:
                 images = self._images(split, plan, against)
                 found = self.bench(split).measure(metrics, images, references)
             values = {name: vars(value) for name, value in found.items()}
-            work = {"step_images": spent.image_steps, "evaluation_seconds": round(math.fsum(spent.values()), 3)}
+            sampled = self._work_of_kept(split, plan, against)
+            sampled = spent.image_steps if sampled is None else sampled
+            work = {"step_images": sampled, "evaluation_seconds": round(math.fsum(spent.values()), 3)}
             row = self.lab.trace.append({**key, **known, "values": values, **work})
             say(f"  {self._words(split, timesteps, known)}: {_summary(values)}")
         self.lab.asked.append(row)
+        if against is not None and self._fits(plan):
+            self._note_run(against)
         return {
             name: MetricValue(**{**value, "per_image": {int(i): v for i, v in value["per_image"].items()}})
             for name, value in row["values"].items()
@@ -271,15 +286,32 @@ class Arm:
 
     def _images(self, split: str, plan: Plan, against: "Target | None") -> Tensor:
         """Of a split's examples; those that only a search will ever look at are not kept on disk."""
-        fits = plan.coefficients is None and wants_coefficients(plan.sampler)
-        if split != "search" or against is None:
-            return self.results(split, plan)
-        if not fits and plan in (self.plan(len(plan)), against[0].aim(against[1])):
+        if against is None or self._is_kept(split, plan, against):
             return self.results(split, plan)
         lists = self.lists(against)
         return lists.bench.images_by_plan(
             self.pipeline, lists.plans(plan), f"{len(plan)} steps", beginnings=lists.beginnings
         )
+
+    def _fits(self, plan: Plan) -> bool:
+        """Whether numbers must be fitted before the plan can be sampled."""
+        return plan.coefficients is None and wants_coefficients(plan.sampler)
+
+    def _is_kept(self, split: str, plan: Plan, against: "Target") -> bool:
+        """Whether a plan's images are kept on disk: results, and what more than one search looks at."""
+        often = (self.plan(len(plan)), against[0].aim(against[1]))
+        return split != "search" or (not self._fits(plan) and plan in often)
+
+    def _work_of_kept(self, split: str, plan: Plan, against: "Target | None") -> int | None:
+        """Steps of images that kept images took when they were sampled, whichever run that was; None for others.
+
+        The reference's are 0: it is counted apart.
+        """
+        if against is None or split != "search" or not self._is_kept(split, plan, against):
+            return None
+        if self.key == against[0].key and plan == against[0].aim(against[1]):
+            return 0
+        return len(called_steps(plan)) * len(self.bench(split).examples)
 
     def search(self, num_inference_steps: int, against: "Target") -> Schedule:
         """The configured strategy's list by PSNR over the search's images."""
@@ -290,13 +322,10 @@ class Arm:
                 raise IdcError(f"the search compares images by psnr, which has no value here: {found.note}")
             return math.inf if found.value is None else found.value
 
-        def teacher() -> Teacher:
-            run = self.lists(against).run()
-            self.lab.asked.append(self.lab.trace.find(**_teacher_key(against, against[0].aim(against[1]))) or {})
-            return run
-
         check_process(self.config, self.lab.model.process)
-        return configured_search(self.config)(self.lab.model.process, num_inference_steps, score=score, teacher=teacher)
+        return configured_search(self.config)(
+            self.lab.model.process, num_inference_steps, score=score, teacher=lambda: self._run(against)
+        )
 
     def compare_searched(self, num_inference_steps: int, against: "Target") -> "Found":
         """Search, then measure what was found and uniform steps on images that the search has not seen."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import registry
 from ..bench.comparison import paired
 from ..bench.costs import costs
+from ..bench.translate import wants_coefficients
 from ..config import Config
 from ..console import say, warn
 from ..core.cut import Cut
@@ -45,6 +46,7 @@ class Method:
         cut: "none", "search" (what Alg. 1 finds), "recipe" (the run's), or a prune method with its parameters.
         recipe: a file or folder, whose cut, weights and, without `timesteps`, plan the row takes.
         timesteps: a strategy's name, or its name and parameters; None for uniform steps, or the recipe's plan.
+        sampler: None for that of the block's reference.
         plain: needs no search; the others are held against the best of these.
         num_inference_steps: None for as many as the block's multiply-accumulates pay for.
     """
@@ -53,7 +55,7 @@ class Method:
     cut: str | Mapping[str, Any] = "none"
     recipe: str | None = None
     timesteps: str | Mapping[str, Any] | None = None
-    sampler: str = "ddim"
+    sampler: str | None = None
     plain: bool = False
     num_inference_steps: int | None = None
 
@@ -65,11 +67,13 @@ class Block:
     Attributes:
         name: in words; empty where there is one block alone.
         budget: steps of the full model whose multiply-accumulates every row may spend.
+        sampler: of the reference, and of rows that name none.
         guidance: scales in place of the run's.
     """
 
     name: str
     budget: int
+    sampler: str
     guidance: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -103,8 +107,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
 def check(config: Config) -> None:
     """Raise IdcError for rows or parameters that could not be run, before hours are spent on what comes before."""
     settings = _settings(config)
-    _methods(settings["rows"])
-    list(_blocks(config, settings.get("num_inference_steps"), settings.get("guidance")))
+    methods, sampler = _methods(settings["rows"]), settings.get("sampler")
+    _check_fits(methods, list(_blocks(config, settings.get("num_inference_steps"), sampler, settings.get("guidance"))))
 
 
 def _settings(config: Config) -> dict[str, Any]:
@@ -120,6 +124,7 @@ def _compare(
     *,
     rows: dict[str, Any],
     num_inference_steps: Any = None,
+    sampler: Any = None,
     guidance: dict[str, Any] | None = None,
     metrics: Any = None,
     num_searched: int = 8,
@@ -127,8 +132,9 @@ def _compare(
     num_images: int = 3,
 ) -> dict[str, Any]:
     """What compare.json holds; the parameters are explained in conf/compare/equal_cost.yaml."""
-    blocks = list(_blocks(config, num_inference_steps, guidance))
+    blocks = list(_blocks(config, num_inference_steps, sampler, guidance))
     methods = _those_that_can_run(config, _methods(rows), recipe)
+    _check_fits(methods, blocks)
     plain = dataclasses.replace(config, sampler="ddim")  # a row says what it samples by
     lab = Lab(plain, recipe, run_dir, num_evaluated=num_evaluated, num_searched=num_searched)
     bench = lab.benches["evaluate"]
@@ -161,13 +167,17 @@ def _compare(
         "compare": config.compare["name"],
         "title": title,
         "blocks": [block.name for block in blocks],
-        "reference": {"num_inference_steps": config.num_inference_steps, "sampler": "ddim"},
+        "reference": {
+            "num_inference_steps": config.num_inference_steps,
+            "sampler": " and ".join(dict.fromkeys(block.sampler for block in blocks)),
+        },
         "num_images": len(bench.examples),
         "rows": found,
         "pictures": pictures,
         "notes": [
-            f"Every row is compared with the full model's result at {config.num_inference_steps} uniform DDIM steps, "
-            "from the same noise.",
+            f"Every row is compared with the full model's result at {config.num_inference_steps} uniform steps by "
+            f"{' or, in a block of its own, '.join(dict.fromkeys(block.sampler for block in blocks))}, from the same "
+            "noise.",
             f"{lab.images_note()[:1].upper()}{lab.images_note()[1:]}.",
         ],
         "facts": {
@@ -197,7 +207,8 @@ def _method(name: str, entry: Any) -> Method:
             raise IdcError(f"unknown key compare.rows.{name}.{key}{did_you_mean(str(key), list(known))}")
     method = Method(**entry)
     where = f"compare.rows.{name}"
-    registry.check("sampler", method.sampler, f"{where}.sampler")
+    if method.sampler is not None:
+        registry.check("sampler", method.sampler, f"{where}.sampler")
     if method.timesteps is not None:
         registry.check("timesteps", _named(method.timesteps, f"{where}.timesteps")["name"], f"{where}.timesteps")
     if method.cut not in ("none", "search", "recipe"):
@@ -210,6 +221,18 @@ def _method(name: str, entry: Any) -> Method:
     return method
 
 
+def _check_fits(methods: Mapping[str, Method], blocks: Sequence[Block]) -> None:
+    """Refuse numbers that would be fitted to a reference's noise."""
+    for name, method in methods.items():
+        for block in blocks:
+            noisy = registry.load("sampler", block.sampler, "compare.sampler").SAMPLER.STOCHASTIC
+            if noisy and method.sampler is not None and wants_coefficients(method.sampler):
+                raise IdcError(
+                    f"compare.rows.{name}.sampler={method.sampler} is fitted to the reference, whose steps by "
+                    f"compare.sampler={block.sampler} hold fresh noise; use compare.sampler=ddim or leave the row out"
+                )
+
+
 def _named(value: Any, key: str) -> dict[str, Any]:
     """A name, or a name and parameters, as {name: ..., ...}."""
     named = {"name": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
@@ -218,13 +241,21 @@ def _named(value: Any, key: str) -> dict[str, Any]:
     return named
 
 
-def _blocks(config: Config, budgets: Any, guidance: Mapping[str, Any] | None) -> Iterator[Block]:
-    """Every budget with every combination of scales."""
+def _blocks(config: Config, budgets: Any, samplers: Any, guidance: Mapping[str, Any] | None) -> Iterator[Block]:
+    """Every budget with every sampler of the reference and every combination of scales."""
     counts = budgets if isinstance(budgets, list) else [budgets]
+    references = list(dict.fromkeys(samplers if isinstance(samplers, list) else [samplers or "ddim"]))
     guidance = guidance or {}
     for count in counts:
         if type(count) is not int or not 1 <= count <= 1000:
             raise IdcError(f"compare.num_inference_steps must be a number of steps or a list of them, got {budgets!r}")
+    for sampler in references:
+        registry.check("sampler", sampler, "compare.sampler")
+        if wants_coefficients(sampler):
+            raise IdcError(
+                f"compare.sampler={sampler}: its numbers are fitted to the reference, which needs a sampler without any"
+                ", ddim or ancestral for example; rows may name it as theirs"
+            )
     scales: dict[str, list[float]] = {}
     for name, value in guidance.items():
         if name not in config.guidance():
@@ -233,12 +264,14 @@ def _blocks(config: Config, budgets: Any, guidance: Mapping[str, Any] | None) ->
         scales[name] = value if isinstance(value, list) else [value]
         if not all(isinstance(scale, (int, float)) and math.isfinite(scale) for scale in scales[name]):
             raise IdcError(f"compare.guidance.{name} must be a number or a list of numbers, got {value!r}")
-    several = len(counts) > 1 or any(len(values) > 1 for values in scales.values())
-    for count, chosen in itertools.product(dict.fromkeys(counts), itertools.product(*scales.values())):
+    for count, sampler, chosen in itertools.product(
+        dict.fromkeys(counts), references, itertools.product(*scales.values())
+    ):
         picked = dict(zip(scales, chosen, strict=True))
         words = [f"the work of {count} full step{'s' if count > 1 else ''}" if len(counts) > 1 else ""]
+        words += [sampler] if len(references) > 1 else []
         words += [f"{name} {scale:g}" for name, scale in picked.items() if len(scales[name]) > 1]
-        yield Block(", ".join(filter(None, words)) if several else "", count, picked)
+        yield Block(", ".join(filter(None, words)), count, sampler, picked)
 
 
 def _those_that_can_run(config: Config, methods: dict[str, Method], recipe: Recipe) -> dict[str, Method]:
@@ -259,13 +292,13 @@ def _those_that_can_run(config: Config, methods: dict[str, Method], recipe: Reci
 
 def _target(lab: Lab, block: Block) -> Target:
     """What the rows of a block are compared with."""
-    return lab.full(**block.guidance, sampler="ddim"), lab.config.num_inference_steps
+    return lab.full(**block.guidance, sampler=block.sampler), lab.config.num_inference_steps
 
 
 def _found(lab: Lab, method: Method, block: Block, target: Target) -> tuple[Plan, Arm, dict[str, Any] | None]:
     """A row's plan, the model that samples it, and what finding it took."""
     already, given = len(lab.asked), None if method.recipe is None else Recipe.load(_recipe_file(method.recipe))
-    changes: dict[str, Any] = {**block.guidance, "sampler": method.sampler}
+    changes: dict[str, Any] = {**block.guidance, "sampler": method.sampler or block.sampler}
     if method.timesteps is not None:
         changes["timesteps"] = _named(method.timesteps, "timesteps")
     with timing.record() as spent:
@@ -310,7 +343,8 @@ def _arm(lab: Lab, method: Method, given: Recipe | None, changes: dict[str, Any]
     if method.cut == "search":
         guidance = {name: value for name, value in changes.items() if name not in ("sampler", "timesteps")}
         return lab.arm(
-            lab.shallowest(lab.config.depth_search.num_inference_steps, sampler="ddim", **guidance), **changes
+            lab.shallowest(lab.config.depth_search.num_inference_steps, sampler=target[0].config.sampler, **guidance),
+            **changes,
         )
     named = _named(method.cut, "cut")
     cut = Cut(named["name"], {key: value for key, value in named.items() if key != "name"})

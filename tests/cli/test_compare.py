@@ -76,6 +76,71 @@ def test_a_list_from_the_many_step_run_alone_has_the_work_of_that_run(idc, commo
     assert first["seconds"] > 0 and again["seconds"] > 0
 
 
+def test_work_of_a_search_is_its_own_whatever_is_on_disk_already(idc, common):
+    """The many-step run counts once, whether a search makes it or finds it; so do lists that others have sampled."""
+    few = [word for word in common if not word.startswith(("compare.num_inference_steps", "compare.num_evaluated"))]
+    few += ["compare.num_inference_steps=2", "compare.num_evaluated=1", "compare.rows.uniform=null"]
+    few += ["compare.rows.fitted.label=fitted"]
+    few += ["+compare.rows.both={label: both, timesteps: gamma, sampler: fitted}"]
+    work = []
+    for folder in ("first", "second"):
+        assert idc("compare", *few, f"hydra.run.dir={folder}").code == 0
+        trace = [json.loads(line) for line in Path(folder, "trace.jsonl").read_text().splitlines()]
+        rows = json.loads(Path(folder, "compare.json").read_text())["rows"]
+        found = {row["label"]: row["search"]["step_images"] for row in rows}
+        tried = [row["step_images"] for row in trace if row["split"] == "search" and row["sampler"] == "fitted"]
+        # The reference's 4 steps on 2 images, every list that was tried, and the last fit of 2 steps on both. A list
+        # takes a fit and a result on either half.
+        assert found["fitted"] == 4 * 2 + 2 * 2 and found["both"] == found["fitted"] + sum(tried)
+        assert 0 < max(tried) <= 2 * 2 * 2
+        work.append(found)
+    assert work[0] == work[1]
+
+
+def test_a_reference_by_the_samplers_that_are_asked_for(idc, random_model):
+    """A block each; rows follow their reference, and its own steps reproduce it."""
+    result = idc(
+        "compare",
+        "task=stablesr",
+        f"model.path={random_model('stablesr')}",
+        "recipe=none",
+        "num_inference_steps=3",
+        "compare=table3_stablesr",
+        "compare.sampler=[ancestral,ddim]",
+        "compare.num_inference_steps=3",
+        "compare.num_searched=1",
+        "compare.num_evaluated=1",
+        "compare.num_images=1",
+        "compare.metrics=[psnr]",
+        "evaluate.latency=false",
+        *(
+            f"compare.rows.{name}=null"
+            for name in ("bk_sdm_base", "bk_sdm_small", "bk_sdm_tiny", "depth_8_gamma", "depth_8", "depth_9")
+        ),
+        "+compare.rows.full={}",
+        "+compare.rows.plain={sampler: ddim}",
+    )
+    assert result.code == 0, result.err
+    (written,) = Path("outputs").rglob("compare.json")
+    value = json.loads(written.read_text())
+    assert value["reference"]["sampler"] == "ancestral and ddim" and value["blocks"] == ["ancestral", "ddim"]
+    rows = {row["name"]: row for row in value["rows"]}
+    assert {name: row["sampler"] for name, row in rows.items()} == {
+        "full, ancestral": "ancestral",
+        "plain, ancestral": "ddim",
+        "full, ddim": "ddim",
+        "plain, ddim": "ddim",
+    }
+    exact = {name for name, row in rows.items() if row["metrics"]["psnr"].get("perfect")}
+    assert exact == {"full, ancestral", "full, ddim", "plain, ddim"}
+
+
+@pytest.mark.parametrize(("model", "sampler"), [("tiny", "ddim"), ("official", "ancestral")])
+def test_stablesr_is_compared_as_it_is_published(idc, model, sampler):
+    made = idc("compare", "task=stablesr", "compare=table3_stablesr", f"model={model}", "--cfg", "job", "--resolve").out
+    assert f"  sampler: {sampler}\n" in made.partition("\ncompare:\n")[2].partition("\n  rows:")[0]
+
+
 def test_the_table_is_csv_too(compared):
     _, value, folder = compared
     with (folder / "compare.csv").open(newline="") as file:
@@ -147,6 +212,8 @@ def test_compress_ends_with_a_comparison_where_one_is_named(idc, common):
         (["+compare.rows.new={timesteps: gama}"], "no timesteps is called 'gama'"),
         (["+compare.rows.new={cut: {name: depth_skp}}"], "no prune is called 'depth_skp'"),
         (["+compare.rows.new=3"], "compare.rows.new must be like"),
+        (["compare.sampler=fitted"], "rows may name it as theirs"),
+        (["compare.sampler=ancestral"], "compare.rows.fitted.sampler=fitted is fitted to the reference"),
         (["compare.num_inference_steps=[0]"], "compare.num_inference_steps must be"),
         (["compare.guidance={image_guidance_scal: 1}"], "no such scale"),
         (["+compare.num_image=3"], "did you mean 'num_images'"),

@@ -203,9 +203,10 @@ class StableSRPipeline(DiffusionPipeline):
                     if callback_on_step_end is not None:
                         callback_on_step_end(self, visit.position, timesteps[visit.position], {"latents": restored})
                     progress_bar.update()
+            ((_, final),) = visit.finished  # fitted numbers move the last prediction, too
             if output_type == "latent":
-                return restored
-            return self.decode_latents(restored, features, patch, fidelity_weight, color_fix)
+                return final
+            return self.decode_latents(final, features, patch, fidelity_weight, color_fix)
 
         result = blend_tiles(restore, padded[0], padded[1], tile_size=patch_size, tile_overlap=patch_overlap)
 
