@@ -70,6 +70,8 @@ class Task(ABC):
     Attributes:
         pipeline_class: name of the pipeline class.
         pipeline_library: the package that has the class.
+        own_pipeline_class: of this program, where networks that `pipeline_class` does not take have one, see `runnable`.
+        further_arguments: of a call of the pipeline beside prompt and image, as Python that a card may hold.
         separate_components: pipeline components that may lie in a repository of their own -> their diffusers class.
         getting_weights: what to do where no hub repository has the published weights.
         networks_of_a_step: the pipeline components that are called at every step, the U-Net first.
@@ -92,6 +94,8 @@ class Task(ABC):
     name: ClassVar[str]
     pipeline_class: ClassVar[str]
     pipeline_library: ClassVar[str] = "diffusers"
+    own_pipeline_class: ClassVar[str] = ""
+    further_arguments: ClassVar[Mapping[str, str]] = {}
     separate_components: ClassVar[Mapping[str, str]] = {}
     getting_weights: ClassVar[str] = "give model.path=FOLDER"
     networks_of_a_step: ClassVar[tuple[str, ...]] = ("unet",)
@@ -114,6 +118,11 @@ class Task(ABC):
     def unet_channels(cls, latent_channels: int) -> int:
         """Input channels of its U-Net."""
         return latent_channels * cls.unet_inputs + cls.unet_mask_channels
+
+    @classmethod
+    def runnable(cls, pipeline: Any) -> Any:
+        """A loaded pipeline in a class that takes its networks: `pipeline_class` does, unless a task knows better."""
+        return pipeline
 
     @abstractmethod
     def example(
