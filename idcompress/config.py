@@ -222,6 +222,7 @@ class ConvertConfig:
 @dataclass
 class TranslateConfig:
     compare: bool = False
+    tiles: bool = False
 
 
 @dataclass

@@ -87,6 +87,8 @@ class Task(ABC):
         own_sampler: what its pipeline samples by unless it is told otherwise.
         reported_samplers: what an evaluation compares beside the configured sampler.
         cannot_give: which of "score", "teacher" and "denoiser" a timestep strategy cannot have of this task.
+        works_in_tiles: whether its pipeline does so by itself, with pictures of any size.
+        tiles_note: what to expect where a large picture is worked on in tiles that do not see one another; "" for none.
         cut_note: what the card of a cut model in stock classes should warn of.
         numpy_example: its part of the program that runs an ONNX folder.
     """
@@ -111,6 +113,8 @@ class Task(ABC):
     own_sampler: ClassVar[str] = "ddim"
     reported_samplers: ClassVar[tuple[str, ...]] = ()
     cannot_give: ClassVar[tuple[str, ...]] = ()
+    works_in_tiles: ClassVar[bool] = False
+    tiles_note: ClassVar[str] = ""
     cut_note: ClassVar[str] = ""
     numpy_example: ClassVar[NumpyExample]
 

@@ -48,6 +48,9 @@ class Task(_beside.Task):
     unet_inputs = 2  # the masked picture's latents beside the noisy ones
     unet_mask_channels = 1
     guidance_scales = ("guidance_scale",)
+    tiles_note = (
+        "no tile sees another: a hole that is larger than a tile is filled without knowing all its surroundings"
+    )
     tags = KINDS
     numpy_example = _task.NumpyExample(
         start="""\

@@ -19,7 +19,7 @@ from idcompress.models.stablesr import (
     wavelet_color_fix,
 )
 from idcompress.models.stablesr.color_fix import wavelet_low_band
-from idcompress.models.stablesr.tiling import blend_tiles, gaussian_weights
+from idcompress.core.tiles import blend_tiles, gaussian_weights
 from idcompress.schedulers import process_of
 
 TOLERANCE = 2e-5  # of the tensor's maximum; the smallest structural mistake tried is 100 times that
