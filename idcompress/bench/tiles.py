@@ -209,6 +209,5 @@ def _padded(example: Example, canvas: list[int]) -> Example:
 
 
 def _each_picture(example: Example, change: Callable[[Tensor], Tensor]) -> Example:
-    names = ("image", "target", "condition")
-    pictures = {name: getattr(example, name) for name in names}
-    return dataclasses.replace(example, **{name: change(p) for name, p in pictures.items() if p is not None})
+    target, condition = (None if p is None else change(p) for p in (example.target, example.condition))
+    return dataclasses.replace(example, image=change(example.image), target=target, condition=condition)

@@ -16,7 +16,8 @@ def gaussian_weights(height: int, width: int) -> Tensor:
 
     def profile(length: int, centre: float) -> Tensor:
         offset = (torch.arange(length, dtype=torch.float64) - centre) / length
-        return torch.exp(-(offset**2) / (2 * _VARIANCE)) / (2 * torch.pi * _VARIANCE) ** 0.5
+        density: Tensor = torch.exp(-(offset**2) / (2 * _VARIANCE)) / (2 * torch.pi * _VARIANCE) ** 0.5
+        return density
 
     return torch.outer(profile(height, height / 2), profile(width, (width - 1) / 2))
 
@@ -24,7 +25,7 @@ def gaussian_weights(height: int, width: int) -> Tensor:
 def cosine_weights(height: int, width: int) -> Tensor:
     """Return blending weights (height, width), float64: raised cosines, which add up to one where tiles share half.
 
-    Tiles of different tone then pass into each other over all that they share, where the Gaussian's pass within a tenth.
+    Tiles of different tone then pass into each other over all that they share; the Gaussian's pass within a tenth.
     """
 
     def profile(length: int) -> Tensor:

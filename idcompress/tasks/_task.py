@@ -70,7 +70,7 @@ class Task(ABC):
     Attributes:
         pipeline_class: name of the pipeline class.
         pipeline_library: the package that has the class.
-        own_pipeline_class: of this program, where networks that `pipeline_class` does not take have one, see `runnable`.
+        own_pipeline_class: one of this program, for networks that `pipeline_class` does not take, see `runnable`.
         further_arguments: of a call of the pipeline beside prompt and image, as Python that a card may hold.
         separate_components: pipeline components that may lie in a repository of their own -> their diffusers class.
         getting_weights: what to do where no hub repository has the published weights.

@@ -293,7 +293,7 @@ def _posterior_generator(seed: int, index: int) -> torch.Generator:
     return image_generator(seed, -1 - index)
 
 
-def _tiles(pipeline: Any, resolution_px: int | None = None) -> dict[str, int]:
+def _tiles(pipeline: Any, resolution_px: int | None = None) -> dict[str, Any]:
     """Tiles of a size in pixels, or of that which the model was trained on, half overlapping.
 
     Raises:

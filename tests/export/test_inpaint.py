@@ -72,12 +72,12 @@ def test_other_numbers_of_channels_are_refused_by_name(wide_model, random_model)
     with pytest.raises(ValueError, match="either 4 or 9 input channels, not 13"):
         call(pipe)
     parts = StableDiffusionInpaintPipeline.from_pretrained(random_model("inpaint")).components
-    with pytest.raises(ValueError, match="the U-Net must take 13 channels, 6 of latents.* got 9"):
+    with pytest.raises(ValueError, match=r"the U-Net must take 13 channels, 6 of latents.* got 9"):
         call(InpaintPipeline(**{**parts, "vae": pipe.vae}, requires_safety_checker=False))
 
 
 def test_a_recipe_runs_as_idc_samples_it(wide_model, monkeypatch):
-    """Four latent channels in diffusers' class, six in ours; the loop's picture but for the posterior, which is drawn."""
+    """Four latent channels in diffusers' class, six in ours; the loop's picture where no posterior is drawn."""
     recipe = recipe_for("inpaint", wide_model, 9)
     pipe = load_pipeline(recipe)
     assert type(pipe) is InpaintPipeline
