@@ -1,6 +1,6 @@
 """The README's picture, of compress runs: what goes in, what comes out, at which cost.
 
-    python -m scripts.demo_figure docs/demo.png RUN RUN ...    # compress runs, one of each task, as `make demo` leaves them
+    python -m scripts.demo_figure docs/demo.png RUN RUN ...    # compress runs of one task each, as of `make demo`
 
 Every number is a run's own: PSNR to the full model's result is the mean over its evaluation, work is
 multiply-accumulates.
