@@ -223,6 +223,7 @@ class ConvertConfig:
 @dataclass
 class TranslateConfig:
     compare: bool = False
+    tiles: bool = False
 
 
 @dataclass

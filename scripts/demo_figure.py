@@ -1,45 +1,109 @@
-"""The README's pictures, from the images of a compress run: python scripts/demo_figure.py RUN_FOLDER docs/demo.png"""
+"""The README's picture, of compress runs: what goes in, what comes out, at which cost.
+
+    python -m scripts.demo_figure docs/demo.png RUN RUN ...    # compress runs of one task each, as of `make demo`
+
+Every number is a run's own: PSNR to the full model's result is the mean over its evaluation, work is
+multiply-accumulates.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
-CELL, GAP, HEAD, SIDE = 112, 4, 34, 150  # px; larger pictures keep their size
+from scripts.benchmarks import evaluations
+
+CELL_PX, GAP_PX, SIDE_PX, TOP_PX, LINE_PX = 192, 10, 196, 62, 20
+INK, GREY, OURS = "#1b1e23", "#5b626d", "#0b62b8"
+# Task -> what it does, and the evaluated examples that are shown; the input is the kind of image that goes in.
+SHOWN: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "ip2p": ("Edit by instruction", "image", ("0003_china_warmer", "0008_china_rotate_180")),
+    "controlnet": ("Image from edges", "condition", ("0003_china",)),
+    "stablesr": ("Super-resolution", "image", ("0004_grace_hopper",)),
+    "inpaint": ("Inpainting", "image", ("0001_coffee",)),
+}
+SAMPLERS = {"ddim": "DDIM", "dpm_solver": "DPM-Solver++"}
+
+Row = dict[str, Any]
 
 
-def main(run: Path, target: Path) -> None:
-    folders = sorted((run / "evaluate").glob("steps_*"), key=lambda p: -int(p.name.split("_")[1])) or [run / "evaluate"]
-    first = folders[0] / "images"
-    by_steps = {folder.name.removeprefix("steps_"): folder / "images" for folder in folders}
-    rows = sorted(path.stem for path in (first / "depth_skipped").glob("*.png"))
-    if json.loads((folders[0] / "metrics.json").read_text())["task"] == "stablesr":
-        columns = [("low resolution,\nenlarged", first / "image"), ("original model,\n50 steps", first / "original")]
-        columns += [(f"compressed,\n{next(iter(by_steps))} steps", first / "compressed")]
-        columns += [("true photograph", first / "target")]
-        rows = sorted(path.stem for path in (first / "original").glob("*.png"))[:3]
-    else:
-        columns = [(kind, first / kind) for kind in ("image", "target", "condition") if (first / kind).is_dir()]
-        columns += [("original\n50 steps", first / "original"), ("pruned\n50 steps", first / "depth_skipped")]
-        for steps, images in by_steps.items():
-            columns += [(f"{kind}\n{steps} steps", images / kind) for kind in ("compressed", "uniform")]
-    names = {"image": "input", "target": "true edit"}
-    cell = max(CELL, Image.open(first / "original" / f"{rows[0]}.png").width)
-    sheet = Image.new("RGB", (SIDE + len(columns) * (cell + GAP), HEAD + len(rows) * (cell + GAP)), "white")
+def rows_of(run: Path) -> list[Row]:
+    """What is shown of a run: by column the picture's file, its title and what it costs and keeps."""
+    plans = [(file.parent, json.loads(file.read_text())) for file in evaluations(run)]
+    folder, found = plans[-1]  # the fewest steps
+    own, task = found["metrics"], found["task"]
+    steps, many = own["num_inference_steps"]["compressed"], own["num_inference_steps"]["original"]
+    share = steps * own["gmacs"]["compressed"] / (many * own["gmacs"]["original"])
+    plain = max(
+        (one for one in found["alternatives"] if "images" in one), key=lambda one: one["metrics"]["psnr"]["value"]
+    )
+    title, given, names = SHOWN[task]
+    with (folder / "per_image.csv").open(encoding="utf-8", newline="") as file:
+        prompts = {row["name"]: row["prompt"] for row in csv.DictReader(file)}
+    count = plain["num_inference_steps"]
+    under = {
+        given: "",
+        "original": f"{many} steps, all of the work",
+        "compressed": f"{share:.0%} of the work, {own['psnr']['compressed']:.1f} dB",
+        plain["images"]: f"{share * plain['gmacs_ratio']:.0%} of the work, {plain['metrics']['psnr']['value']:.1f} dB",
+    }
+    above = {"compressed": f"depth {found['recipe']['depth']}, {steps} steps"}
+    above[plain["images"]] = f"{SAMPLERS[plain['sampler']]}, {count} step{'s' if count > 1 else ''}"
+    return [
+        {
+            "title": title,
+            "prompt": prompts[name],
+            "pictures": [folder / "images" / kind / f"{name}.png" for kind in under],
+            "under": list(under.values()),
+            "further": [above.get(kind, "") for kind in under],
+        }
+        for name in names
+    ]
+
+
+def drawn(rows: Sequence[Row]) -> Image.Image:
+    """The rows below the titles of their columns."""
+    bold, plain, small = (ImageFont.load_default(size=size) for size in (18, 15, 14))
+    step, height = CELL_PX + GAP_PX, CELL_PX + 2 * LINE_PX + 2 * GAP_PX
+    sheet = Image.new("RGB", (SIDE_PX + 4 * step, TOP_PX + len(rows) * height), "white")
     draw = ImageDraw.Draw(sheet)
-    for x, (title, folder) in enumerate(columns):
-        draw.multiline_text((SIDE + x * (cell + GAP) + 4, 4), names.get(title, title), fill="black")
-        for y, name in enumerate(rows):
-            picture = Image.open(folder / f"{name}.png").resize((cell, cell), Image.Resampling.NEAREST)
-            sheet.paste(picture, (SIDE + x * (cell + GAP), HEAD + y * (cell + GAP)))
-    for y, name in enumerate(rows):
-        label = name.split("_", 1)[1].replace("_", " ")
-        draw.multiline_text((4, HEAD + y * (cell + GAP) + cell // 2), label, fill="black")
-    sheet.save(target, optimize=True)
+    heads = [("Input", ""), ("Full model", ""), ("Ours", "dB to the full model"), ("Plain solver", "at the same cost")]
+    for column, (head, under) in enumerate(heads):
+        left = SIDE_PX + column * step
+        draw.text((left, 8), head, fill=OURS if head == "Ours" else INK, font=bold, stroke_width=0.4)
+        draw.text((left, 34), under, fill=GREY, font=small)
+    for number, row in enumerate(rows):
+        top = TOP_PX + number * height
+        title = "\n".join(textwrap.wrap(row["title"], 19))
+        draw.multiline_text((8, top + 4), title, fill=INK, font=bold, spacing=5, stroke_width=0.3)
+        if row["prompt"]:
+            said = "\n".join(textwrap.wrap(f"“{row['prompt']}”", 24))
+            draw.multiline_text((8, top + 18 + 23 * (title.count("\n") + 1)), said, fill=GREY, font=plain, spacing=5)
+        for column, (file, under, further) in enumerate(
+            zip(row["pictures"], row["under"], row["further"], strict=True)
+        ):
+            left, colour = SIDE_PX + column * step, OURS if column == 2 else INK
+            with Image.open(file) as picture:
+                sheet.paste(picture.resize((CELL_PX, CELL_PX), Image.Resampling.LANCZOS), (left, top))
+            if column == 2:
+                edge = (left - 3, top - 3, left + CELL_PX + 2, top + CELL_PX + 2)
+                draw.rectangle(edge, outline=OURS, width=3)
+            draw.text((left, top + CELL_PX + 4), under, fill=colour, font=plain, stroke_width=0.3)
+            draw.text((left, top + CELL_PX + 4 + LINE_PX), further, fill=GREY, font=small)
+    return sheet
+
+
+def main(target: Path, runs: Sequence[Path]) -> None:
+    sheet = drawn([row for run in runs for row in rows_of(run)])
+    sheet.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(target, optimize=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), [Path(run) for run in sys.argv[2:]])

@@ -390,9 +390,9 @@ def readme(card: dict[str, Any]) -> str:
         ]
     elif task == "inpaint":
         use = [
-            "`idc translate task=inpaint image=FILE task.options.mask=FILE`. The stock pipeline takes U-Nets of 9",
-            "input channels alone; this one has 25: 12 latent channels twice, and the mask. Images are 64x64, the",
-            "text is empty;",
+            "`idc translate task=inpaint image=FILE task.options.mask=FILE`, or `load_pipeline(recipe)`. diffusers'",
+            "own class takes U-Nets of 9 input channels alone; this one has 25, 12 latent channels twice and the mask,",
+            "and runs in `idcompress.models.inpaint.InpaintPipeline`. Images are 64x64, the text is empty;",
             "v-prediction on Stable Diffusion's noise schedule, autoencoder of factor 4, float16 weights.",
         ]
     else:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from ..errors import IdcError
 from ..images.photo_sets import Files, Photograph, PhotographSet, check_split, folders, found_in, from_folder
 from ..images.pictures import some, warn_once
+from ..runs import files
 
 
 class Pairs(Files):
@@ -19,8 +20,10 @@ class Pairs(Files):
             names: what the pairs are called.
             given, true: their files.
         """
-        self._targets = dict(zip(given, Files(names, true), strict=True))
+        targets = Files(names, true)
+        self._targets = dict(zip(given, targets, strict=True))
         super().__init__(names, given)
+        self.digest = files.digest([self.digest, targets.digest])
 
     def photograph(self, index: int) -> Photograph:
         photo = super().photograph(index)

@@ -27,6 +27,10 @@ The steps are those of a list that stands in the scheduler's configuration, each
 model, list and guidance; they hold for no other. No scheduler of diffusers' own knows such numbers, so this folder
 brings one, `scheduler/fixed_timesteps.py`, whose code runs only with `trust_remote_code=True`: read it first.
 `idcompress.load_pipeline` on this folder takes idcompress's own."""
+_PIPELINE = """\
+diffusers' own class of this task takes U-Nets of four latent channels alone, and this one has others, so this folder
+brings its pipeline, `pipeline.py`, whose code runs only with `trust_remote_code=True`: read it first.
+`idcompress.load_pipeline` on this folder takes idcompress's own."""
 _DEEPCACHE = "DeepCache's `DeepCacheSDHelper` (0.1.1) works on it."
 _DEEPCACHE_STOCK = """\
 DeepCache's `DeepCacheSDHelper` (0.1.1) works on it, once a cut U-Net has a middle block for it to wrap, one that does
@@ -48,7 +52,7 @@ class Card:
         digests: file -> SHA-256.
         pipeline_class: to load it by.
         takes_timesteps: whether a call of that class has the argument `timesteps`.
-        carries_scheduler: whether the folder brings the code of its scheduler.
+        carries_scheduler, carries_pipeline: whether the folder brings the code of its scheduler, of its pipeline.
         host: the depth whose stock form holds a smaller one; None where nothing is padded.
         dtype: of the weights, as torch spells it without the prefix.
         example: of ONNX, Python that makes output.png from input.png.
@@ -66,6 +70,7 @@ class Card:
     pipeline_class: str = ""
     takes_timesteps: bool = False
     carries_scheduler: bool = False
+    carries_pipeline: bool = False
     host: int | None = None
     dtype: str = "float32"
     example: list[str] = field(default_factory=list)
@@ -139,6 +144,8 @@ class Card:
         if self.library == "onnxruntime":
             return [*lines, *self._graphs()]
         stock = self.library == "diffusers"
+        if self.carries_pipeline:
+            lines += [_PIPELINE, ""]
         if stock and self.recipe.timesteps:
             lines += [_CARRIED if self.carries_scheduler else _FOLLOWING, ""]
         if stock and self.recipe.depth and self.task.cut_note:
@@ -174,7 +181,8 @@ class Card:
         stock = self.library == "diffusers"
         prompts = self.task.numpy_example.prompts
         call = f"{prompts[0]!r}, image=" if prompts else ""
-        scales = "".join(f", {name}={scale}" for name, scale in self.recipe.guidance.items())
+        arguments = {**self.task.further_arguments, **self.recipe.guidance}
+        scales = "".join(f", {name}={value}" for name, value in arguments.items())
         if self.task.own_sampler == "ancestral" and self.recipe.sampler not in (None, "ancestral"):
             scales += ", eta=0"
         steps = f", num_inference_steps={len(self.recipe.timesteps)}" if self.recipe.timesteps else ""
@@ -194,8 +202,9 @@ class Card:
         if not stock:
             load = f"pipe = idcompress.load_pipeline('.', dtype='{self.dtype}')"
             return ["import idcompress", "from PIL import Image", load, image, save]
-        trust = ", trust_remote_code=True" if self.carries_scheduler else ""
-        load = f"pipe = diffusers.{self.pipeline_class}.from_pretrained('.', dtype=torch.{self.dtype}{trust})"
+        trust = ", trust_remote_code=True" if self.carries_scheduler or self.carries_pipeline else ""
+        entry = "DiffusionPipeline" if self.carries_pipeline else self.pipeline_class
+        load = f"pipe = diffusers.{entry}.from_pretrained('.', dtype=torch.{self.dtype}{trust})"
         return ["import diffusers, torch", "from PIL import Image", load, *follow, image, save]
 
     def _origin(self) -> list[str]:

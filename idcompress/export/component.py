@@ -16,6 +16,7 @@ from typing import Any
 from ..runs import files
 from ..schedulers import CARRIED
 
+CARRIED_PIPELINE = "pipeline"  # the module that brings a pipeline's class
 _HEAD = '''\
 """{summary}
 
@@ -33,6 +34,21 @@ def carry_scheduler(pipeline: Any, folder: Path) -> None:
     files.write_text(folder / "scheduler" / f"{CARRIED}.py", standalone(entry))
     index = files.read_json(folder / "model_index.json", "model")
     files.write_json(folder / "model_index.json", index | {"scheduler": [CARRIED, entry.__name__]})
+
+
+def carry_pipeline(pipeline: Any, folder: Path) -> bool:
+    """Put the pipeline's class into its saved folder, as pipeline.py, and name it there, if diffusers does not have it.
+
+    Returns:
+        whether the folder brings it.
+    """
+    entry = type(pipeline)
+    if entry.__module__.partition(".")[0] == "diffusers":
+        return False
+    files.write_text(folder / f"{CARRIED_PIPELINE}.py", standalone(entry))
+    index = files.read_json(folder / "model_index.json", "model")
+    files.write_json(folder / "model_index.json", index | {"_class_name": [CARRIED_PIPELINE, entry.__name__]})
+    return True
 
 
 def standalone(entry: type[Any]) -> str:

@@ -69,6 +69,44 @@ def image_picture(path: Path, alt: str, width: int = 128) -> Picture:
     return Picture(file.getvalue(), alt, width)
 
 
+def headline(compression: Compression, name: str, label: str) -> Picture:
+    """Quality over work: the compressed plans, and the plain ways to spend as much, as far as they were run.
+
+    Args:
+        name: of a metric that every plan has a number of.
+        label: of its axis.
+    """
+    series: dict[str, list[tuple[float, float]]] = {"compressed": []}
+    for evaluation in compression.evaluations:
+        values = evaluation.values
+        share = 100 * values["gmacs"]["ratio"] * values["num_inference_steps"]["ratio"]
+        series["compressed"].append((share, values[name]["compressed"]))
+        if values[name]["uniform"] is not None and not compression.is_uniform(evaluation):
+            series.setdefault("compressed model, uniform steps", []).append((share, values[name]["uniform"]))
+        for row in evaluation.alternatives:
+            if row["model"] == "original" and row["metrics"][name]["value"] is not None:
+                point = share * row["gmacs_ratio"], row["metrics"][name]["value"]
+                series.setdefault(f"full model, {row['sampler']}", []).append(point)
+    with _figure(3.1) as figure:
+        axes = figure.add_subplot(1, 1, 1)
+        for number, (title, points) in enumerate(series.items()):
+            xs, ys = zip(*sorted(points), strict=True)
+            ours = title == "compressed"
+            colour = OPTIMISED if ours else (UNIFORM, *_LINES[1:])[(number - 1) % len(_LINES)]
+            look = {"linewidth": 2.2 if ours else 1.2, "markersize": 9 if ours else 5, "zorder": 3 if ours else 2}
+            axes.plot(xs, ys, color=colour, marker="o" if ours else "s", label=title, **look)
+            for x, y in zip(xs, ys, strict=True) if ours else ():
+                axes.annotate(f"{y:.3g}", (x, y), (0, 8), textcoords="offset points", ha="center", color=OPTIMISED)
+        axes.margins(x=0.12, y=0.18)
+        axes.xaxis.set_major_formatter("{x:g} %")
+        axes.set_xlabel(
+            f"work, of the original's multiply-accumulates at {compression.evaluations[0].original_steps} steps"
+        )
+        axes.set_ylabel(label)
+        figure.legend(loc="outside right upper", fontsize=8.5)
+        return Picture(_png(figure), f"{name} over work: {', '.join(series)}", 840)
+
+
 def depth_curve(
     search: Stage, units: dict[str, str], tuned: tuple[int, dict[str, float | None]] | None = None
 ) -> Picture:

@@ -13,7 +13,7 @@ from . import figures, finetuning
 from .cite import citations
 from .collect import Compression, Stage
 from .figures import Picture
-from .tables import alternatives, images, instructions, qualities, samplers, summary, times
+from .tables import alternatives, images, instructions, qualities, samplers, summary, times, values
 from .tables.table import MISSING, Cell, Table
 
 TITLE, SECTION, PART = 1, 2, 3
@@ -55,12 +55,13 @@ def compose(compression: Compression) -> list[Block]:
     blocks: list[Block] = [
         Heading(f"{task_words(compression.task)}, model {compression.model}: compression report", TITLE),
         Text(summary.sentence(compression), lead=True),
+        *_headline(compression),
+        Heading("Images"),
+        images.grid(compression),
         Heading("Original against compressed"),
         summary.table(compression),
         *_alternatives(compression),
         *_samplers(compression),
-        Heading("Images"),
-        images.grid(compression),
         *_depth(compression),
         *_finetuning(compression),
         *_gamma(compression),
@@ -85,6 +86,16 @@ def compose(compression: Compression) -> list[Block]:
     sampler = str(compression.evaluations[0].metrics.get("sampler", "ddim"))
     blocks += [Heading("Citations"), Listing("\n\n".join(citations(compression.task, sampler, compression.strategy)))]
     return blocks
+
+
+def _headline(compression: Compression) -> list[Block]:
+    """Quality over work by the first metric that every compressed plan has a number of."""
+    first = compression.evaluations[0]
+    for name in values.quality_names(first):
+        if all(e.values[name]["compressed"] is not None for e in compression.evaluations):
+            label = values.metric_label(name, first.values[name])
+            return [figures.headline(compression, name, label)]
+    return []
 
 
 def _alternatives(compression: Compression) -> list[Block]:

@@ -53,6 +53,12 @@ def check_folder(folder: Path) -> dict[str, Any]:
     return index
 
 
+def class_name_of(index: dict[str, Any]) -> str:
+    """The pipeline's class by its model_index.json: a name, or [file, name] where the folder brings the class."""
+    named = index.get("_class_name")
+    return str(named[-1] if isinstance(named, list) and named else named)
+
+
 def check_place(folder: Path) -> dict[str, Any]:
     """Look over the folder of a pipeline, or of a network that comes from elsewhere.
 

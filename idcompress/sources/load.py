@@ -122,15 +122,16 @@ def check_source(task: str, source: dict[str, Any], resolution_px: int | None = 
             hub.check(repository, source.get("revision") or "main")
         return
     for folder in model_folders(task, source).values():
-        _check_kind(folders.check_folder(folder), folder, entry.pipeline_class)
+        _check_kind(folders.check_folder(folder), folder, entry)
         levels = files.read_json(folder / "vae" / "config.json", "model").get("block_out_channels")
         if resolution_px is not None and isinstance(levels, list):
             check_resolution(resolution_px, 2 ** (len(levels) - 1))
 
 
-def _check_kind(index: dict[str, Any], folder: Path, pipeline_class: str) -> None:
-    if index.get("_class_name") != pipeline_class:
-        raise IdcError(f"{folder} is a {index.get('_class_name')}; this task wants a {pipeline_class}")
+def _check_kind(index: dict[str, Any], folder: Path, task: Any) -> None:
+    found = folders.class_name_of(index)
+    if found not in (task.pipeline_class, task.own_pipeline_class):
+        raise IdcError(f"{folder} is a {found}; this task wants a {task.pipeline_class}")
 
 
 def model_folders(task: str, source: dict[str, Any]) -> dict[str, Path]:
@@ -175,16 +176,20 @@ def _load_folders(task: Any, places: dict[str, Path], dtype: torch.dtype) -> Any
                 raise IdcError(f"model.repositories: task={task.name} takes {known} from there, got {name}")
             components[name] = load_component(component_folder, "diffusers", task.separate_components[name], dtype)
     if not components:
-        _check_kind(index, folder, pipeline_class)
+        _check_kind(index, folder, task)
     components |= load_components(task, index, folder, dtype, given=components)
     check_fits(task, components, folder)
     try:
         entry = getattr(importlib.import_module(task.pipeline_library), pipeline_class)
-        pipeline = entry.from_pretrained(folder, dtype=dtype, use_safetensors=True, **components, **left_out(task))
+        if isinstance(index["_class_name"], list):  # diffusers would run the folder's code, and all parts are here
+            pipeline = entry(**components, **left_out(task))
+        else:
+            pipeline = entry.from_pretrained(folder, dtype=dtype, use_safetensors=True, **components, **left_out(task))
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         if is_out_of_memory(error):
             raise
         raise IdcError(f"{folder} does not load as a {pipeline_class}: {error}") from None
+    pipeline = task.runnable(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     for component in pipeline.components.values():
         if isinstance(component, nn.Module):
@@ -239,9 +244,10 @@ def _load(path_or_recipe: str | Path | Recipe, device: str, dtype: str) -> Any:
 
 
 def _load_folder(folder: Path, device: str, dtype: str) -> Any:
-    pipeline_class, exported = folders.check_folder(folder).get("_class_name"), Recipe.of_folder(folder)
+    pipeline_class, exported = folders.class_name_of(folders.check_folder(folder)), Recipe.of_folder(folder)
     for task in registry.names("task"):
-        if registry.load("task", task).Task.pipeline_class == pipeline_class:
+        entry = registry.load("task", task).Task
+        if pipeline_class in (entry.pipeline_class, entry.own_pipeline_class):
             source = {"name": folder.name, "path": str(folder)}
             pipeline = load_source(task, source, device=device, dtype=dtype, prune="none").pipeline
             timesteps = pipeline.scheduler.config.get("timesteps")

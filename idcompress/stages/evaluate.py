@@ -138,12 +138,15 @@ def _evaluate(config: Config, portions: Portions, recipe: Recipe, folder: Path, 
         for network in (*bench.task.networks(bench.model.pipeline), *bench.task.networks(pipeline)):
             network.compile()
     systems = _systems(config, bench, pipeline, plan, original)
-    shown, plain = list(systems), list[Row]()
+    shown, plain = {name: name for name in systems}, list[Row]()
     if config.evaluate.alternatives and systems["compressed"] != systems["original"]:
         calls = spent["network_calls"]["compressed"] / num_branches(plan.guidance)
         plain = plain_systems(len(called_steps(plan)), spent["gmacs"], calls)
         plain += [plan_row(name, other, plan) for name, other in others.items() if other != plan]
         systems |= {words(row): system_of(row, bench, pipeline, plan) for row in plain}
+        for row in plain:
+            if row["model"] == "original":
+                row["images"] = shown[words(row)] = f"plain_{row['sampler']}"
 
     # 2. their images, a portion at a time, measured and written
     depth_skipped = None if recipe.cut is None else recipe
@@ -216,7 +219,7 @@ def _endings(config: Config, bench: Bench) -> dict[str, str]:
 def _measure(
     portions: Portions,
     systems: dict[str, System],
-    shown: Sequence[str],
+    shown: Mapping[str, str],
     metrics: dict[str, ImageMetric],
     folder: Path,
     depth_skipped: Recipe | None,
@@ -226,7 +229,7 @@ def _measure(
     """Every metric of every system over all portions, and the examples without their pictures.
 
     Args:
-        shown: systems whose images are written.
+        shown: systems whose images are written, with the name of their folder.
         depth_skipped: a cut model that is shown at the original's plan, on a few examples.
     """
     meters = {system: {name: metric.fresh() for name, metric in metrics.items()} for system in systems}
@@ -239,7 +242,7 @@ def _measure(
                         metric.update(Batch(portion.examples, images, references))
                 if system in shown:
                     with timing.part("files"):
-                        later(_save_images, portion.examples, images, folder / "images" / system)
+                        later(_save_images, portion.examples, images, folder / "images" / shown[system])
             with timing.part("files"):
                 later(_save_inputs, portion.examples, folder / "images")
             if depth_skipped is not None:

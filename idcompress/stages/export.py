@@ -17,7 +17,7 @@ from ..core.plan import Plan
 from ..costs.parameters import count_parameters
 from ..errors import IdcError
 from ..export.card import Card, evaluation_of, licence_of
-from ..export.component import carry_scheduler
+from ..export.component import carry_pipeline, carry_scheduler
 from ..export.numpy_sampler import numpy_code
 from ..export.onnx import check_packages, export_onnx
 from ..export.stock_form import (
@@ -158,12 +158,15 @@ def write_diffusers(config: Config, recipe: Recipe, task: Task, plan: Plan, cut:
     stock = branch is None and (obstacle is None or host is not None)
     exported = (stock_pipeline if stock else own_pipeline)(cut, followed)
     save_pipeline(exported, folder)
+    brings = stock and carry_pipeline(exported, folder)
     if stock:
         inside = f" inside that of depth {host}" if host else ""
         how = "follow the timesteps"
         if fitted:
             carry_scheduler(exported, folder)
             how = "run the fitted steps, by a scheduler that the folder brings"
+        if brings:
+            how += f", in the {type(exported).__name__} that the folder brings"
         line = f"stock form{inside}: plain diffusers loads it; its README.md shows how to {how}"
     elif branch is not None:
         line = f"{recipe.kept} has no stock form ({branch}): idcompress.load_pipeline loads it"
@@ -178,6 +181,7 @@ def write_diffusers(config: Config, recipe: Recipe, task: Task, plan: Plan, cut:
             "library": "diffusers" if stock else "idcompress",
             "pipeline_class": type(exported).__name__,
             "carries_scheduler": stock and fitted,
+            "carries_pipeline": brings,
             "takes_timesteps": "timesteps" in inspect.signature(type(exported).__call__).parameters,
             "host": host,
             "dtype": str(exported.unet.dtype).removeprefix("torch."),

@@ -15,9 +15,11 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
+from ..adapters.pipeline import working_size
+from ..bench.tiles import translate_in_tiles, wants_tiles
 from ..bench.translate import translate
 from ..config import Config
-from ..console import progress, say
+from ..console import progress, say, warn
 from ..core.plan import Plan
 from ..errors import IdcError
 from ..images.photo_sets import Photograph
@@ -57,34 +59,37 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     at_depth = cache(lambda depth: model.cut_further(pipeline, depth))
     many = uniform_plan(config, model.process, config.num_inference_steps)
 
-    def timed(pipeline: Any, plan: Plan, index: int) -> tuple[str, Tensor, float]:
-        photo = Photograph(paths[index].stem, paths[index])
+    in_tiles = config.translate.tiles and not task.works_in_tiles
+    if in_tiles and task.tiles_note and any(wants_tiles(pipeline, one, config.resolution_px) for one in pictures):
+        warn(f"translate.tiles: {task.tiles_note}")
+
+    def timed(pipeline: Any, plan: Plan, index: int, picture: Image.Image) -> tuple[str, Tensor, float]:
+        common = pipeline, index, Photograph(paths[index].stem, paths[index]), picture, config.prompt_of(index), plan
+        settings: dict[str, Any] = {"seed": config.seed, "resolution_px": config.resolution_px}
         began = time.perf_counter()
-        prompt, output = task.translate_picture(
-            pipeline,
-            index,
-            photo,
-            pictures[index],
-            config.prompt_of(index),
-            plan,
-            seed=config.seed,
-            resolution_px=config.resolution_px,
-            translate=lambda example: translate(task, pipeline, [example], plan, seed=config.seed, at_depth=at_depth)[
-                0
-            ],
-        )
+        if in_tiles and wants_tiles(pipeline, picture, config.resolution_px):
+            prompt, output = translate_in_tiles(task, *common, at_depth=at_depth, **settings)
+        else:
+            prompt, output = task.translate_picture(
+                *common,
+                translate=lambda example: translate(
+                    task, pipeline, [example], plan, seed=config.seed, at_depth=at_depth
+                )[0],
+                **settings,
+            )
         return prompt, output, time.perf_counter() - began
 
     rows: list[dict[str, Any]] = []
     if original is not None:  # the first call of a network takes longer than the rest
         warm_up = dataclasses.replace(plan.all_whole, steps=plan.all_whole.steps[-1:], coefficients=None)
-        timed(pipeline, warm_up, 0), timed(original, warm_up, 0)
+        small = ImageOps.contain(pictures[0], (working_size(pipeline, config.resolution_px),) * 2)
+        timed(pipeline, warm_up, 0, small), timed(original, warm_up, 0, small)
     for index, path in enumerate(progress(paths, "translate", len(paths))):
-        prompt, output, took = timed(pipeline, plan, index)
+        prompt, output, took = timed(pipeline, plan, index, pictures[index])
         target = folder.write(stems[index], ".png", png_bytes(to_pil(output)))
         row: dict[str, Any] = {"image": str(path), "output": target.name, "prompt": prompt, "seconds": round(took, 3)}
         if original is not None:
-            _, reference, original_took = timed(original, many, index)
+            _, reference, original_took = timed(original, many, index, pictures[index])
             titles = [f"original, {len(many)} steps", f"{describe_depth(recipe)}, {len(plan)} steps"]
             panels = zip(titles, (reference, output), (original_took, took), strict=True)
             picture = side_by_side([(f"{title}: {seconds:.2f} s", to_pil(image)) for title, image, seconds in panels])
@@ -99,6 +104,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         "depth": recipe.depth,
         "timesteps": list(plan.timesteps),
         "options": config.task.options,
+        **({"tiles_px": working_size(pipeline, config.resolution_px)} if in_tiles else {}),
         "guidance": config.guidance(),
         "seed": config.seed,
         "sampler": config.sampler,

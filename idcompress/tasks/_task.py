@@ -70,6 +70,8 @@ class Task(ABC):
     Attributes:
         pipeline_class: name of the pipeline class.
         pipeline_library: the package that has the class.
+        own_pipeline_class: one of this program, for networks that `pipeline_class` does not take, see `runnable`.
+        further_arguments: of a call of the pipeline beside prompt and image, as Python that a card may hold.
         separate_components: pipeline components that may lie in a repository of their own -> their diffusers class.
         getting_weights: what to do where no hub repository has the published weights.
         networks_of_a_step: the pipeline components that are called at every step, the U-Net first.
@@ -85,6 +87,8 @@ class Task(ABC):
         own_sampler: what its pipeline samples by unless it is told otherwise.
         reported_samplers: what an evaluation compares beside the configured sampler.
         cannot_give: which of "score", "teacher" and "denoiser" a timestep strategy cannot have of this task.
+        works_in_tiles: whether its pipeline does so by itself, with pictures of any size.
+        tiles_note: what to expect where a large picture is worked on in tiles that do not see one another; "" for none.
         cut_note: what the card of a cut model in stock classes should warn of.
         numpy_example: its part of the program that runs an ONNX folder.
     """
@@ -92,6 +96,8 @@ class Task(ABC):
     name: ClassVar[str]
     pipeline_class: ClassVar[str]
     pipeline_library: ClassVar[str] = "diffusers"
+    own_pipeline_class: ClassVar[str] = ""
+    further_arguments: ClassVar[Mapping[str, str]] = {}
     separate_components: ClassVar[Mapping[str, str]] = {}
     getting_weights: ClassVar[str] = "give model.path=FOLDER"
     networks_of_a_step: ClassVar[tuple[str, ...]] = ("unet",)
@@ -107,6 +113,8 @@ class Task(ABC):
     own_sampler: ClassVar[str] = "ddim"
     reported_samplers: ClassVar[tuple[str, ...]] = ()
     cannot_give: ClassVar[tuple[str, ...]] = ()
+    works_in_tiles: ClassVar[bool] = False
+    tiles_note: ClassVar[str] = ""
     cut_note: ClassVar[str] = ""
     numpy_example: ClassVar[NumpyExample]
 
@@ -114,6 +122,11 @@ class Task(ABC):
     def unet_channels(cls, latent_channels: int) -> int:
         """Input channels of its U-Net."""
         return latent_channels * cls.unet_inputs + cls.unet_mask_channels
+
+    @classmethod
+    def runnable(cls, pipeline: Any) -> Any:
+        """A loaded pipeline in a class that takes its networks: `pipeline_class` does, unless a task knows better."""
+        return pipeline
 
     @abstractmethod
     def example(

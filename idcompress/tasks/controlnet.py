@@ -43,6 +43,10 @@ class Task(_task.Task):
     trained = ("unet", "controlnet")
     conditioning_dropout = 0.5  # of the captions
     guidance_scales = ("guidance_scale",)
+    tiles_note = (
+        "every tile is made of its own edges and the caption of the whole picture: colours and objects may differ "
+        "between tiles"
+    )
     cut_note = "Guess mode of the shortened control branch weighs its residuals differently than the full one's."
     numpy_example = _task.NumpyExample(
         start="""\

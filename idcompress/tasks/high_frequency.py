@@ -33,6 +33,7 @@ class Task(_beside.Task):
 
     name = "high_frequency"
     pipeline_class = "StableDiffusionInstructPix2PixPipeline"
+    further_arguments = {"guidance_scale": "1.0"}  # noqa: RUF012  the pipeline's default is another
     getting_weights = (
         "none are published (the paper trained its own, Sec. S5): train a model of InstructPix2Pix's architecture on "
         "pairs of restored and true photographs, and give its folder by model.path=FOLDER"

@@ -31,6 +31,8 @@ CITATION = """@inproceedings{rombach2022high,
   note      = {arXiv:2112.10752}
 }"""
 
+_STOCK_CHANNELS = 9  # the only number of input channels for which diffusers' pipeline gives the U-Net a mask
+
 
 class Task(_beside.Task):
     """Conditions: the mask and the masked picture's latents beside the noisy ones; the text is empty by default.
@@ -41,9 +43,14 @@ class Task(_beside.Task):
 
     name = "inpaint"
     pipeline_class = "StableDiffusionInpaintPipeline"
+    own_pipeline_class = "InpaintPipeline"
+    further_arguments = {"mask_image": "Image.open('mask.png').convert('L')"}  # noqa: RUF012
     unet_inputs = 2  # the masked picture's latents beside the noisy ones
     unet_mask_channels = 1
     guidance_scales = ("guidance_scale",)
+    tiles_note = (
+        "no tile sees another: a hole that is larger than a tile is filled without knowing all its surroundings"
+    )
     tags = KINDS
     numpy_example = _task.NumpyExample(
         start="""\
@@ -74,6 +81,15 @@ output = unet(sample=noisy, timestep=np.array(timestep), **text)["model_output"]
         self.kinds = KINDS if masks == "both" else (masks,)
         self.keep_known = keep_known
         self.mask = load_image(Path(mask).expanduser()).convert("L") if mask else None
+
+    @classmethod
+    def runnable(cls, pipeline: Any) -> Any:
+        """diffusers' class takes U-Nets of 9 channels, of four latent channels; any others get `InpaintPipeline`."""
+        if pipeline.unet.config.in_channels == _STOCK_CHANNELS:
+            return pipeline
+        from ..models.inpaint import InpaintPipeline
+
+        return InpaintPipeline(**pipeline.components, requires_safety_checker=False)
 
     def example(
         self, index: int, photo: Photograph, image: Tensor, prompt: str | None, target: Tensor | None = None

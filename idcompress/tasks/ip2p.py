@@ -38,6 +38,10 @@ class Task(_task.Task):
     unet_inputs = 2  # the picture's latents beside the noisy ones
     conditioning_dropout = 0.05  # of each of the three cases
     guidance_scales = ("guidance_scale", "image_guidance_scale")
+    tiles_note = (
+        "every tile follows the instruction by itself: tone and style may differ between tiles, and what an "
+        "instruction moves (a flip, a turn) is moved within its tile"
+    )
     tags = ("easy", "hard", *EDITS)
     numpy_example = _task.NumpyExample(
         start="""\

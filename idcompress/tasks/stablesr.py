@@ -12,17 +12,17 @@ from torch import Tensor
 from ..adapters.deep_features import call_unet
 from ..adapters.graphs import Graph, numbered
 from ..adapters.pipeline import draw_latents, working_size
-from ..console import say
 from ..core.ddim import PathNoise, without_cache
 from ..core.plan import Plan
 from ..core.random import image_generator
 from ..core.reuse import Parts
 from ..core.sample import Denoise
+from ..core.tiles import blend_tiles, reflect_pad
 from ..errors import IdcError
 from ..images.degrade import degrade
+from ..images.large import announce_tiles
 from ..models.stablesr import graphs
-from ..models.stablesr.pipeline import reflect_pad, resize
-from ..models.stablesr.tiling import blend_tiles
+from ..models.stablesr.pipeline import resize
 from ..types import Example
 from . import _task
 
@@ -33,11 +33,6 @@ if TYPE_CHECKING:
 
 UPSCALE = 4
 _PATCH_PX = 1280  # side beyond which a picture is worked on in patches
-MAX_CANVAS = 2**28  # pixels that a picture is worked on at
-_BYTES_PER_PIXEL = 72  # of the canvas: six copies of three channels in float32, at the most
-# A strip's shorter side may be enlarged so many times beyond the result, if it takes more than so many tiles.
-MAX_ENLARGED = 4
-MAX_STRIP_TILES = 64
 CITATION = """@article{wang2024stablesr,
   title   = {Exploiting Diffusion Prior for Real-World Image Super-Resolution},
   author  = {Wang, Jianyi and Yue, Zongsheng and Zhou, Shangchen and Chan, Kelvin C. K. and Loy, Chen Change},
@@ -65,6 +60,7 @@ class Task(_task.Task):
     trained = ("unet", "structure_encoder")
     sharpens_training = True  # `use_usm` of the released training configuration
     enlarges = UPSCALE
+    works_in_tiles = True
     # Deterministic restoration leaves artefacts; the original samples ancestrally (arXiv 2401.17547, S8).
     own_sampler = "ancestral"
     reported_samplers = ("ddim", "ancestral")
@@ -257,7 +253,10 @@ decoded = (decoded - ours) / spread * std + mean  # the input's colours""",
 
         tiles, channels = _tiles(pipeline, resolution_px), int(pipeline.vae.config.latent_channels)
         target, _, canvas = pipeline.working_sizes(picture.height, picture.width, UPSCALE, tiles["tile_size"])
-        _announce_work(pipeline, photo.path.name, picture.size, target, canvas, len(plan.timesteps), tiles)
+        number, steps = pipeline.count_tiles(canvas, **tiles), len(plan.timesteps)
+        announce_tiles(
+            photo.path.name, picture.size, target, canvas, number, steps, lambda: _seconds_of_a_tile(pipeline, tiles)
+        )
         if not plan.is_plain:
             if max(canvas) > _PATCH_PX:
                 raise IdcError(
@@ -294,7 +293,7 @@ def _posterior_generator(seed: int, index: int) -> torch.Generator:
     return image_generator(seed, -1 - index)
 
 
-def _tiles(pipeline: Any, resolution_px: int | None = None) -> dict[str, int]:
+def _tiles(pipeline: Any, resolution_px: int | None = None) -> dict[str, Any]:
     """Tiles of a size in pixels, or of that which the model was trained on, half overlapping.
 
     Raises:
@@ -308,56 +307,6 @@ def _tiles(pipeline: Any, resolution_px: int | None = None) -> dict[str, int]:
             f"{multiple * int(pipeline.vae_scale_factor)}, got {resolution_px}"
         )
     return {"tile_size": size, "tile_overlap": size // 2}
-
-
-def _announce_work(
-    pipeline: Any,
-    name: str,
-    size: tuple[int, int],
-    target: Sequence[int],
-    canvas: Sequence[int],
-    steps: int,
-    sizes: dict[str, int],
-) -> None:
-    """Say how large the work on a picture of several tiles is, before it begins.
-
-    Args:
-        size: width and height of the picture.
-        target, canvas: height and width of the result, and of what is worked on, in pixels.
-        sizes: of the tiles.
-
-    Raises:
-        IdcError: the canvas is larger than `MAX_CANVAS`, or the picture is a strip whose work would be mostly waste.
-    """
-    tiles = pipeline.count_tiles(canvas, **sizes)
-    if tiles == 1:
-        return
-    whole = f"{name}, {size[0]} x {size[1]} px, would be worked on at {canvas[1]:,} x {canvas[0]:,} px"
-    enlarged = min(canvas) / min(target)
-    if enlarged > MAX_ENLARGED and tiles > MAX_STRIP_TILES:
-        least = -(-min(canvas) // int(UPSCALE * MAX_ENLARGED))
-        raise IdcError(
-            f"{whole}, in {tiles:,} tiles, because its shorter side is enlarged to a whole tile; the limit for a strip "
-            f"of less than {least} px across is {MAX_STRIP_TILES} tiles, so crop its longer side or widen its shorter"
-        )
-    if canvas[0] * canvas[1] > MAX_CANVAS:
-        raise IdcError(
-            f"{whole}, {canvas[0] * canvas[1] / 1e6:,.0f} megapixels; the limit is {MAX_CANVAS / 1e6:,.0f}, so crop "
-            "the picture or scale it down"
-        )
-    seconds = _seconds_of_a_tile(pipeline, sizes) * tiles * steps
-    gigabytes = canvas[0] * canvas[1] * _BYTES_PER_PIXEL / 1e9
-    say(
-        f"{name}: worked on at {canvas[1]:,} x {canvas[0]:,} px, {tiles:,} tiles in each of {steps} "
-        f"step{'s' if steps > 1 else ''}: the U-Net takes about {_duration(seconds)}, the picture about "
-        f"{gigabytes:.1f} GB of memory"
-    )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @torch.inference_mode()

@@ -18,6 +18,8 @@ GUIDANCE = {
     "ip2p": {"guidance_scale": 2.0, "image_guidance_scale": 1.3},
     "controlnet": {"guidance_scale": 2.0},
     "stablesr": {},
+    "inpaint": {"guidance_scale": 2.0},
+    "high_frequency": {},
 }
 TIMESTEPS = (981, 640, 3, 3)  # uneven, with a repeat
 

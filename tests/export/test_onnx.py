@@ -24,7 +24,10 @@ GRAPHS = {
     "ip2p": {"text_encoder", "vae_encoder", "unet", "vae_decoder"},
     "controlnet": {"text_encoder", "controlnet", "unet", "vae_decoder"},
     "stablesr": {"vae_encoder", "structure_encoder", "unet", "vae_decoder"},
+    "inpaint": {"text_encoder", "vae_encoder", "unet", "vae_decoder"},
+    "high_frequency": {"text_encoder", "vae_encoder", "unet", "vae_decoder"},
 }
+PROMPTS = {"ip2p": "make it warmer", "controlnet": "a bright photograph"}
 
 
 @pytest.fixture
@@ -58,12 +61,21 @@ def in_process(recipe, picture, monkeypatch):
         posterior = draw(8, 8)
         monkeypatch.setattr(stablesr, "randn_like", lambda mean, generator: posterior)
         return pipe(picture, upscale=1, eta=0, latents=draw(8, 8), output_type="np").images[0]
-    prompt = "make it warmer" if recipe.task == "ip2p" else "a bright photograph"
-    arguments = {"latents": draw(8, 8), "num_inference_steps": len(recipe.timesteps), "output_type": "np"}
-    return pipe(prompt, image=picture, **arguments, **recipe.guidance).images[0]
+    side = picture.width // (2 ** (len(pipe.vae.config.block_out_channels) - 1))
+    arguments = {"latents": draw(side, side), "num_inference_steps": len(recipe.timesteps), "output_type": "np"}
+    arguments |= {"guidance_scale": 1.0} | recipe.guidance
+    if recipe.task == "inpaint":  # the card's hole; its posterior is not drawn
+        arguments["mask_image"] = Image.new("L", picture.size)
+        arguments["mask_image"].paste(255, (8, 8, 24, 24))
+        monkeypatch.setattr(pipe, "_encode_vae_image", lambda image, generator: mode(pipe.vae, image))
+    return pipe(PROMPTS.get(recipe.task, ""), image=picture, **arguments).images[0]
 
 
-@pytest.mark.parametrize("task", TASKS)
+def mode(vae, image):
+    return vae.encode(image).latent_dist.mode() * vae.config.scaling_factor
+
+
+@pytest.mark.parametrize("task", [*TASKS, "inpaint", "high_frequency"])
 def test_the_card_makes_the_picture(task, random_model, tmp_path, said, monkeypatch):
     """Folded: the NumPy sampler gives the pixels of the pipeline that is not folded."""
     # the embedded ip2p predicts v, the random models predict noise

@@ -22,6 +22,7 @@ from idcompress.types import Example
 
 from .folders import classes, export_to, noise, recipe_for
 
+PROMPTS = {"ip2p": "make it warmer", "controlnet": "a bright photograph"}
 STOCK_PROGRAM = """
 import importlib.abc, os, re, sys, torch
 from pathlib import Path
@@ -48,10 +49,10 @@ def exported(tmp_path, monkeypatch):
     """folder -> recipe of every embedded model that has a stock form."""
     monkeypatch.chdir(tmp_path)
     folders = {}
-    for task in ("ip2p", "controlnet"):
+    for task in ("ip2p", "controlnet", "inpaint", "high_frequency"):
         recipe = recipe_for(task, None, 9, timesteps=(970, 640, 300, 40))
         folder = export_to(tmp_path / task, recipe)
-        noise(64).save(folder / "input.png")
+        noise(64).save(folder / "input.png"), noise(64).save(folder / "mask.png")
         folders[folder] = recipe
     return folders
 
@@ -91,10 +92,12 @@ def run_cards(exported, *python):
 def check(folder, recipe):
     """The picture that the card's code wrote is the in-process one: to 1e-4, before rounding to 8 bits."""
     torch.manual_seed(7)
-    prompt = "make it warmer" if recipe.task == "ip2p" else "a bright photograph"
+    prompt = PROMPTS.get(recipe.task, "")
     steps = len(recipe.timesteps)
     pipe = load_pipeline(recipe)
-    ours = pipe(prompt, image=noise(64), num_inference_steps=steps, **recipe.guidance, output_type="pt").images[0]
+    further = {"mask_image": noise(64).convert("L")} if recipe.task == "inpaint" else {}
+    further |= {"guidance_scale": 1.0} | recipe.guidance
+    ours = pipe(prompt, image=noise(64), num_inference_steps=steps, **further, output_type="pt").images[0]
     theirs = torch.tensor(list(Image.open(folder / "output.png").tobytes())).view(64, 64, 3).permute(2, 0, 1)
     assert (ours * 255 - theirs).abs().max() <= 0.5 + 1e-4 * 255
     if recipe.plan.coefficients is not None:

@@ -46,6 +46,9 @@ def test_evaluate_runs_what_costs_as_much(idc, random_model):
     ]
     assert rows[0]["gmacs_ratio"] == pytest.approx(affordable * costs["original"] / (6 * costs["compressed"]))
     assert rows[2]["gmacs_ratio"] == 1
+    assert [row.get("images") for row in rows] == ["plain_ddim", "plain_dpm_solver", None]
+    shown = {folder.name: {path.name for path in folder.iterdir()} for folder in Path("first/images").iterdir()}
+    assert shown["plain_ddim"] == shown["plain_dpm_solver"] == shown["original"] and len(shown["original"]) == 2
     compressed = found["metrics"]["psnr"]["compressed"]
     for row in rows:
         psnr = row["metrics"]["psnr"]

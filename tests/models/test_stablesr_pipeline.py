@@ -7,13 +7,13 @@ import torch
 from tiny_random import stablesr_pipeline
 
 import idcompress
+from idcompress.core import tiles as tiling
 from idcompress.models.stablesr import (
     StableSRPipeline,
     StableSRStructureEncoder,
     num_structure_levels,
     prune_structure_encoder,
     respaced_timesteps,
-    tiling,
 )
 from idcompress.schedulers import FixedTimestepsScheduler
 

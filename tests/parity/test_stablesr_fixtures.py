@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import idcompress
 from idcompress.core.ddim import ddim_step
 from idcompress.core.process import CLEAN, Level, predict
+from idcompress.core.tiles import blend_tiles, gaussian_weights
 from idcompress.models.stablesr import (
     adain_color_fix,
     from_original,
@@ -19,7 +20,6 @@ from idcompress.models.stablesr import (
     wavelet_color_fix,
 )
 from idcompress.models.stablesr.color_fix import wavelet_low_band
-from idcompress.models.stablesr.tiling import blend_tiles, gaussian_weights
 from idcompress.schedulers import process_of
 
 TOLERANCE = 2e-5  # of the tensor's maximum; the smallest structural mistake tried is 100 times that

@@ -21,11 +21,11 @@ from idcompress.errors import IdcError
 from idcompress.report import figures, page
 from idcompress.report.collect import Compression, collect, find_evaluation
 from idcompress.report.tables import alternatives, images, instructions, samplers, summary, times
-from idcompress.report.tables.table import MISSING
+from idcompress.report.tables.table import MISSING, Table
 from idcompress.report.tables.values import SPACE, quality_names
 
 ADDRESSES = ("src", "href", "srcset", "action", "data", "poster", "background", "cite", "formaction")
-FIGURES = ("over depth", "PSNR over gamma", "timesteps drawn")
+FIGURES = ("psnr over work", "over depth", "PSNR over gamma", "timesteps drawn")
 
 
 class Page(HTMLParser):
@@ -114,6 +114,35 @@ def test_page_is_self_contained(report: Report) -> None:
         assert "://" not in written
     for name in FIGURES:
         assert any(name in image["alt"] for image in found.images), name
+
+
+def test_the_page_opens_with_its_chart_and_pictures(report: Report) -> None:
+    """After the result in a sentence; the first table with numbers comes behind the pictures."""
+    blocks = page.compose(report.compression)
+    kinds = [type(block).__name__ for block in blocks[:6]]
+    assert kinds == ["Heading", "Text", "Picture", "Heading", "Table", "Heading"]
+    assert isinstance(blocks[2], figures.Picture) and blocks[2].alt.startswith("psnr over work: compressed, ")
+    assert isinstance(blocks[4], Table) and any(isinstance(cell, figures.Picture) for cell in blocks[4].rows[0])
+    first = report.html.index("<img")
+    assert report.html.index("over work") > first > report.html.index('class="lead"')
+    assert first < report.html.index("<table") < report.html.index("Original against compressed</h2>")
+
+
+def test_the_chart_needs_a_number(folder: Path) -> None:
+    """Plain plans are points of it where they were run; without a metric there is none."""
+    evaluation = run_folders.compress_run(folder, [3]) / "evaluate"
+    before = page.compose(collect(evaluation, 2))[2]
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    row = {"model": "original", "sampler": "ddim", "num_inference_steps": 2, "gmacs_ratio": 4 / 3}
+    metrics["alternatives"] = [{**row, "metrics": {n: {"value": 0.5} for n in ("psnr", "edit_success_rate")}}]
+    run_folders.write_json(evaluation / "metrics.json", metrics)
+    after = page.compose(collect(evaluation, 2))[2]
+    assert isinstance(before, figures.Picture) and isinstance(after, figures.Picture)
+    assert after.alt.endswith(", full model, ddim") and not before.alt.endswith("ddim")
+    for name in ("psnr", "edit_success_rate"):
+        metrics["metrics"][name]["compressed"] = None
+    run_folders.write_json(evaluation / "metrics.json", metrics)
+    assert not any("over work" in getattr(block, "alt", "") for block in page.compose(collect(evaluation, 2)))
 
 
 def test_no_picture_names_an_address(report: Report) -> None:
@@ -378,7 +407,7 @@ def test_missing_parts_are_said_not_drawn(folder: Path) -> None:
     for written in (text, made.markdown):
         assert "The depth was given (11), not searched" in written
         assert "No timestep search was run" in written
-    assert not any(name in image["alt"] for image in Page(text).images for name in FIGURES[:2])
+    assert not any(name in image["alt"] for image in Page(text).images for name in FIGURES[1:3])
     assert "both columns show the same images" in text
 
 
@@ -389,7 +418,7 @@ def test_runs_that_are_gone_are_said(folder: Path) -> None:
     text = make(evaluation).html
     assert text.count("no longer there") == 2
     assert "not on record" in text
-    assert not any(name in image["alt"] for image in Page(text).images for name in FIGURES[:2])
+    assert not any(name in image["alt"] for image in Page(text).images for name in FIGURES[1:3])
 
 
 def test_unprobed_depths_are_said(report: Report) -> None:

@@ -176,6 +176,22 @@ def test_pairs_of_equal_names(tmp_path):
     assert not {p.name for p in sets["search"]} & {p.name for p in sets["evaluate"]}
 
 
+def test_the_digest_of_pairs_is_that_of_both_folders(tmp_path):
+    for name in ("a", "b"):
+        put(tmp_path / "given" / f"{name}.png", ord(name))
+        put(tmp_path / "true" / f"{name}.png", ord(name))
+    roots = [str(tmp_path / "given"), str(tmp_path / "true")]
+
+    def digests():
+        return [registry.load("data", "pairs").load(roots, split).digest for split in ("all", "train", "evaluate")]
+
+    before = digests()
+    assert digests() == before
+    with (tmp_path / "true" / "a.png").open("ab") as file:
+        file.write(b"another picture's length")
+    assert not {*digests()} & {*before}
+
+
 def test_published_splits_of_faces_and_open_images(tmp_path):
     rows = []
     for number, part in enumerate((0, 0, 1, 2), 1):

@@ -17,6 +17,7 @@ from ...core.plan import Plan, Step
 from ...core.process import check_timesteps
 from ...core.random import randn_like
 from ...core.sample import Noise, trajectory
+from ...core.tiles import blend_tiles, count_tiles, reflect_pad
 from ...errors import NotFiniteError
 from ...schedulers import process_of
 from .autoencoder import StableSRAutoencoderKL
@@ -24,7 +25,6 @@ from .color_fix import adain_color_fix, wavelet_color_fix
 from .prompt import EmptyPromptEmbedding, empty_prompt_by_encoder
 from .respacing import respaced_timesteps
 from .structure_encoder import StableSRStructureEncoder
-from .tiling import blend_tiles, count_tiles
 from .unet import StableSRUNet2DConditionModel
 
 COLOR_FIXES: dict[str | None, Callable[[Tensor, Tensor], Tensor]] = {
@@ -351,17 +351,6 @@ def resize(image: Tensor, size: list[int]) -> Tensor:
     if list(image.shape[-2:]) == size:
         return image
     return F.interpolate(image, size=size, mode="bicubic", align_corners=False)
-
-
-def reflect_pad(image: Tensor, size: list[int]) -> Tensor:
-    """Extend an image at the right and bottom by its mirror image, as often as it takes."""
-    for dim, length in zip((-2, -1), size, strict=True):
-        side = image.shape[dim]
-        if side < length:
-            period = max(2 * side - 2, 1)
-            position = torch.arange(length, device=image.device) % period
-            image = image.index_select(dim, torch.minimum(position, period - position) if side > 1 else position)
-    return image
 
 
 def _convert(images: Tensor, output_type: str) -> Any:

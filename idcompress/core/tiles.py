@@ -1,6 +1,6 @@
-"""Overlapping tiles blended by Gaussian weights, for latents (per sampling step) and for pixels (per image)."""
+"""Overlapping tiles blended by smooth windows, for latents (per sampling step) and for pixels (per image)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,9 +16,22 @@ def gaussian_weights(height: int, width: int) -> Tensor:
 
     def profile(length: int, centre: float) -> Tensor:
         offset = (torch.arange(length, dtype=torch.float64) - centre) / length
-        return torch.exp(-(offset**2) / (2 * _VARIANCE)) / (2 * torch.pi * _VARIANCE) ** 0.5
+        density: Tensor = torch.exp(-(offset**2) / (2 * _VARIANCE)) / (2 * torch.pi * _VARIANCE) ** 0.5
+        return density
 
     return torch.outer(profile(height, height / 2), profile(width, (width - 1) / 2))
+
+
+def cosine_weights(height: int, width: int) -> Tensor:
+    """Return blending weights (height, width), float64: raised cosines, which add up to one where tiles share half.
+
+    Tiles of different tone then pass into each other over all that they share; the Gaussian's pass within a tenth.
+    """
+
+    def profile(length: int) -> Tensor:
+        return torch.sin(torch.pi * (torch.arange(length, dtype=torch.float64) + 0.5) / length) ** 2
+
+    return torch.outer(profile(height), profile(width))
 
 
 def tile_origins(length: int, tile: int, stride: int) -> list[int]:
@@ -34,7 +47,12 @@ def count_tiles(height: int, width: int, tile_size: int, tile_overlap: int) -> i
 
 
 def blend_tiles(
-    compute: Callable[[slice, slice], Tensor], height: int, width: int, tile_size: int, tile_overlap: int
+    compute: Callable[[slice, slice], Tensor],
+    height: int,
+    width: int,
+    tile_size: int,
+    tile_overlap: int,
+    window: Callable[[int, int], Tensor] | None = None,
 ) -> Tensor:
     """Compute a canvas tile by tile and blend where tiles overlap.
 
@@ -43,6 +61,7 @@ def blend_tiles(
         height, width: of the canvas.
         tile_size: side of a tile; an axis shorter than this is covered by one tile of its own length.
         tile_overlap: how much neighbouring tiles share, 0 .. tile_size - 1.
+        window: weights of a tile by its sides; None takes `gaussian_weights`, StableSR's.
 
     Returns:
         (B, C, height, width), dtype of the tiles; with one tile, exactly what `compute` returned.
@@ -58,7 +77,7 @@ def blend_tiles(
     ]
     if len(tiles) == 1:
         return compute(*tiles[0])
-    weights = gaussian_weights(tile_height, tile_width)
+    weights = (window or gaussian_weights)(tile_height, tile_width)
     total, weight_sum = None, torch.zeros(height, width)
     for rows, columns in tiles:
         values = compute(rows, columns)
@@ -70,3 +89,14 @@ def blend_tiles(
         weight_sum[rows, columns] += weights
     assert total is not None
     return (total / weight_sum).to(dtype)
+
+
+def reflect_pad(image: Tensor, size: Sequence[int]) -> Tensor:
+    """Extend an image at the right and bottom by its mirror image, as often as it takes."""
+    for dim, length in zip((-2, -1), size, strict=True):
+        side = image.shape[dim]
+        if side < length:
+            period = max(2 * side - 2, 1)
+            position = torch.arange(length, device=image.device) % period
+            image = image.index_select(dim, torch.minimum(position, period - position) if side > 1 else position)
+    return image
