@@ -27,16 +27,11 @@ def common(random_model):
     )
 
 
-@pytest.fixture
-def compared(idc, common):
+def test_rows_have_quality_cost_and_the_work_of_their_search(idc, common):
     result = idc("compare", *common, "+compare.rows.half={cut: {name: depth_skip, depth: 1}}")
     assert result.code == 0, result.err
     (written,) = Path("outputs").rglob("compare.json")
-    return result, json.loads(written.read_text()), written.parent
-
-
-def test_rows_have_quality_cost_and_the_work_of_their_search(compared):
-    _, value, folder = compared
+    value, folder = json.loads(written.read_text()), written.parent
     names = [row["name"] for row in value["rows"]]
     assert value["version"] == 1 and value["task"] == "ip2p" and value["compare"] == "equal_cost"
     assert [row["label"] for row in value["rows"][:1]] == ["full model, uniform steps"]
@@ -59,6 +54,11 @@ def test_rows_have_quality_cost_and_the_work_of_their_search(compared):
         *("compare.json", "compare.csv", "compare.png", "compare.svg", "report.html", "report.md", "trace.jsonl"),
     }
     assert len(list((folder / "images" / "reference").glob("*.png"))) == 1
+    with (folder / "compare.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    everything = [line for line in lines if line["images"] == "all images"]
+    assert [line["method"] for line in everything] == names
+    assert [float(line["psnr"]) for line in everything] == [row["metrics"]["psnr"]["value"] for row in value["rows"]]
 
 
 def test_a_list_from_the_many_step_run_alone_has_the_work_of_that_run(idc, common):
@@ -139,15 +139,6 @@ def test_a_reference_by_the_samplers_that_are_asked_for(idc, random_model):
 def test_stablesr_is_compared_as_it_is_published(idc, model, sampler):
     made = idc("compare", "task=stablesr", "compare=table3_stablesr", f"model={model}", "--cfg", "job", "--resolve").out
     assert f"  sampler: {sampler}\n" in made.partition("\ncompare:\n")[2].partition("\n  rows:")[0]
-
-
-def test_the_table_is_csv_too(compared):
-    _, value, folder = compared
-    with (folder / "compare.csv").open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    everything = [line for line in lines if line["images"] == "all images"]
-    assert [line["method"] for line in everything] == [row["name"] for row in value["rows"]]
-    assert [float(line["psnr"]) for line in everything] == [row["metrics"]["psnr"]["value"] for row in value["rows"]]
 
 
 def test_an_interrupted_comparison_goes_on(idc, common, monkeypatch):
