@@ -191,6 +191,7 @@ class ProfileConfig:
     resolution_px: Optional[int] = None
     compile: bool = False
     repeats: int = 10
+    limit_s: float = 30.0
 
 
 @dataclass
@@ -342,6 +343,7 @@ POSITIVE = (
     "evaluate.num_samples",
     "profile.batch_size",
     "profile.repeats",
+    "profile.limit_s",
     "finetune.batch_size",
     "finetune.checkpoint_every_n_steps",
     "finetune.num_samples",

@@ -3,6 +3,8 @@
     python -m scripts.benchmarks                        # renew every table in place; the same as `make benchmarks`
     python -m scripts.benchmarks --store NAME RUN COMMAND    # a compress run into docs/results/NAME.json, and renew
 
+RUN is a run's folder, or a file of results that a script of this folder wrote.
+
 A table stands between `<!-- result NAME TABLE -->` and `<!-- end -->`. A result is a JSON file: `command`, `commit`,
 `date`, `machine`, `seed`, an optional `note` that goes under its tables, and `values`: by table a list of rows, each a
 mapping from the column's title to its cell, or a list of console lines.
@@ -226,11 +228,12 @@ def spread(found: Row) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     store = ("NAME", "RUN", "COMMAND")
-    parser.add_argument("--store", nargs=3, metavar=store, help="store a compress run's results first")
+    parser.add_argument("--store", nargs=3, metavar=store, help="store the results of a compress run or a file first")
     chosen = parser.parse_args(arguments)
     if chosen.store:
         name, run, command = chosen.store
-        text = json.dumps(of_run(Path(run), command), indent=1, ensure_ascii=False)
+        found = {"command": command} | json.loads(Path(run).read_text()) if Path(run).is_file() else None
+        text = json.dumps(found or of_run(Path(run), command), indent=1, ensure_ascii=False)
         (RESULTS / f"{name}.json").write_text(text + "\n")
     for document in DOCUMENTS:
         before = document.read_text()
