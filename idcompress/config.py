@@ -192,6 +192,7 @@ class ProfileConfig:
     resolution_px: Optional[int] = None
     compile: bool = False
     repeats: int = 10
+    limit_s: float = 30.0
 
 
 @dataclass
@@ -344,6 +345,7 @@ POSITIVE = (
     "evaluate.num_samples",
     "profile.batch_size",
     "profile.repeats",
+    "profile.limit_s",
     "finetune.batch_size",
     "finetune.checkpoint_every_n_steps",
     "finetune.num_samples",

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .core.process import Process
-    from .core.sample import Denoise
+    from .core.sample import Denoise, Sampler
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ class ScheduleRequest:
             keyword arguments are pairs, for either list's row. None where lists are only scored.
         teacher: gives the many-step run of the searched images.
         denoiser: gives, batch by batch, (denoise, start, final sample of the teacher), through which gradients flow.
+        sampler: what will run the list.
         seed: for strategies that draw random numbers.
     """
 
@@ -117,6 +118,7 @@ class ScheduleRequest:
     better: Callable[..., bool] | None = None
     teacher: Callable[[], Teacher] | None = None
     denoiser: Callable[[], Iterable[tuple[Denoise, Tensor, Tensor]]] | None = None
+    sampler: Sampler | None = None
     seed: int = 0
 
 

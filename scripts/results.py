@@ -27,6 +27,7 @@ from scripts import benchmarks
 
 ROOT = benchmarks.ROOT
 RUNS = ROOT / "outputs" / "results"
+OUT = "result.json"  # of a script
 
 Tables = dict[str, list[Any]]
 
@@ -36,7 +37,7 @@ class Result:
     """A stored result.
 
     Attributes:
-        command: as a user types it; `make demo TASK=...` or `idc ...`.
+        command: as a user types it; `make demo TASK=...`, `idc ...` or `python -m scripts....`, which takes --out.
         tables: of its run folder.
         note: what must be said under the tables, from the run folder.
     """
@@ -123,6 +124,16 @@ def of_tunings(run: Path) -> Tables:
     return {"recovery": rows}
 
 
+def of_script(run: Path) -> Tables:
+    """What a script of this folder wrote by itself."""
+    found: Tables = json.loads((run / OUT).read_text())["values"]
+    return found
+
+
+def of_script_note(run: Path) -> str:
+    return str(json.loads((run / OUT).read_text()).get("note", ""))
+
+
 # --- what is measured -------------------------------------------------------------------------------------------------
 
 _CURVE = "depth_search.num_inference_steps=20 depth_search.whole_curve=true"
@@ -169,6 +180,7 @@ RESULTS: dict[str, Result] = {
         f"study_{study}": Result(f"idc study study={study} task=ip2p", of_study)
         for study in ("step_counts", "guidance", "depth_skip", "instructions")
     },
+    "onnx_ip2p": Result("python -m scripts.bench_onnx --task ip2p", of_script, of_script_note),
     "finetune_depths": Result(
         "idc finetune -m task=ip2p recipe=none depth=8,7,6,5 loss.task=0 trainer.max_steps=60", of_tunings
     ),
@@ -187,8 +199,13 @@ def measure(name: str, result: Result) -> None:
     run = RUNS / name
     where = f"hydra.{'sweep' if ' -m ' in result.command else 'run'}.dir={run}"
     words = shlex.split(result.command)
-    idc = str(Path(sys.executable).with_name("idc"))
-    words = [*words, f"KEYS={where}"] if words[0] == "make" else [idc, *words[1:], where]
+    if words[0] == "python":
+        words = [sys.executable, *words[1:], "--out", str(run / OUT)]
+    elif words[0] == "make":
+        words = [*words, f"KEYS={where}"]
+    else:
+        words = [str(Path(sys.executable).with_name("idc")), *words[1:], where]
+    run.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     subprocess.run(words, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     stored = {

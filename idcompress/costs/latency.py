@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..console import progress_bar
 from ..errors import IdcError
 from .cost import Cost
 from .network import network_inputs
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from .components import Component
 
+LEAST = 3  # measured calls, however long they take
 FULL_WIDTH = 320  # channels of Stable Diffusion's first level
 
 
@@ -64,18 +67,43 @@ def synchroniser(device: torch.device | str) -> Callable[[], None]:
     return lambda: module.synchronize(device)
 
 
+def rounds(warmup: int, repeats: int, *, limit_s: float | None = None, what: str = "") -> Iterator[bool]:
+    """Whether each round of calls is measured: first those that are not, then those that are.
+
+    Args:
+        limit_s: seconds after which measured rounds end, if there were LEAST of them; unmeasured ones end after a
+            quarter, if there was one. None sets no limit.
+        what: is timed, for a progress bar; empty for none.
+    """
+    limits = ((warmup, 1, 0.25, False), (repeats, LEAST, 1.0, True))
+    with progress_bar(f"timing {what}", warmup + repeats) if what else nullcontext(lambda: None) as advance:
+        for number, least, share, measured in limits:
+            began = time.monotonic()
+            for done in range(number):
+                if limit_s is not None and done >= least and time.monotonic() - began >= share * limit_s:
+                    break
+                yield measured
+                advance()
+
+
 def measure_latency(
     function: Callable[[], object],
     *,
     warmup: int = 3,
     repeats: int = 10,
     synchronise: Callable[[], None] = lambda: None,
+    limit_s: float | None = None,
+    what: str = "",
 ) -> Latency:
-    """Time `repeats` calls after `warmup` unmeasured ones."""
+    """Time `repeats` calls after `warmup` unmeasured ones, or fewer, see `rounds`."""
     _check(warmup, repeats)
-    for _ in range(warmup):
-        function()
-    return _latency([_time_ms(function, synchronise) for _ in range(repeats)])
+    times_ms = []
+    for measured in rounds(warmup, repeats, limit_s=limit_s, what=what):
+        if measured:
+            times_ms.append(_time_ms(function, synchronise))
+        else:
+            function()
+    return _latency(times_ms)
 
 
 def measure_ratio(
@@ -85,16 +113,21 @@ def measure_ratio(
     warmup: int = 3,
     repeats: int = 10,
     synchronise: Callable[[], None] = lambda: None,
+    limit_s: float | None = None,
+    what: str = "",
 ) -> LatencyRatio:
-    """Time `other` against `base` in `repeats` turns of one call each; a ratio below 1 says that `other` is faster."""
+    """Time `other` against `base` in `repeats` turns of one call each, or fewer, see `rounds`.
+
+    A ratio below 1 says that `other` is faster.
+    """
     _check(warmup, repeats)
-    for _ in range(warmup):
-        base()
-        other()
     times_ms: tuple[list[float], list[float]] = ([], [])
-    for turn in range(repeats):
-        for which in (0, 1) if turn % 2 == 0 else (1, 0):
-            times_ms[which].append(_time_ms((base, other)[which], synchronise))
+    for measured in rounds(warmup, repeats, limit_s=limit_s, what=what):
+        for which in (0, 1) if len(times_ms[0]) % 2 == 0 else (1, 0):
+            if measured:
+                times_ms[which].append(_time_ms((base, other)[which], synchronise))
+            else:
+                (base, other)[which]()
     lower, median, upper = _quartiles([o / b for b, o in zip(*times_ms, strict=True)])
     return LatencyRatio(median, lower, upper, _latency(times_ms[0]), _latency(times_ms[1]))
 

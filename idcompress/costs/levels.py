@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .latency import rounds
 from .macs import gmacs_by_module
 from .network import network_inputs
 from .parameters import count_parameters
@@ -90,14 +91,24 @@ def level_costs(unet: Any, sample_size: int, *, encoder_tokens: int = 77) -> lis
 
 
 def level_times(
-    unet: Any, inputs: Mapping[str, Any], *, warmup: int, repeats: int, synchronise: Callable[[], None]
+    unet: Any,
+    inputs: Mapping[str, Any],
+    *,
+    warmup: int,
+    repeats: int,
+    synchronise: Callable[[], None],
+    limit_s: float | None = None,
+    what: str = "",
 ) -> list[list[float]]:
     """Milliseconds of each level in each of `repeats` calls after `warmup` unmeasured ones: (levels, repeats).
+
+    Calls are fewer where they take long, see `latency.rounds`.
 
     The device is synchronised around every module, so that a level's time is its own; the levels together take longer
     than an undisturbed call.
     """
     times_ms: list[list[float]] = [[] for _ in level_modules(unet)]
+    unmeasured = 0
     started = [0.0]
 
     def begin(module: nn.Module, args: Any) -> None:
@@ -112,11 +123,12 @@ def level_times(
     handles = [m.register_forward_pre_hook(begin) for m in level_of] + [m.register_forward_hook(end) for m in level_of]
     try:
         with torch.inference_mode():
-            for _ in range(warmup + repeats):
+            for measured in rounds(warmup, repeats, limit_s=limit_s, what=what):
+                unmeasured += not measured
                 for level in times_ms:
                     level.append(0.0)
                 unet(**inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return [level[warmup:] for level in times_ms]
+    return [level[unmeasured:] for level in times_ms]

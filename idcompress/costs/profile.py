@@ -85,6 +85,7 @@ def time(
     repeats: int,
     compiled: bool,
     milliseconds: bool,
+    limit_s: float | None = None,
 ) -> dict[str, Any]:
     """Medians after warm-up, with the device synchronised: by level, by component, by step count; and peak memory.
 
@@ -93,14 +94,16 @@ def time(
         step_counts: the original's time at the first one is 1.
         batch_size: images that the inputs of `systems` hold.
         repeats: timed calls of everything.
+        limit_s: of each thing that is timed, after which there are fewer of them, see `latency.rounds`.
         compiled: compile the networks of a step.
         milliseconds: give times beside the ratios.
     """
     parts = systems["original"]
     like = next(parts[0].network.parameters())
-    levels = _level_rows(parts[0], repeats, milliseconds)
-    networks, ratio = _time_networks(systems, repeats, compiled)
-    once = {part.name: _median(part, repeats) for part in parts if part.called == _ONCE}
+    calls = {"warmup": WARMUP, "repeats": repeats, "limit_s": limit_s}
+    levels = _level_rows(parts[0], calls, milliseconds)
+    networks, ratio = _time_networks(systems, calls, compiled)
+    once = {part.name: _median(part, calls) for part in parts if part.called == _ONCE}
     named = {f"networks, {system}": latency for system, latency in networks.items()} | once
     base_ms = networks["original"].median_ms
     return {
@@ -109,8 +112,8 @@ def time(
         "dtype": str(like.dtype).removeprefix("torch."),
         "batch_size": batch_size,
         "compile": compiled,
-        "warmup": WARMUP,
-        "repeats": repeats,
+        **calls,
+        "fewest_repeats": min(len(latency.all_ms) for latency in named.values()),
         "levels": levels,
         "components": {name: _component_row(latency, base_ms, milliseconds) for name, latency in named.items()},
         "network_call": ratio,
@@ -121,10 +124,10 @@ def time(
     }
 
 
-def _level_rows(unet: Component, repeats: int, milliseconds: bool) -> list[Row]:
+def _level_rows(unet: Component, calls: Row, milliseconds: bool) -> list[Row]:
     """Levels of the uncut U-Net, each synchronised by itself, as shares of their sum."""
     synchronise = synchroniser(next(unet.network.parameters()).device)
-    times_ms = level_times(unet.network, unet.inputs, warmup=WARMUP, repeats=repeats, synchronise=synchronise)
+    times_ms = level_times(unet.network, unet.inputs, synchronise=synchronise, what="the levels", **calls)
     calls_ms = [sum(call) for call in zip(*times_ms, strict=True)]
     medians = [statistics.median(level) for level in times_ms]
     rows = []
@@ -142,23 +145,23 @@ def _level_rows(unet: Component, repeats: int, milliseconds: bool) -> list[Row]:
     return rows
 
 
-def _time_networks(systems: Systems, repeats: int, compiled: bool) -> tuple[dict[str, Latency], Row]:
+def _time_networks(systems: Systems, timed: Row, compiled: bool) -> tuple[dict[str, Latency], Row]:
     """The networks of one step by system, and the cut ones' ratio to the whole ones, which take turns with them."""
     calls = {system: caller(_called_every_step(parts), compiled) for system, parts in systems.items()}
     synchronise = synchroniser(next(systems["original"][0].network.parameters()).device)
     if "compressed" not in calls:
-        alone = measure_latency(calls["original"], warmup=WARMUP, repeats=repeats, synchronise=synchronise)
+        alone = measure_latency(calls["original"], synchronise=synchronise, what="the networks", **timed)
         return {"original": alone}, {}
     turns = measure_ratio(
-        calls["original"], calls["compressed"], warmup=WARMUP, repeats=repeats, synchronise=synchronise
+        calls["original"], calls["compressed"], synchronise=synchronise, what="the networks, whole and cut", **timed
     )
     ratio = {"ratio": turns.median, "ratio_quartiles": [turns.lower_quartile, turns.upper_quartile]}
     return {"original": turns.base, "compressed": turns.other}, ratio
 
 
-def _median(part: Component, repeats: int) -> Latency:
+def _median(part: Component, calls: Row) -> Latency:
     synchronise = synchroniser(next(part.network.parameters()).device)
-    return measure_latency(caller([part]), warmup=WARMUP, repeats=repeats, synchronise=synchronise)
+    return measure_latency(caller([part]), synchronise=synchronise, what=part.name.replace("_", " "), **calls)
 
 
 def _component_row(latency: Latency, base_ms: float, milliseconds: bool) -> Row:

@@ -4,7 +4,7 @@ that it may not.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -21,7 +21,8 @@ from ..bench.translate import wants_coefficients
 from ..config import Config
 from ..console import say
 from ..core.depth_search import FullModelFailsError, depth_search
-from ..core.plan import Plan
+from ..core.plan import Plan, Step
+from ..core.sample import Denoise
 from ..costs.macs import Macs
 from ..costs.parameters import Parameters
 from ..errors import IdcError
@@ -324,8 +325,24 @@ class Arm:
 
         check_process(self.config, self.lab.model.process)
         return configured_search(self.config)(
-            self.lab.model.process, num_inference_steps, score=score, teacher=lambda: self._run(against)
+            self.lab.model.process,
+            num_inference_steps,
+            score=score,
+            teacher=lambda: self._run(against),
+            denoiser=lambda: self._denoisers(self.plan(num_inference_steps), against),
         )
+
+    def _denoisers(self, plan: Plan, against: "Target") -> Iterator[tuple[Denoise, Tensor, Tensor]]:
+        """Batches for a strategy that wants gradients; its calls of the networks are noted among what was asked for."""
+        work: dict[str, Any] = {"split": "search", "step_images": 0, "evaluation_seconds": 0.0}
+        self.lab.asked.append(work)
+        for denoise, start, final in self.bench("search").denoisers(self.pipeline, plan, self._run(against).final):
+
+            def counted(sample: Tensor, step: Step, cache: Any, inner: Denoise = denoise) -> tuple[Tensor, Any]:
+                work["step_images"] += len(sample)
+                return inner(sample, step, cache)
+
+            yield counted, start, final
 
     def compare_searched(self, num_inference_steps: int, against: "Target") -> "Found":
         """Search, then measure what was found and uniform steps on images that the search has not seen."""

@@ -168,7 +168,7 @@ def configured_search(config: Config) -> Search:
 
     Raises:
         IdcError: no such strategy, parameters that it does not take, or something that it asks for and that this task
-            cannot give.
+            cannot give, or a sampler that it cannot serve.
     """
     name = config.timesteps["name"]
     strategy = registry.load("timesteps", name, "timesteps")
@@ -176,6 +176,9 @@ def configured_search(config: Config) -> Search:
     registry.bind(strategy.timesteps, parameters, "timesteps")
     needs = tuple(getattr(strategy, "NEEDS", ()))
     _check_needs(needs, f"timesteps={name}", config.task.name)
+    sampler = registry.load("sampler", config.sampler, "sampler")
+    if hasattr(strategy, "check_sampler"):
+        strategy.check_sampler(sampler, config.sampler)
     if translate.wants_coefficients(config.sampler):
         fit_settings(config)
         _check_needs(("teacher",), f"sampler={config.sampler}", config.task.name)
@@ -183,7 +186,7 @@ def configured_search(config: Config) -> Search:
     def search(process: Process, num_inference_steps: int, **sources: Any) -> Schedule:
         """The strategy's answer for so many steps; of the sources it gets those that it asks for."""
         asked = {need: sources[need] for need in needs if need in sources}
-        request = ScheduleRequest(num_inference_steps, process, seed=config.seed, **asked)
+        request = ScheduleRequest(num_inference_steps, process, sampler=sampler.SAMPLER, seed=config.seed, **asked)
         schedule: Schedule = strategy.timesteps(request, **parameters)
         return schedule
 
@@ -204,7 +207,8 @@ def check_process(config: Config, process: Process) -> None:
 def wants_run(config: Config) -> bool:
     """Whether the search looks at the states of the many-step run, for its lists or for the sampler's numbers."""
     strategy = registry.load("timesteps", config.timesteps["name"], "timesteps")
-    return "teacher" in getattr(strategy, "NEEDS", ()) or translate.wants_coefficients(config.sampler)
+    needs = {"teacher", "denoiser"}.intersection(getattr(strategy, "NEEDS", ()))
+    return bool(needs) or translate.wants_coefficients(config.sampler)
 
 
 def _check_needs(needs: Sequence[str], key: str, task: str) -> None:

@@ -77,7 +77,13 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             repeats=settings.repeats,
             compiled=settings.compile,
             milliseconds=is_full_width(pipeline.unet),
+            limit_s=settings.limit_s,
         )
+        if times["fewest_repeats"] < settings.repeats:
+            say(
+                f"calls are slow here: some were measured {times['fewest_repeats']} times instead of "
+                f"profile.repeats={settings.repeats}; profile.limit_s gives them longer than {settings.limit_s:g} s"
+            )
         totals["latency"] = {"image_px": image_px, **times}
 
     # 3. files

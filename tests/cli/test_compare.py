@@ -65,15 +65,18 @@ def test_a_list_from_the_many_step_run_alone_has_the_work_of_that_run(idc, commo
     """Also where another row, or an interrupted run, has made it before."""
     few = [word for word in common if not word.startswith("compare.num_inference_steps")]
     few += ["compare.num_inference_steps=2", "compare.rows.gamma=null", "compare.rows.fitted=null"]
+    learned = "+compare.rows.learned={timesteps: {name: ld3, rounds: 1}}"
     rows = "{{timesteps: {{name: gits, discounts: [{}]}}}}"
-    result = idc("compare", *few, *(f"+compare.rows.g{i}={rows.format(d)}" for i, d in enumerate((1.1, 1.2))))
+    result = idc("compare", *few, *(f"+compare.rows.g{i}={rows.format(d)}" for i, d in enumerate((1.1, 1.2))), learned)
     assert result.code == 0, result.err
     (written,) = Path("outputs").rglob("compare.json")
-    uniform, first, again = (row["search"] for row in json.loads(written.read_text())["rows"])
+    uniform, first, again, gradients = (row["search"] for row in json.loads(written.read_text())["rows"])
     assert uniform is None
     assert first["step_images"] == again["step_images"] == 4 * 2  # steps of the reference, images
     assert first["network_calls"] == again["network_calls"] == 2 * 4 * 2  # without image guidance
     assert first["seconds"] > 0 and again["seconds"] > 0
+    # Of either image, the first step's call, two at the other, and those again for the gradient; then lists are scored.
+    assert gradients["step_images"] >= 4 * 2 + 2 * (1 + 2 + 2) + 2 * 2
 
 
 def test_work_of_a_search_is_its_own_whatever_is_on_disk_already(idc, common):

@@ -13,6 +13,7 @@ CASES = [
     ("gits", "fitted", "ip2p"),
     ("pattern", "fitted", "stablesr", "timesteps.budget=4"),
     ("arctan", "unipc", "controlnet", "timesteps.factor=4"),
+    ("ld3", "unipc", "stablesr", "timesteps.rounds=1", "timesteps.learning_rate=0.1"),
     ("autodiffusion", "dpm_solver", "stablesr", "timesteps.population=2", "timesteps.epochs=2"),
 ]
 
@@ -30,6 +31,13 @@ def test_a_strategy_searches_under_the_sampler_that_will_run_its_list(idc, rando
     assert len(rows) > 1  # more lists than the uniform one
     best = max(row["psnr"] for row in rows)
     assert next(row["psnr"] for row in rows if row["timesteps"] == list(recipe.timesteps)) == best or name == "gits"
+
+
+@pytest.mark.parametrize(("sampler", "why"), [("fitted", "fits its numbers anew"), ("ancestral", "draws fresh noise")])
+def test_gradients_through_a_sampler_that_has_none_are_refused_before_anything_is_loaded(idc, sampler, why):
+    result = idc("tsopt", "task=ip2p", "timesteps=ld3", f"sampler={sampler}", "model.path=nowhere", *SMALL)
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert f"sampler={sampler} {why}" in result.err and "use sampler=ddim, dpm_solver or unipc" in result.err
 
 
 def test_pattern_judges_on_few_images_first(idc, random_model):

@@ -250,6 +250,27 @@ def examples(command):
     return [line.strip() for line in block.splitlines() if line.strip()]
 
 
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("tsopt", registry.names("timesteps")),
+        ("tsopt", registry.names("sampler")),
+        ("compare", [name for name in stems("compare") if name != "none"]),
+    ],
+    ids=["strategies", "samplers", "comparisons"],
+)
+def test_help_names_all_that_there_is(command, names):
+    words = set(re.findall(r"\w+", help_text(command)))
+    assert set(names) <= words
+
+
+def test_help_says_what_a_command_takes_by_itself():
+    """`idc compress` has defaults of its own, `idc compare` a comparison."""
+    chain = compose("config", overrides=["command=compress"])
+    assert f"[{chain.timesteps.name}, {chain.sampler};" in help_text("compress")
+    assert f"[{compose('config', overrides=['command=compare']).compare.name}]" in help_text("compare")
+
+
 def test_every_command_has_a_help_text():
     assert stems("hydra/help") == COMMANDS
 

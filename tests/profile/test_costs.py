@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from idcompress import depth_skip
+from idcompress import console, depth_skip
 from idcompress.adapters.unet import full_depth
 from idcompress.costs import latency, macs, parameters
 from idcompress.costs.network import network_inputs, on_meta
@@ -115,6 +115,23 @@ def test_latency_is_the_median_after_warm_up(monkeypatch):
     assert waits == [2, 3, 3, 4, 4, 5]
     assert result.all_ms == (1000.0, 2000.0, 6000.0)
     assert (result.lower_quartile_ms, result.median_ms, result.upper_quartile_ms) == (1500.0, 2000.0, 4000.0)
+
+
+def test_slow_calls_are_fewer_and_a_run_without_a_terminal_says_how_far_it_is(monkeypatch):
+    now, seen = [0.0], []
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(latency.time, "monotonic", lambda: now[0])
+
+    def call():
+        seen.append(console._whereabouts())
+        now[0] += 20
+
+    found = latency.measure_latency(call, warmup=3, repeats=10, limit_s=30, what="the networks")
+    assert found.all_ms == (20_000,) * 3  # at least three, after one that is not measured
+    assert seen == [f"timing the networks: {done} of 13" for done in range(4)]
+    both = latency.measure_ratio(call, call, warmup=3, repeats=10, limit_s=199)
+    assert len(both.base.all_ms) == len(both.other.all_ms) == 5  # of 40 s each
+    assert len(latency.measure_latency(call, warmup=0, repeats=10).all_ms) == 10
 
 
 def test_a_ratio_interleaves_its_two_callables(monkeypatch):

@@ -35,20 +35,34 @@ def request(num_inference_steps, num_train_timesteps=1000):
         return 30 - abs(sum(timesteps) / len(timesteps) / num_train_timesteps - 0.45)
 
     process = VariancePreserving(scaled_linear_alphas_cumprod(num_train_timesteps))
-    return ScheduleRequest(num_inference_steps, process, score=score, teacher=lambda: teacher(process), seed=3)
+    run = functools.partial(teacher, process)
+    return ScheduleRequest(
+        num_inference_steps,
+        process,
+        score=score,
+        teacher=run,
+        denoiser=lambda: [(without_cache(clusters(process)), run().samples[0], run().final)],
+        sampler=Ddim(),
+        seed=3,
+    )
 
 
-@functools.cache
-def teacher(process):
-    """Sixty steps over data of two clusters."""
+def clusters(process):
+    """A network for data of two points."""
 
     def denoise(state, timestep):
         level = process.level(timestep.item())
         return (state - level.signal * torch.tanh(level.signal * state / level.noise**2)) / level.noise
 
+    return denoise
+
+
+@functools.cache
+def teacher(process):
+    """Sixty steps over data of two points."""
     start = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     plan = Plan.over(uniform_timesteps(60, process))
-    visits = list(trajectory(without_cache(denoise), start, plan, process, Ddim()))
+    visits = list(trajectory(without_cache(clusters(process)), start, plan, process, Ddim()))
     samples, originals = (
         torch.stack([part(visit.moment) for visit in visits])
         for part in (lambda m: m.sample, lambda m: m.prediction.pred_original_sample)
