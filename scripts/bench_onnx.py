@@ -5,14 +5,14 @@
     python -m scripts.bench_onnx --task controlnet --model FOLDER  any pipeline folder of the task's class
 
 Graphs are of the networks of every step. Each cut and precision takes turns with the first cut in float32, so that a
-busy machine slows both; what counts is the median of the pairs' ratios. `python -m scripts.results onnx_ip2p` stores them.
+busy machine slows both; what counts is the median of the pairs' ratios. `python -m scripts.results onnx_ip2p` stores
+them.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -57,13 +57,7 @@ def main() -> None:
 
 def result(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What `scripts.results` stores."""
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
-        "version": 1,
-        "commit": head.stdout.strip() or "unknown",
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "machine": f"{arguments.threads} thread(s) of {processor()}",
-        "seed": 0,
         "note": f"Latents of side {arguments.size}, batch 1; medians of {arguments.repeats} pairs of calls.",
         "values": {"graphs": rows},
     }

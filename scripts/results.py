@@ -200,12 +200,12 @@ def measure(name: str, result: Result) -> None:
     where = f"hydra.{'sweep' if ' -m ' in result.command else 'run'}.dir={run}"
     words = shlex.split(result.command)
     if words[0] == "python":
+        run.mkdir(parents=True, exist_ok=True)
         words = [sys.executable, *words[1:], "--out", str(run / OUT)]
     elif words[0] == "make":
         words = [*words, f"KEYS={where}"]
     else:
         words = [str(Path(sys.executable).with_name("idc")), *words[1:], where]
-    run.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     subprocess.run(words, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     stored = {

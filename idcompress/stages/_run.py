@@ -18,7 +18,7 @@ from ..console import say
 from ..errors import IdcError
 from ..runs import files, timing
 from ..runs.recipe import Recipe
-from ..runs.run_dir import OUTPUTS, RunDir, environment, is_main_process, latest_recipes, open_run
+from ..runs.run_dir import OUTPUTS, RunDir, environment, is_main_process, latest_recipes, open_run, recipes_of
 from ._ready import made_ready
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def recipe_paths(stage: str, config: Config) -> list[Path]:
         return latest_recipes(stage, config.task.name, model_label(config))
     path = Path(config.recipe)
     if path.is_dir():
-        found = [path / "recipe.json"] if (path / "recipe.json").is_file() else sorted(path.glob("steps_*/recipe.json"))
+        found = recipes_of(path)
         if not found:
             raise IdcError(f"recipe={config.recipe}: the folder holds no recipe.json")
         return found
@@ -215,14 +215,19 @@ def save_recipes(recipes: list[Recipe], run_dir: RunDir) -> None:
     if len(recipes) == 1:
         recipes[0].save(run_dir / "recipe.json")
         return
-    counts = [recipe.num_inference_steps for recipe in recipes]
-    names = [
-        f"steps_{count}" + (f"_{1 + counts[:place].count(count)}" if count in counts[:place] else "")
-        for place, count in enumerate(counts)
-    ]
+    names = folder_names(recipes)
     for name, recipe in zip(names, recipes, strict=True):
         recipe.save(run_dir.path / name / "recipe.json")
     run_dir.info["recipes"] = names
+
+
+def folder_names(recipes: Sequence[Recipe]) -> list[str]:
+    """A folder for each of several recipes, by its steps; of recipes of as many steps the later ones are numbered."""
+    counts = [recipe.num_inference_steps for recipe in recipes]
+    return [
+        f"steps_{count}" + (f"_{1 + counts[:place].count(count)}" if count in counts[:place] else "")
+        for place, count in enumerate(counts)
+    ]
 
 
 def show(path: Path) -> str:
