@@ -186,7 +186,7 @@ def collect(folder: Path, num_images: int) -> Compression:
     entries: dict[str, dict[str, Any]] = {}
     for evaluation in evaluations:
         for entry in evaluation.recipe.provenance:
-            entries.setdefault(str(entry["config_digest"]), entry)
+            entries.setdefault(str(entry.get("config_digest", "")), entry)
     runs = _runs_by_digest(folder)
     stages = [_stage(entry, runs.get(digest)) for digest, entry in entries.items()]
     # A compress run keeps these once, above its stages.
