@@ -84,6 +84,8 @@ def read(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds of exception for a truncated file or one that holds code
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         raise IdcError(f"{_shown(path)} is not a whole checkpoint ({reason})") from None
+    if not isinstance(found, dict):
+        raise IdcError(f"{_shown(path)} is not a checkpoint: it holds a {type(found).__name__}")
     return found
 
 
@@ -101,6 +103,8 @@ def check(path: Path) -> dict[str, Any]:
         broken = str(error)
     if broken is not None:
         raise IdcError(f"{_shown(path)} is not a whole checkpoint (damaged: {broken})")
+    if not isinstance(found.get("state_dict"), dict) or type(found.get("global_step")) is not int:
+        raise IdcError(f"{_shown(path)} is not a checkpoint of idc finetune: it lacks state_dict or global_step")
     return found
 
 

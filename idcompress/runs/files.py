@@ -148,7 +148,7 @@ def json_bytes(value: Any) -> bytes:
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """Read a JSON object; a missing or damaged file is one clear line, and so is one that is no file on a disk."""
     try:
-        value = parse_json(_regular(path, what, _JSON_BYTES).decode("utf-8"))
+        value = parse_json(read_file(path, what, _JSON_BYTES).decode("utf-8"))
     except FileNotFoundError:
         raise IdcError(f"{what}: there is no file {path}") from None
     except (OSError, ValueError) as error:
@@ -187,7 +187,7 @@ def _fraction(digits: str) -> float:
     return value
 
 
-def _regular(path: Path, what: str, most_bytes: int) -> bytes:
+def read_file(path: Path, what: str, most_bytes: int = 2**30) -> bytes:
     """A file's bytes, where it is one on a disk: devices and pipes may never end, or wait for ever.
 
     Raises:

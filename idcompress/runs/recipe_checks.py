@@ -54,8 +54,8 @@ def checks(version: int) -> Checks:
             or_null(lambda found: holds(found, method=is_name) and found["method"] in registry.names("prune")),
         ),
         "plan": (
-            f"null or an object with its steps, at most {MOST_STEPS}, a sampler of `idc ls samplers`, and guidance under "
-            f"{' and '.join(GUIDANCE)}",
+            f"null or an object with its steps, at most {MOST_STEPS}, a sampler of `idc ls samplers`, and guidance "
+            f"under {' and '.join(GUIDANCE)}",
             or_null(lambda found: isinstance(found, dict) and is_plan(found)),
         ),
         "free_steps": ("true or false", is_flag),
@@ -129,6 +129,10 @@ def each(container: Any, check: Check) -> bool:
 
 def or_null(check: Check) -> Check:
     return lambda value: value is None or check(value)
+
+
+def _is_weights(value: Any) -> bool:
+    return holds(value, file=is_file_name, sha256=is_digest)
 
 
 def _is_step_count(value: Any) -> bool:
