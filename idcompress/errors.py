@@ -18,6 +18,12 @@ def shown(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:120]}... ({len(text):,} characters) ...{text[-40:]}"
 
 
+def nearest(name: object, known: Iterable[str]) -> str:
+    """The nearest valid name as the tail of an error that has listed all of them; "" where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5) if isinstance(name, str) else []
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """The tail of an error about an unknown name: the nearest valid one, else all of them."""
     known = list(known)

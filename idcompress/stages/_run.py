@@ -58,6 +58,7 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
     """
     console.start_logging(None, quiet=not is_main_process())
     config = configuration.to_config(composed)
+    configuration.check_choices(config, hydra_config.runtime.choices)
     registry.check("task", config.task.name, "task")
     registry.check("prune", config.prune["name"], "prune")
     registry.check("timesteps", config.timesteps["name"], "timesteps")
