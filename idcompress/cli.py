@@ -6,8 +6,14 @@ Hydra's, which `launch` runs. Nothing heavy is imported before a command is know
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -59,8 +65,9 @@ def main(argv: list[str] | None = None) -> None:
         if "-sc" in arguments or any(a.startswith("--shell-completion") for a in arguments):
             return _completion(arguments)
         if not arguments or arguments[0] in ("-h", "--help", "help"):
-            print(usage())
+            print(usage(), flush=True)
             sys.exit(0 if arguments else 2)
+        _working_folder()
         if arguments[0] == "--version":
             return print(f"idc {__version__}")
         command = ALIASES.get(arguments[0], arguments[0])
@@ -70,23 +77,79 @@ def main(argv: list[str] | None = None) -> None:
             return _ls(arguments[1:])
         if command == "cache":
             return _cache(arguments[1:])
-        run_command(command, arguments[1:])
+        with _stopped_by_signals():
+            run_command(command, arguments[1:])
+        sys.stdout.flush()  # here a full device is one line; at the end of the process it is a traceback
     except IdcError as error:
         fail(str(error))
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        if error.filename is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        fail(f"{error.filename}: {error.strerror}; choose another hydra.run.dir or output.path, or make room there")
+        fail(_of_the_system(error))
+    except TerminatedError as stop:
+        fail(str(stop), code=128 + signal.SIGTERM)
     except KeyboardInterrupt as stop:
         fail(str(stop) or "interrupted; the same command continues where it stopped", code=130)
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
-    print(f"idc: error: {' '.join(message.split())}", file=sys.stderr)
+    with suppress(OSError):  # stderr may be on the disk that is full
+        print(f"idc: error: {_in_short(message)}", file=sys.stderr)
     sys.exit(code)
+
+
+def _in_short(message: str) -> str:
+    """One line, in which no word and no text is echoed at a length that nobody reads."""
+    words = (w if len(w) <= 500 else f"{w[:200]}...({len(w):,} characters)...{w[-40:]}" for w in message.split())
+    line = " ".join(words)
+    return line if len(line) <= 4000 else f"{line[:2500]} ...({len(line):,} characters)... {line[-800:]}"
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the system refused, with advice that fits the reason."""
+    what = error.strerror or str(error) or type(error).__name__
+    if error.filename is not None:
+        what = f"{os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename}: {what}"
+    if error.errno in _NO_ROOM:
+        return f"{what}; make room there, or choose another hydra.run.dir or output.path; the same command continues"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{what}; change its permissions, or choose another place"
+    return f"{what}; if it went away, bring it back; the same command continues what it had begun"
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Let SIGTERM, as a scheduler sends it, end a command the way Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise TerminatedError("terminated; the same command continues where it stopped")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+def _working_folder() -> None:
+    """Raise IdcError where the folder that the command was started in is gone."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise IdcError("the working folder was deleted; change to one that is there") from None
 
 
 def run_command(command: str, arguments: list[str]) -> None:
@@ -175,7 +238,10 @@ def _absolute_folders(arguments: list[str]) -> list[str]:
 def _completion(arguments: list[str]) -> None:
     """Shell completion: the command word is ours, the rest is Hydra's."""
     flag = "-sc" if "-sc" in arguments else next(a for a in arguments if a.startswith("--shell-completion"))
-    action = flag.partition("=")[2] or arguments[arguments.index(flag) + 1]
+    after = arguments[arguments.index(flag) + 1 :]
+    action = flag.partition("=")[2] or (after[0] if after else "")
+    if not re.fullmatch(r"(install|uninstall|query)=(bash|zsh|fish)", action):
+        raise IdcError(f"{flag} wants install=SHELL or uninstall=SHELL, with bash, zsh or fish, got {action!r}")
     command, folders = commands()[0], list[str]()
     if action.startswith("query="):
         line = os.environ.get("COMP_LINE", "")

@@ -8,9 +8,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Optional, get_type_hints
@@ -21,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.errors import OmegaConfBaseException
 
-from . import words
-from .errors import IdcError, did_you_mean
+from . import limits, registry, words
+from .errors import IdcError, did_you_mean, nearest, shown
 from .words import Text
 
 # OmegaConf reads these annotations at run time and knows Optional, not X | None, in nested generics.
@@ -312,12 +311,14 @@ class Config:
         return sorted({float(v) for v in values}, reverse=True)
 
     def step_counts(self) -> list[int]:
-        """tsopt.num_inference_steps as a list without repetitions."""
+        """tsopt.num_inference_steps as a list; the same count twice is refused."""
         value = self.tsopt.num_inference_steps
         values = value if isinstance(value, list) else [value]
         if not values or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
             raise IdcError(f"tsopt.num_inference_steps must be an integer or a list of integers, got {value!r}")
-        return list(dict.fromkeys(values))
+        if len(set(values)) < len(values):
+            raise IdcError(f"tsopt.num_inference_steps={value}: the same count twice is one count; write it once")
+        return list(values)
 
 
 CHOICES = {
@@ -332,6 +333,9 @@ CHOICES = {
     "finetune.keep": ("auto", "last", "best"),
     "finetune.schedule": ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"),
 }
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+# Stages of a chain, the first of which the second takes something from.
+ORDER = (("depth_search", "finetune"), ("evaluate", "report"))
 # Keys that hold a list of some of these.
 SEVERAL = {
     "plan.menu": ("timesteps", "depth", "fill", "sampler", "refresh", "passes"),
@@ -340,32 +344,6 @@ SEVERAL = {
     "plan.fills": ("linear", "hold", "zero"),
     "plan.passes": ("all", "held", "text"),
 }
-POSITIVE = (
-    "batch_size",
-    "depth_search.num_samples",
-    "depth_search.min_depth",
-    "tsopt.num_samples",
-    "plan.num_fitted",
-    "plan.num_searched",
-    "plan.num_validated",
-    "plan.max_step_images",
-    "evaluate.num_samples",
-    "profile.batch_size",
-    "profile.repeats",
-    "profile.limit_s",
-    "finetune.batch_size",
-    "finetune.checkpoint_every_n_steps",
-    "finetune.num_samples",
-    "report.num_images",
-)
-STEPS = (
-    "num_inference_steps",
-    "depth_search.num_inference_steps",
-    "tsopt.reference_steps",
-    "finetune.num_inference_steps",
-)
-# Bounds that always hold, and what belongs to Lightning.
-_MAY_BE_INFINITE = ("depth_search.thresholds", "task.models", "trainer")
 # Keys that change how fast a run is and not its result, so they are not part of its identity.
 NOT_IDENTITY = ("batch_size", "threads", "cache_gb")
 
@@ -419,48 +397,29 @@ def to_config(composed: DictConfig) -> Config:
         raise IdcError(one_line(error)) from None
     config = _unveiled(config)
     assert isinstance(config, Config)
+    limits.check_numbers(dataclasses.asdict(config))
+    _check_groups(config)
     for key, allowed in CHOICES.items():
         value = _value(config, key)
-        if value not in allowed and not (key == "device" and str(value).startswith("cuda:")):
-            raise IdcError(f"{key} must be one of {', '.join(allowed)}, got {value!r}{did_you_mean(value, allowed)}")
+        if value not in allowed and not (key == "device" and re.fullmatch(r"cuda:\d{1,3}", str(value))):
+            raise IdcError(f"{key} must be one of {', '.join(allowed)}, got {shown(value)}{nearest(value, allowed)}")
     for key, allowed in SEVERAL.items():
         for entry in _value(config, key):
             if entry not in allowed:
-                raise IdcError(f"{key} takes {', '.join(allowed)}, got {entry!r}{did_you_mean(entry, allowed)}")
+                raise IdcError(f"{key} takes {', '.join(allowed)}, got {shown(entry)}{nearest(entry, allowed)}")
     config.budgets()
-    for key in POSITIVE:
-        if _value(config, key) < 1:
-            raise IdcError(f"{key} must be at least 1, got {_value(config, key)}")
-    for key in STEPS:
-        _check_steps(key, _value(config, key))
     for count in config.step_counts():
         _check_steps("tsopt.num_inference_steps", count)
     _check_strings("evaluate.metrics", config.evaluate.metrics)
     paths = config.data.path if isinstance(config.data.path, list) else [config.data.path]
     if not paths or not all(isinstance(path, str) for path in paths if config.data.path is not None):
         raise IdcError(f"data.path must be a folder or a list of folders, got {config.data.path!r}")
-    for key, number in _floats(container):
-        if not math.isfinite(number) and not key.startswith(_MAY_BE_INFINITE):
-            raise IdcError(f"{key} must be a finite number, got {number}")
     settings = config.task.models.get(config.model.name) or {}
     for key in ("guidance_scale", "image_guidance_scale"):
         if _value(config, key) is None and settings.get(key) is not None:
             raise IdcError(
                 f"{key} must be a number for task={config.task.name}, got null; 1 switches that guidance off"
             )
-    if config.resolution_px is not None and config.resolution_px < 1:
-        raise IdcError(f"resolution_px must be at least 1, got {config.resolution_px}")
-    for key in ("plan.ms", "plan.bytes"):
-        if _value(config, key) is not None and _value(config, key) <= 0:
-            raise IdcError(f"{key} must be null or a number above 0, got {_value(config, key):g}")
-    if config.plan.num_certified < 0:
-        raise IdcError(f"plan.num_certified must be at least 0, got {config.plan.num_certified}; 0 certifies nothing")
-    if config.cache_gb < 0:
-        raise IdcError(f"cache_gb must be at least 0, got {config.cache_gb:g}; 0 keeps no references")
-    if config.early_stop is not None and not 0 < config.early_stop < 1:
-        raise IdcError(f"early_stop must lie between 0 and 1, or be null, got {config.early_stop}")
-    if config.depth is not None and config.depth < 1:
-        raise IdcError(f"depth must be at least 1, got {config.depth}")
     return config
 
 
@@ -529,18 +488,88 @@ def instantiate(node: dict[str, Any], key: str, *arguments: Any) -> Any:
         raise IdcError(f"{key}: {one_line(error)}") from None
 
 
+def _check_groups(config: Config) -> None:
+    """Names that choose something are names, the group's own, and free dictionaries hold what they are for."""
+    for key in ("prune", "timesteps", "study", "compare"):
+        name = _value(config, key).get("name")
+        if not isinstance(name, str) or not name:
+            raise IdcError(f"{key}.name must be a name, got {shown(name)}; choose by {key}=NAME")
+    for name, parameters in config.metrics.items():
+        if not isinstance(parameters, dict):
+            raise IdcError(f"metrics.{name} must hold the metric's parameters by name, got {shown(parameters)}")
+    unknown = [name for name in config.metrics if name not in registry.names("metric")]
+    if unknown:
+        raise IdcError(f"metrics.{unknown[0]}: no such metric{did_you_mean(unknown[0], registry.names('metric'))}")
+    for key, several in (("image", config.image), ("runs", config.runs), ("model.path", config.model.path)):
+        for entry in several if isinstance(several, list) else [several]:
+            if (entry == "" or several == []) or (entry is not None and not isinstance(entry, str)):
+                raise IdcError(f"{key} must name a file or a folder, got {shown(several)}")
+        if several == []:
+            raise IdcError(f"{key} must name a file or a folder, got an empty list")
+    stages = config.compress.stages
+    known = [name for name in registry.names("command") if name != "compress"]
+    for name in stages:
+        if name not in known:
+            raise IdcError(f"compress.stages: no stage is called {shown(name)}; there are: {', '.join(known)}")
+    if not stages or len(set(stages)) < len(stages):
+        raise IdcError(f"compress.stages must name stages, each once, got {shown(stages)}")
+    for before, after in ORDER:
+        if before in stages and after in stages and stages.index(before) > stages.index(after):
+            raise IdcError(f"compress.stages: {before} must come before {after}, got {', '.join(stages)}")
+    _check_training(config)
+    for key in ("plan.patterns", "plan.lists", "plan.samplers", "plan.fills", "plan.passes", "finetune.metrics"):
+        if not _value(config, key):
+            raise IdcError(f"{key} must name at least one, got an empty list")
+    depths = config.plan.depths
+    if depths is not None and not (depths and all(type(depth) is int and depth >= 1 for depth in depths)):
+        raise IdcError(f"plan.depths must be null or depths from 1 on, got {shown(config.plan.depths)}")
+    fallbacks = config.depth_search.fallbacks
+    if fallbacks is not None and not (isinstance(fallbacks, list) and all(isinstance(f, list) for f in fallbacks)):
+        raise IdcError(f"depth_search.fallbacks must be a list of lists of thresholds, got {shown(fallbacks)}")
+
+
+def check_choices(config: Config, choices: Mapping[str, Any]) -> None:
+    """Refuse a `name` that is not that of the file which its group chose: `task.name=x` is not `task=x`.
+
+    Raises:
+        IdcError: with the word that chooses it.
+    """
+    for group in ("task", "model", "data", "prune", "timesteps", "study", "compare"):
+        node = getattr(config, group)
+        name, chosen = node["name"] if isinstance(node, dict) else node.name, choices.get(group)
+        if isinstance(chosen, str) and name != chosen.rpartition("/")[2] and name in _names_of(group):
+            raise IdcError(f"{group}.name={name} contradicts {group}={chosen}; choose by {group}={name}")
+
+
+def _names_of(group: str) -> list[str]:
+    return [path.stem for path in (conf_dir() / group).glob("*.yaml")]
+
+
+def _check_training(config: Config) -> None:
+    if not isinstance(config.finetune.optimizer.get("_target_"), str):
+        raise IdcError("finetune.optimizer._target_ must name a class, like torch.optim.AdamW")
+    if not any((config.loss.task, config.loss.output, config.loss.features)):
+        raise IdcError("loss.task, loss.output and loss.features are all 0, so nothing would be trained; raise one")
+    trainer = config.trainer
+    if trainer.get("max_steps") == 0 or (trainer.get("max_steps") == -1 and not trainer.get("max_time")):
+        raise IdcError(
+            f"trainer.max_steps must be at least 1, or -1 with a limit by trainer.max_time, got {trainer['max_steps']}"
+        )
+    accelerator = trainer.get("accelerator")
+    if accelerator not in (None, *ACCELERATORS):
+        raise IdcError(
+            f"trainer.accelerator must be null or one of {', '.join(ACCELERATORS)}, got {shown(accelerator)}"
+        )
+    devices = trainer.get("devices", 1)
+    counted = type(devices) is int and (devices >= 1 or devices == -1)
+    listed = isinstance(devices, list) and bool(devices) and all(type(device) is int for device in devices)
+    if not counted and not listed and devices != "auto":
+        raise IdcError(f"trainer.devices must be a number from 1 on, a list of them or auto, got {shown(devices)}")
+
+
 def _check_steps(key: str, value: int) -> None:
     if not 1 <= value <= 1000:
         raise IdcError(f"{key} must be between 1 and 1000, got {value}")
-
-
-def _floats(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    """Every floating-point number of the tree with its dotted key."""
-    if isinstance(value, float):
-        yield key, value
-    elif isinstance(value, (dict, list)):
-        for name, child in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _floats(child, f"{key}.{name}" if key else str(name))
 
 
 def _check_strings(key: str, value: Any) -> None:

@@ -132,6 +132,8 @@ def run(command: str, arguments: Sequence[str], flags: Sequence[str]) -> None:
     chosen = any(re.match(r"\+*command=", argument) for argument in arguments)  # by the process that started this one
     if not chosen and (configuration.conf_dir() / "command" / f"{own}.yaml").is_file():
         arguments = [*arguments, f"command={own}"]
+    if any(re.match(r"\+*hydra\.sweep\.", a) for a in arguments) and not is_sweep(arguments):
+        raise IdcError("hydra.sweep.dir and hydra.sweep.subdir are of sweeps; give -m, or hydra.run.dir=FOLDER")
     configuration.register()
     Plugins.instance().register(PackagedConfigs)
     failures: list[IdcError] = []
@@ -148,6 +150,9 @@ def run(command: str, arguments: Sequence[str], flags: Sequence[str]) -> None:
             if user_wants_traceback:
                 raise
             raise IdcError(_explained(error, arguments)) from None
+        except (ValueError, RecursionError) as error:
+            _refuse_values_of_groups(error, arguments)
+            raise
     if failures:
         raise IdcError("; ".join(str(error) for error in failures))
 
@@ -188,6 +193,17 @@ def execute(command: str, run: Run) -> None:
     run.finish(made, seconds)
 
 
+def _refuse_values_of_groups(error: ValueError | RecursionError, arguments: Sequence[str]) -> None:
+    """Raise IdcError for what Hydra's own parts raise plain errors for: values that no group and no number can have."""
+    if str(error).startswith("Config group override"):
+        groups = [path.name for path in configuration.conf_dir().iterdir() if path.is_dir()]
+        wrong = next((a for a in arguments if a.partition("=")[0].lstrip("+") in groups), "a group")
+        raise IdcError(f"{wrong}: want one of its names, see idc ls; null, numbers and true are none") from None
+    if "integer string conversion" in str(error) or isinstance(error, RecursionError):
+        longest = max(arguments, key=len)
+        raise IdcError(f"{longest.partition('=')[0]}: no value is that long; got {len(longest):,} characters") from None
+
+
 def _explained(error: HydraException | OmegaConfBaseException, arguments: Sequence[str]) -> str:
     """What Hydra does not accept, in words of this program's where its own are those of its grammar."""
     message = configuration.one_line(error)
@@ -218,6 +234,12 @@ def _unreadable(override: str, arguments: Sequence[str]) -> str:
     before = arguments[at - 1] if at and "=" in arguments[at - 1] else "key=value"
     whole = shlex.quote(" ".join([before, *itertools.takewhile(lambda word: "=" not in word, arguments[at:])]))
     return f"{override!r} is no key=value; a value with spaces is one word of the shell, in quotes like {whole}"
+
+
+def is_sweep(arguments: Sequence[str]) -> bool:
+    """Whether Hydra will run a job for each of several values."""
+    read = get_args_parser().parse_known_intermixed_args(list(arguments))[0]
+    return bool(read.multirun) or "hydra.mode=MULTIRUN" in arguments
 
 
 def _shows_configuration(arguments: Sequence[str]) -> bool:

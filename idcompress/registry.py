@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args, get_origin
 
-from .errors import IdcError, did_you_mean
+from .errors import IdcError, did_you_mean, shown
 
 _PACKAGE = Path(__file__).resolve().parent
 _FOLDERS = {
@@ -45,8 +45,8 @@ def load(kind: str, name: str, key: str = "") -> ModuleType:
 def check(kind: str, name: str, key: str = "") -> None:
     """Raise as `load` does, without importing anything."""
     if name not in names(kind):
-        where = f" ({key}={name})" if key else ""
-        raise UnknownNameError(f"no {kind} is called {name!r}{where}{did_you_mean(name, names(kind))}")
+        where = f" ({key})" if key else ""
+        raise UnknownNameError(f"no {kind} is called {shown(name)}{where}{did_you_mean(name, names(kind))}")
 
 
 class UnknownNameError(IdcError, LookupError):

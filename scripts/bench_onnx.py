@@ -30,8 +30,6 @@ from idcompress.runs import files
 from idcompress.sources.load import load_source
 from idcompress.sources.model import Model
 
-from .benchmarks import processor
-
 PRECISIONS = ("float32", "float16", "int8")
 TIMESTEPS = [640, 3]
 CUTS = ["none", "depth_skip:9", "bk_sdm:base", "bk_sdm:small", "bk_sdm:tiny"]

@@ -84,6 +84,8 @@ def read(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds of exception for a truncated file or one that holds code
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         raise IdcError(f"{_shown(path)} is not a whole checkpoint ({reason})") from None
+    if not isinstance(found, dict):
+        raise IdcError(f"{_shown(path)} is not a checkpoint: it holds a {type(found).__name__}")
     return found
 
 

@@ -226,8 +226,10 @@ def check_identity(checkpoint: dict[str, Any], wanted: dict[str, Any], name: str
     Raises:
         IdcError: naming both.
     """
-    found = checkpoint.get("hyper_parameters", {}).get("identity")
-    if not isinstance(found, dict):
+    parameters = checkpoint.get("hyper_parameters")
+    found = parameters.get("identity") if isinstance(parameters, dict) else None
+    whole = isinstance(checkpoint.get("state_dict"), dict) and type(checkpoint.get("global_step")) is int
+    if not isinstance(found, dict) or not whole:
         raise IdcError(f"{name} is not a checkpoint of idc finetune")
     for key, value in wanted.items():
         if found.get(key) != value:

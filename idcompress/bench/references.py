@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
-from ..console import warn
 from ..core.plan import Plan
 from ..errors import IdcError
 from ..runs import cache, files
@@ -81,59 +76,27 @@ def content(value: Any, where: str = "example") -> Any:
 
 def read(key: str) -> Tensor | None:
     """An image (3, H, W), float32 in [0, 1]; None where it is not kept, or no longer as it was written."""
-    kept = _read(CACHE / f"{key}.safetensors")
+    kept = cache.read(CACHE / f"{key}.safetensors", load)
     return None if kept is None else kept["image"]
 
 
 def keep(key: str, image: Tensor) -> None:
     """Write an image (3, H, W), whole or not at all."""
-    _keep(CACHE / f"{key}.safetensors", {"image": image})
+    cache.keep(CACHE / f"{key}.safetensors", {"image": image.contiguous()}, save)
 
 
 def read_run(key: str) -> dict[str, Tensor] | None:
     """The run that an image was decoded from: samples and originals (steps, C, h, w), final (C, h, w); None where it is
     not kept, or no longer as it was written.
     """
-    return _read(CACHE / f"{key}.run.safetensors")
+    return cache.read(CACHE / f"{key}.run.safetensors", load)
 
 
 def keep_run(key: str, run: Mapping[str, Tensor]) -> None:
     """Write such a run, whole or not at all."""
-    _keep(CACHE / f"{key}.run.safetensors", run)
+    cache.keep(CACHE / f"{key}.run.safetensors", {name: tensor.contiguous() for name, tensor in run.items()}, save)
 
 
 def trim(limit_gb: float) -> None:
     """Let those go that were used longest ago, until the others fit."""
     cache.trim(CACHE, limit_gb)
-
-
-def _read(path: Path) -> dict[str, Tensor] | None:
-    try:
-        with safe_open(path, "pt") as file:
-            wanted: str | None = (file.metadata() or {}).get("sha256")
-            kept: dict[str, Tensor] | None = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        return None
-    except (SafetensorError, OSError):
-        wanted, kept = "", None
-    if kept is not None and wanted is None:  # of a version that noted no digest
-        return None
-    if kept is None or _digest(kept) != wanted:
-        warn(f"the kept reference {path} is damaged; it is computed again")
-        return None
-    with suppress(OSError):
-        os.utime(path)  # the last use, by which the cache is trimmed
-    return kept
-
-
-def _keep(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """It does not wait for the disk: what a loss of power leaves does not fit its digest, and is computed again."""
-    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    files.write_bytes(path, save(whole, {"sha256": _digest(whole)}), durable=False)
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(tensors[name].numpy().tobytes())
-    return digest.hexdigest()

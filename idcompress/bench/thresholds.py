@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .. import registry
-from ..errors import IdcError
+from ..errors import IdcError, shown
 from ..metrics._metric import MetricValue
 
 AT_LEAST, AT_MOST = ">=", "<="
@@ -68,8 +69,10 @@ def _one(entry: Any, key: str, wanted: str) -> Threshold:
     if not isinstance(entry, dict) or not {"metric", "bound"} <= entry.keys() <= {"metric", "bound", "direction"}:
         raise IdcError(f"{wanted}, got {entry!r}")
     metric, bound = entry["metric"], entry["bound"]
-    if not isinstance(bound, (int, float)) or isinstance(bound, bool):
-        raise IdcError(f"{key}: the bound of {metric} must be a number, got {bound!r}")
+    if not isinstance(metric, str):
+        raise IdcError(f"{key}: a metric is chosen by its name, got {shown(metric)}")
+    if not isinstance(bound, (int, float)) or isinstance(bound, bool) or math.isnan(bound):
+        raise IdcError(f"{key}: the bound of {metric} must be a number, got {shown(bound)}")
     higher = registry.load("metric", metric, key).Metric.higher_is_better
     direction = entry.get("direction") or (AT_LEAST if higher else AT_MOST)
     if direction not in _WORDS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shutil
 import tarfile
@@ -12,15 +11,15 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save
 
 from ..console import progress
 from ..errors import IdcError
 from ..images.photo_sets import Photograph, PhotographSet, cut, found_in
 from ..images.pictures import SUFFIXES, walk, warn_once
 from ..images.prompts import PROMPT_KEYS, prompt_in
-from ..runs import files
+from ..runs import cache, files
 from ..runs.run_dir import OUTPUTS
 
 CACHE = OUTPUTS / "cache" / "shards"
@@ -109,7 +108,7 @@ class _Shards(PhotographSet):
                 text = self._read(shard, f"{name} ({kind})", offset, size).decode("utf-8-sig")
                 if kind == "txt":
                     return text.strip()
-                values = json.loads(text)
+                values = files.parse_json(text)
                 if not isinstance(values, dict):
                     raise TypeError(f"want an object, got {type(values).__name__}")
                 return prompt_in(values, f"{name}.{kind} in {shard}", _CAPTION_KEYS)
@@ -164,10 +163,9 @@ def _index(shard: str, image: str, target: str) -> dict[str, Any]:
         status = Path(shard).stat()
         state += [str(Path(shard).resolve()), status.st_size, status.st_mtime_ns]
     cached = CACHE / f"{files.digest(state)}.safetensors"
-    try:
-        return dict(load_file(cached))
-    except (OSError, SafetensorError):
-        pass
+    kept = cache.read(cached, load_arrays)
+    if kept is not None:
+        return dict(kept)
     with _open(shard) as file:
         try:
             records = _read_members(file, image, target)
@@ -182,7 +180,7 @@ def _index(shard: str, image: str, target: str) -> dict[str, Any]:
     }
     for kind in ("image", "target", "txt", "json"):
         table[kind] = np.asarray([record.get(kind, (0, 0)) for record in records.values()], np.int64)
-    files.write_bytes(cached, save(table))
+    cache.keep(cached, table, save)
     return table
 
 

@@ -235,8 +235,8 @@ def evaluation_of(digest: str, places: list[Path]) -> dict[str, Any]:
     for path in sorted(paths, key=lambda p: p.stat().st_mtime, reverse=True):
         value = files.read_json(path, "evaluation")
         recipe = value.get("recipe")
-        if isinstance(recipe, dict) and recipe.get("digest") == digest:
-            rows: dict[str, Any] = value["metrics"]
+        rows = value.get("metrics")
+        if isinstance(recipe, dict) and recipe.get("digest") == digest and isinstance(rows, dict):
             return rows
     return {}
 

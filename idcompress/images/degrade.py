@@ -308,5 +308,5 @@ def jpeg(image: Tensor, quality: int) -> Tensor:
     """Encode and decode (1, 3, H, W) in [0, 1] as a JPEG file with 4:2:0 chroma."""
     file = io.BytesIO()
     to_pil(image[0]).save(file, format="JPEG", quality=quality, subsampling="4:2:0")
-    with Image.open(file) as decoded:
+    with Image.open(file, formats=("JPEG",)) as decoded:
         return to_tensor(decoded)[None]

@@ -24,6 +24,8 @@ from ..runs.files import fitted, write_bytes
 from . import metadata
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# What Pillow may take a file for, whatever its name ends in: some of its other formats start external programs.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 2**29  # a small file can claim any size; this one fills 2 GB
 WHOLE_PIXELS = 2**27  # a picture of more is halved: no task looks so closely
 _TURNS = {
@@ -115,7 +117,7 @@ def _own_size_limit() -> Iterator[None]:
 def _decode(source: Path | io.BytesIO, place: str, turn: int | None = None) -> Image.Image:
     if isinstance(source, io.BytesIO):
         source.seek(0)
-    with Image.open(source) as image:
+    with Image.open(source, formats=FORMATS) as image:
         if image.width * image.height > WHOLE_PIXELS:
             image.draft(None, (image.width // 2, image.height // 2))  # JPEG halves while it decodes
         image.load()

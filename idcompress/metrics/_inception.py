@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
 from ..errors import IdcError, did_you_mean
-from ..runs.files import digest, file_digest, write_bytes
+from ..runs import cache
+from ..runs.files import digest, file_digest
 from ..runs.run_dir import OUTPUTS
 from ._metric import AGAINST, ImageMetric, MetricValue, check_outputs, other_image
 from ._weights import find_weights, load_state
@@ -96,9 +97,11 @@ class InceptionMetric(ImageMetric):
         digests = [hashlib.sha256(image.numpy().tobytes() + str(image.shape).encode()).hexdigest() for image in pixels]
         identity = [digests, self.weight_digests, torch.device(self._device).type]
         path = CACHE / f"{digest(identity)}.safetensors"
-        if not path.is_file():
-            write_bytes(path, save({"features": torch.stack([self._embed(image) for image in pixels])}))
-        return load_file(path)["features"]
+        kept = cache.read(path, load)
+        if kept is None:
+            kept = {"features": torch.stack([self._embed(image) for image in pixels])}
+            cache.keep(path, kept, save)
+        return kept["features"]
 
     def _embed(self, pixels: Tensor) -> Tensor:
         with torch.inference_mode():

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..errors import IdcError
+from ..errors import IdcError, shown
 from ..runs import files
 from ..runs.recipe import Recipe
-from ..runs.run_dir import OUTPUTS
+from ..runs.run_dir import OUTPUTS, check_results, read_info
 from ..runs.trace import Trace
 
 _WARNING = " WARNING warning: "
@@ -148,6 +151,23 @@ class Compression:
         return None
 
 
+@contextmanager
+def as_written(folder: Path) -> Iterator[None]:
+    """What is read and laid out inside comes from files that a run wrote; others of their names end in one line.
+
+    Raises:
+        IdcError: something in the files is missing, or is of another type or form.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, AssertionError, StopIteration) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise IdcError(
+            f"a file of the run {folder} is not as a run writes it ({type(error).__name__}: {reason}); repeat the run, "
+            "or set HYDRA_FULL_ERROR=1 to see where"
+        ) from error
+
+
 def find_evaluation(path: str | None, task: str, model: str) -> Path:
     """The run folder of the evaluation to report on.
 
@@ -166,8 +186,8 @@ def find_evaluation(path: str | None, task: str, model: str) -> Path:
     root = OUTPUTS / task / model
     found = []
     for file in [*root.glob("evaluate/*/run.json"), *root.glob("compress/*/evaluate/run.json")]:
-        info = files.read_json(file, "run folder")
-        if info.get("finished") and _metrics_files(file.parent):
+        info = read_info(file.parent)
+        if info is not None and info["finished"] and _metrics_files(file.parent):
             found.append((float(info.get("finished_seconds", 0.0)), file.parent))
     if not found:
         raise IdcError(
@@ -183,12 +203,13 @@ def collect(folder: Path, num_images: int) -> Compression:
     Args:
         num_images: examples to show where the evaluation has not chosen any.
     """
+    check_results(folder)
     evaluations = [_evaluation(path.parent) for path in _metrics_files(folder)]
     evaluations.sort(key=lambda evaluation: -evaluation.steps)
     entries: dict[str, dict[str, Any]] = {}
     for evaluation in evaluations:
         for entry in evaluation.recipe.provenance:
-            entries.setdefault(str(entry["config_digest"]), entry)
+            entries.setdefault(str(entry.get("config_digest", "")), entry)
     runs = _runs_by_digest(folder)
     stages = [_stage(entry, runs.get(digest)) for digest, entry in entries.items()]
     # A compress run keeps these once, above its stages.
@@ -215,6 +236,8 @@ def evaluations_in(folder: Path) -> list[tuple[str, Evaluation]]:
     if not folder.is_dir():
         raise IdcError(f"runs={folder}: no such folder")
     found = {path.parent for path in folder.rglob("metrics.json") if (path.parent / "evaluated_recipe.json").is_file()}
+    for path in {run for place in found for run in (place, place.parent) if read_info(run)}:
+        check_results(path)
     return [(str(path.relative_to(folder)), _evaluation(path)) for path in sorted(found)]
 
 
@@ -225,10 +248,28 @@ def _metrics_files(folder: Path) -> list[Path]:
 
 
 def _evaluation(folder: Path) -> Evaluation:
-    with (folder / "per_image.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
     metrics = files.read_json(folder / "metrics.json", "evaluation")
+    rows = _per_image(folder / "per_image.csv")
+    if len(rows) != metrics.get("num_images", len(rows)):
+        raise IdcError(
+            f"{folder / 'per_image.csv'} holds {len(rows)} images, and metrics.json beside it is of "
+            f"{shown(metrics['num_images'])}; repeat the evaluation"
+        )
     return Evaluation(folder, metrics, Recipe.load(folder / "evaluated_recipe.json"), rows)
+
+
+def _per_image(path: Path) -> list[dict[str, str]]:
+    """The rows of a per_image.csv, each of them whole."""
+    try:
+        text = files.read_file(path, "evaluation").decode("utf-8")
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    except FileNotFoundError:
+        raise IdcError(f"evaluation: there is no file {path}") from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise IdcError(f"evaluation: {path} is not readable CSV ({error})") from None
+    if not text.endswith("\n") or any(None in row or None in row.values() or "name" not in row for row in rows):
+        raise IdcError(f"evaluation: {path} is cut short or damaged; repeat the evaluation")
+    return rows
 
 
 def _runs_by_digest(folder: Path) -> dict[str, Path]:
@@ -237,8 +278,8 @@ def _runs_by_digest(folder: Path) -> dict[str, Path]:
     # task/model/stage/time and its stages, or sweeps/time/number and its stages
     patterns = ["/".join(["*"] * depth) + "/run.json" for depth in (3, 4, 5)]
     for file in {*folder.parent.glob("*/run.json"), *(path for p in patterns for path in OUTPUTS.glob(p))}:
-        info = files.read_json(file, "run folder")
-        if info.get("finished"):
+        info = read_info(file.parent)
+        if info is not None and info["finished"]:
             beside = file.parent.parent == folder.parent
             found.append((beside, float(info.get("finished_seconds", 0.0)), str(info.get("digest")), file.parent))
     return {digest: path for _, _, digest, path in sorted(found)}
@@ -247,6 +288,7 @@ def _runs_by_digest(folder: Path) -> dict[str, Path]:
 def _stage(entry: dict[str, Any], folder: Path | None) -> Stage:
     if folder is None:
         return Stage(entry, None)
+    check_results(folder)
     metrics, trace = _read_optional(folder / "metrics.json"), Trace(folder / "trace.jsonl").rows
     return Stage(entry, folder, metrics, trace, _seconds(folder))
 
@@ -265,7 +307,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise IdcError(f"{path} is not readable YAML ({' '.join(str(error).split())})") from None
     return value if isinstance(value, dict) else {}
 

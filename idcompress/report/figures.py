@@ -69,7 +69,7 @@ def image_picture(path: Path, alt: str, width: int = 128) -> Picture:
     """An image of a run; a small one as it is, byte for byte."""
     from PIL import Image
 
-    with Image.open(path) as image:
+    with Image.open(path, formats=("PNG",)) as image:
         longest = max(image.size)
         if longest <= _LARGEST_PX:
             return Picture(path.read_bytes(), alt, width, pixelated=longest <= _SMALL_PX)

@@ -66,7 +66,7 @@ def section(compression: Compression, stage: Stage) -> tuple[str, list[Table | P
     grid = stage.folder / "previews" / f"step_{shown['step']:06d}.png"
     if grid.is_file():
         alt = f"validation images: input, full model, {cut} before fine-tuning and at update {shown['step']}"
-        with Image.open(grid) as image:
+        with Image.open(grid, formats=("PNG",)) as image:
             parts.append(Picture(grid.read_bytes(), alt, min(image.width, 840)))
     return text, parts
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from ..errors import IdcError
 
 _REMEMBERED_BYTES = 2**24  # files of this size or more are read once
 _SETTLED_NS = 2 * 10**9
+_JSON_BYTES = 2**26  # of a file that describes something; tables of data are read by those who know them
 NAME_BYTES = 255  # of a file's or a folder's name, at most, on all usual file systems
 
 
@@ -144,16 +146,60 @@ def json_bytes(value: Any) -> bytes:
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Read a JSON object; a missing or damaged file is one clear line."""
+    """Read a JSON object; a missing or damaged file is one clear line, and so is one that is no file on a disk."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(read_file(path, what, _JSON_BYTES).decode("utf-8"))
     except FileNotFoundError:
         raise IdcError(f"{what}: there is no file {path}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise IdcError(f"{what}: {path} is not readable JSON ({error})") from None
     if not isinstance(value, dict):
         raise IdcError(f"{what}: {path} must hold a JSON object, got {type(value).__name__}")
     return value
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text that a stranger may have written.
+
+    Raises:
+        ValueError: it is no JSON, is nested too deep, or holds NaN, infinity or an integer of more than 64 bits.
+    """
+    try:
+        return json.loads(text, parse_constant=_no_number, parse_int=_integer, parse_float=_fraction)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
+
+
+def _fraction(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:20]} is larger than any number")
+    return value
+
+
+def read_file(path: Path, what: str, most_bytes: int = 2**30) -> bytes:
+    """A file's bytes, where it is one on a disk: devices and pipes may never end, or wait for ever.
+
+    Raises:
+        IdcError: it is something else, or larger than it may be.
+        OSError: it cannot be read.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise IdcError(f"{what}: {path} is a {'folder' if path.is_dir() else 'device or pipe'}; want a file")
+    if status.st_size > most_bytes:
+        raise IdcError(f"{what}: {path} has {status.st_size:,} bytes, more than any such file ({most_bytes:,})")
+    return path.read_bytes()
 
 
 def finite(value: Any) -> Any:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..core.cut import Cut
 from ..core.plan import Plan
-from ..errors import IdcError, did_you_mean
-from . import files
+from ..errors import IdcError, did_you_mean, shown
+from . import files, recipe_checks
 
 VERSION = 2
 
@@ -228,6 +227,8 @@ class Recipe:
     def load(cls, path: str | Path) -> Recipe:
         """Read and check a recipe of this version of the format, or of the one before.
 
+        What its timesteps and depths mean only a loaded model can tell, which checks them.
+
         Raises:
             IdcError: the file is missing or damaged, a field is missing, unknown or of the wrong type, or a newer
                 version wrote it.
@@ -238,8 +239,8 @@ class Recipe:
         value = files.read_json(path, "recipe")
         version = value.get("version")
         if version not in (1, VERSION) or isinstance(version, bool):
-            raise IdcError(f"recipe {path} has version {version!r}, this program reads {VERSION}, and 1")
-        checks = _checks(value, version)
+            raise IdcError(f"recipe {path} has version {shown(version)}, this program reads {VERSION}, and 1")
+        checks = recipe_checks.checks(version)
         for name in value:
             if name not in checks:
                 raise IdcError(f"recipe {path} has an unknown field {name!r}{did_you_mean(name, checks)}")
@@ -248,7 +249,7 @@ class Recipe:
                 raise IdcError(f"recipe {path} lacks the field {name!r}")
         for name, (what, holds) in checks.items():
             if not holds(value[name]):
-                raise IdcError(f"recipe {path}: {name} must be {what}, got {value[name]!r}")
+                raise IdcError(f"recipe {path}: {name} must be {what}, got {shown(value[name])}")
         if version == 1:
             try:
                 value = _from_version_1(value)
@@ -297,72 +298,3 @@ def _uniform(num_inference_steps: int) -> list[float]:
     if not 1 <= num_inference_steps <= 1000:
         raise IdcError(f"num_inference_steps must be between 1 and 1000, got {num_inference_steps}")
     return [999 * i // max(num_inference_steps - 1, 1) for i in range(num_inference_steps - 1, -1, -1)]
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return _is_int(value) or isinstance(value, float)
-
-
-def _is_positive(value: Any) -> bool:
-    return _is_int(value) and value >= 1
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _holds(value: Any, **fields: Callable[[Any], bool]) -> bool:
-    """Whether a value is an object that has these fields, each of which passes its check."""
-    return isinstance(value, dict) and all(name in value and check(value[name]) for name, check in fields.items())
-
-
-def _each(container: Any, check: Callable[[Any], bool]) -> bool:
-    return isinstance(container, dict) and all(map(check, container.values()))
-
-
-def _or_null(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or check(value)
-
-
-Checks = dict[str, tuple[str, Callable[[Any], bool]]]
-
-
-def _checks(value: dict[str, Any], version: int) -> Checks:
-    """What every field of a version must be, in words and as a test."""
-    shared: Checks = {
-        "version": (f"{version}", lambda found: found == version),
-        "task": ("a name", _is_name),
-        "model": ("an object with a name", lambda found: _holds(found, name=_is_name)),
-        "weights": (
-            "an object of {file, sha256}",
-            lambda found: _each(found, lambda entry: _holds(entry, file=_is_name, sha256=_is_name)),
-        ),
-        "parent": ("null or a digest", _or_null(_is_name)),
-        "provenance": (
-            "a list of objects, each with its stage",
-            lambda found: isinstance(found, list) and all(_holds(entry, stage=_is_name) for entry in found),
-        ),
-    }
-    if version == 1:
-        return shared | {
-            "prune": ("a name", _is_name),
-            "depth": ("null or an integer >= 1", _or_null(_is_positive)),
-            "timesteps": ("null or a list of integers that never increases", _or_null(_is_timesteps)),
-            "num_inference_steps": ("an integer >= 1", _is_positive),
-            "guidance": ("an object of numbers", lambda found: _each(found, _is_number)),
-        }
-    return shared | {
-        "cut": ("null or an object with its method", _or_null(lambda found: _holds(found, method=_is_name))),
-        "plan": ("null or an object with its steps", _or_null(lambda found: isinstance(found, dict))),
-        "free_steps": ("true or false", lambda found: isinstance(found, bool)),
-    }
-
-
-def _is_timesteps(value: Any) -> bool:
-    if not isinstance(value, list) or not value or not all(_is_int(t) and t >= 0 for t in value):
-        return False
-    return all(a >= b for a, b in itertools.pairwise(value))

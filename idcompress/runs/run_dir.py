@@ -32,6 +32,8 @@ RESULT_FOLDERS = {
     "finetune": ("checkpoints", "previews", "logs"),
     "compress": (*CHAIN, "paper", "evaluate", "profile", "report", "translate", "export", "study"),
 }
+# Results that others read: run.json of a finished run has their digests.
+READ_BY_OTHERS = ("trace.jsonl", "metrics.json", "per_image.csv", "evaluated_recipe.json")
 FROM_THE_FULL_MODEL = ("depth_search", "compress")
 
 
@@ -78,6 +80,12 @@ class RunDir:
     def finish(self) -> None:
         """Mark the run as complete; its recipes can now be found by later stages. The scaffolding goes."""
         self.info["finished"] = True
+        self.info["results"] = {
+            str(path.relative_to(self.path)): files.file_digest(path)
+            for place in ("", "steps_*/")
+            for name in READ_BY_OTHERS
+            for path in sorted(self.path.glob(f"{place}{name}"))
+        }
         self.info["finished_seconds"] = time.time()
         self._write_info()
         for folder in self.scaffolding:
@@ -223,7 +231,32 @@ def read_info(path: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     info = files.read_json(file, "run folder")
-    return info if {"stage", "digest", "finished"} <= info.keys() else None
+    return info if _is_info(info) else None
+
+
+def _is_info(info: dict[str, Any]) -> bool:
+    """Whether a run.json is one of this program's, by its fields and their types."""
+    return (
+        all(isinstance(info.get(name), str) for name in ("stage", "digest"))
+        and isinstance(info.get("finished"), bool)
+        and isinstance(info.get("finished_seconds", 0.0), (int, float))
+        and isinstance(info.get("recipes", []), list)
+    )
+
+
+def check_results(run: Path) -> None:
+    """Refuse the folder of a finished run in which a result is missing, or no longer as the run wrote it.
+
+    Raises:
+        IdcError: naming the file. Runs that note no digests, like those of an earlier version, pass.
+    """
+    noted = (read_info(run) or {}).get("results")
+    for name, digest in noted.items() if isinstance(noted, dict) else ():
+        path = run / str(name)
+        if not path.is_file():
+            raise IdcError(f"{path} is missing, which the run had written; repeat the run")
+        if files.file_digest(path) != digest:
+            raise IdcError(f"{path} was changed or damaged after the run had written it; repeat the run")
 
 
 def recipes_of(run: Path) -> list[Path]:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import IdcError
-from .files import finite
+from .files import finite, parse_json, read_file
 
 
 class Trace:
-    """The rows of a trace.jsonl; a line cut short by an interrupted write is dropped on opening.
+    """The rows of a trace.jsonl. Opening changes nothing: a line that an interrupted write cut short is no row, and the
+    next row takes its place.
 
     Fields that hold wall-clock time end in `_seconds`.
     """
@@ -20,16 +21,17 @@ class Trace:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
+        self._whole_bytes: int | None = None  # where the next row begins, if a part of another stands there
         if not path.exists():
             return
-        data = path.read_bytes()
+        data = read_file(path, "trace")
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
-            os.truncate(path, len(whole))
+            self._whole_bytes = len(whole)
         for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
             try:
-                row = json.loads(line.decode("utf-8"))
-            except (UnicodeDecodeError, json.JSONDecodeError):
+                row = parse_json(line.decode("utf-8"))
+            except ValueError:
                 row = None
             if not isinstance(row, dict):
                 raise IdcError(f"{path}, line {number}, is damaged; remove the run folder to start again")
@@ -47,6 +49,9 @@ class Trace:
         """Add one row and wait until it is on disk."""
         line = json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._whole_bytes is not None:
+            os.truncate(self.path, self._whole_bytes)
+            self._whole_bytes = None
         with self.path.open("ab") as file:
             file.write(line.encode("utf-8"))
             file.flush()

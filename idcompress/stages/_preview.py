@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
 from ..bench.bench import Bench
@@ -17,7 +17,7 @@ from ..images.pictures import to_pil
 from ..metrics._metric import in_words, perfect_ones
 from ..report.figures import recovery_curve
 from ..report.finetuning import preview_grid
-from ..runs import files
+from ..runs import cache, files
 from ..runs.run_dir import RunDir, is_main_process
 from ..sources.load import forget_shared_model
 
@@ -95,6 +95,7 @@ class Preview:
             if self.keep_best and earlier and self._score(row) > max(map(self._score, earlier)):
                 with files.whole(self.best) as temporary:
                     save_file(self._weights(), temporary)
+                row["weights"] = files.file_digest(self.best)
             self._draw(row, outputs)
             self.trace.append(row)
         return row
@@ -113,6 +114,20 @@ class Preview:
     def best_step(self) -> int:
         """The step of the best validation so far, the start included; of equal ones the earliest."""
         return int(max(self.trace.rows, key=lambda row: (self._score(row), -row["step"]))["step"])
+
+    def best_weights(self) -> dict[str, Tensor]:
+        """The trained weights of the best validation, as they were written.
+
+        Raises:
+            IdcError: the file is missing or was damaged since.
+        """
+        noted = {row["step"]: row.get("weights") for row in self.trace.rows}[self.best_step()]
+        if not self.best.is_file() or files.file_digest(self.best) != noted:
+            raise IdcError(
+                f"{self.best}, the weights of step {self.best_step()}, is missing or damaged; remove "
+                f"{self.run_dir.path} to train again"
+            )
+        return load_file(self.best)
 
     def _score(self, row: dict[str, Any]) -> float:
         """The first metric as a number of which more is better; the least that there is where nothing was compared."""
@@ -136,13 +151,14 @@ class Preview:
         assert self.references is not None
         step, before = row["step"], self.run_dir / "previews" / "before.safetensors"
         if step == 0:
-            files.write_bytes(before, save({"images": outputs}))
-        if self.before is None and before.is_file():
-            self.before = load_file(before)["images"]
+            cache.keep(before, {"images": outputs.contiguous()}, save)
+        if self.before is None:
+            kept = cache.read(before, load)
+            self.before = None if kept is None else kept["images"]
         columns: dict[str, Iterable[Tensor]] = {
             "input": [example.image for example in self.bench.examples],
             "full model": self.references,
-            "before": outputs if self.before is None else self.before,
+            **({} if self.before is None else {"before": self.before}),
             f"step {step}": outputs,
         }
         grid = preview_grid({name: [to_pil(image) for image in images] for name, images in columns.items()})

@@ -58,6 +58,7 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
     """
     console.start_logging(None, quiet=not is_main_process())
     config = configuration.to_config(composed)
+    configuration.check_choices(config, hydra_config.runtime.choices)
     registry.check("task", config.task.name, "task")
     registry.check("prune", config.prune["name"], "prune")
     registry.check("timesteps", config.timesteps["name"], "timesteps")
@@ -189,9 +190,6 @@ def full_recipe(config: Config, *, needs_weights: bool = True) -> Recipe:
 def follow_recipe(config: Config, recipe: Recipe, overrides: Sequence[str]) -> Config:
     """Guidance scales and sampler default to those that the recipe was searched with; the command line wins."""
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
-    unknown = recipe.guidance.keys() - {"guidance_scale", "image_guidance_scale"}
-    if unknown:
-        raise IdcError(f"the recipe's plan has a guidance scale that no task knows: {', '.join(sorted(unknown))}")
     searched: dict[str, Any] = recipe.guidance | ({"sampler": recipe.sampler} if recipe.sampler else {})
     return dataclasses.replace(config, **{name: value for name, value in searched.items() if name not in given})
 

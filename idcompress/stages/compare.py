@@ -26,7 +26,7 @@ from ..images.pictures import save_png
 from ..metrics._metric import ImageMetric, MetricValue
 from ..report import comparison as report
 from ..report import page
-from ..report.collect import Evaluation, evaluations_in
+from ..report.collect import Evaluation, as_written, evaluations_in
 from ..report.figures import charts
 from ..runs import files, timing
 from ..runs.evaluation import COSTS
@@ -87,7 +87,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         IdcError: a row cannot be run as it is described; nothing has been sampled yet.
     """
     if config.runs is not None:
-        value = _of_finished(config, Path(config.runs))
+        with as_written(Path(config.runs)):
+            value = _of_finished(config, Path(config.runs))
     else:
         value = _compare(config, with_depth(recipes[0], config), run_dir, **_settings(config))
     picture, drawing = charts(report.charts(value), value["title"])

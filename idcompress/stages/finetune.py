@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..adapters import checkpoints, training
@@ -308,18 +308,24 @@ def _checkpoint(config: Config, run_dir: RunDir, identity: dict[str, Any]) -> Pa
             raise IdcError(f"{'; '.join(error.args[0])}; remove {show(folder)} to train from the start") from None
         if given is None:
             return None
-        path, wrong = Path(given), []
+        path, wrong = _given(given), []
     for reason in wrong:
         warn(f"{reason}; the one before it is taken")
         if is_main_process():
             (folder / checkpoints.CHECKPOINT).unlink(missing_ok=True)  # or the next one would push out the whole one
-    try:
-        checkpoint = checkpoints.read(path)
-    except FileNotFoundError:
-        raise IdcError(f"finetune.checkpoint={given}: no such file") from None
+    checkpoint = checkpoints.read(path)
     training.check_identity(checkpoint, identity, show(path))
     say(f"continuing at step {checkpoint['global_step']} of {show(path)}")
     return path
+
+
+def _given(name: str) -> Path:
+    """The file that finetune.checkpoint names, which is whole."""
+    try:
+        checkpoints.check(Path(name))
+    except FileNotFoundError:
+        raise IdcError(f"finetune.checkpoint={name}: no such file") from None
+    return Path(name)
 
 
 def _trainer_arguments(config: Config, run_dir: RunDir) -> dict[str, Any]:
@@ -388,7 +394,7 @@ def _hand_on(
     if kept == 0:
         say("no validation beats the start, whose weights are kept")
     else:
-        state = load_file(preview.best) if settings.keep == "best" else last
+        state = preview.best_weights() if settings.keep == "best" else last
         model = session.bench.model
         weights = {name: _save(state, name, model.stored_dtype(name), run_dir) for name in session.trained}
 

@@ -8,7 +8,7 @@ from ..config import Config
 from ..console import say
 from ..errors import IdcError
 from ..report import page
-from ..report.collect import collect, find_evaluation
+from ..report.collect import as_written, collect, find_evaluation
 from ..runs import files
 from ..runs.outputs import OutputFolder
 from ..runs.recipe import Recipe
@@ -33,9 +33,11 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     place = Path(config.output.path) if config.output.path else run_dir.path
     folder = OutputFolder(place, run_dir, overwrite=config.output.overwrite)
     (stem,) = folder.choose(["report"], [".html", ".md"])
-    blocks = page.compose(collect(evaluation, config.report.num_images))
-    beside = folder.write(stem, ".md", page.to_markdown(blocks).encode("utf-8"))
-    written = folder.write(stem, ".html", page.to_html(blocks).encode("utf-8"))
+    with as_written(evaluation):
+        blocks = page.compose(collect(evaluation, config.report.num_images))
+        markdown, html = page.to_markdown(blocks).encode("utf-8"), page.to_html(blocks).encode("utf-8")
+    beside = folder.write(stem, ".md", markdown)
+    written = folder.write(stem, ".html", html)
     say(f"report: {show(written)} (and {beside.name} beside it)")
     return []
 

@@ -71,7 +71,7 @@ MISTAKES = {
     "depth-search model=oficial": "did you mean 'official'",
     "tsopt timesteps=gama": "did you mean 'gamma'",
     "tsopt timesteps.gama=1": "did you mean 'timesteps.gamma'",
-    "tsopt timesteps.bias=abc model.path={ip2p}": "timesteps.bias must be float",
+    "tsopt timesteps.bias=abc model.path={ip2p}": "timesteps.bias must be a number",
     "tsopt +timesteps.foo=1 model.path={ip2p}": "timesteps.foo",
     "tsopt timesteps.search=sideways model.path={ip2p} experiment=smoke": "search must be one of",
     "tsopt tsopt.reference=ful": "did you mean 'full'",

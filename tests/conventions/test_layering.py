@@ -32,7 +32,7 @@ LAYERS = (
     {"schedulers"},
     {"core"},
 )
-LEAVES = {"types", "errors", "registry", "runs", "console", "words", "_moved"}
+LEAVES = {"types", "errors", "registry", "runs", "console", "words", "limits", "_moved"}
 # Reads run folders and nothing else.
 REPORT = "report"
 # Folders whose files are looked up by name: each may be changed without a look at the others.

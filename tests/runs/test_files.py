@@ -106,8 +106,42 @@ def test_unreadable_files_are_one_clear_line(tmp_path, content, message):
 
 
 def test_a_folder_in_place_of_a_file(tmp_path):
-    with pytest.raises(IdcError, match="not readable JSON"):
+    with pytest.raises(IdcError, match="is a folder; want a file"):
         files.read_json(tmp_path, "thing")
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="there is no /dev/zero here")
+def test_a_device_in_place_of_a_file_is_refused_before_it_is_read():
+    with pytest.raises(IdcError, match="is a device or pipe; want a file"):
+        files.read_json(Path("/dev/zero"), "thing")
+
+
+def test_a_file_of_any_size_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "huge.json"
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(IdcError, match="more than any such file"):
+        files.read_json(path, "thing")
+
+
+HOSTILE = {
+    "too deep": '{"a": ' + "[" * 100_000,
+    "deep and whole": '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    "digits": '{"a": 1' + "0" * 5000 + "}",
+    "beyond 64 bits": '{"a": 1' + "0" * 30 + "}",
+    "nan": '{"a": NaN}',
+    "infinity": '{"a": -Infinity}',
+    "overflow": '{"a": 1e999}',
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_json_that_python_would_choke_on_is_one_line(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(IdcError, match="not readable JSON") as caught:
+        files.read_json(path, "thing")
+    assert len(str(caught.value)) < 400
 
 
 def test_digests(tmp_path):
