@@ -123,9 +123,11 @@ class FitConfig:
 @dataclass
 class PlanConfig:
     macs: Any = 0.11
+    ms: Optional[float] = None
+    bytes: Optional[float] = None
     menu: List[str] = field(default_factory=lambda: ["timesteps", "depth", "fill", "sampler", "refresh"])
     patterns: List[str] = field(
-        default_factory=lambda: ["full", "every_2nd", "every_3rd", "first", "front", "one_depth"]
+        default_factory=lambda: ["full", "every_2nd", "every_3rd", "growing", "first", "front", "one_depth"]
     )
     lists: List[str] = field(default_factory=lambda: ["trailing", "uniform", "gamma", "gits"])
     depths: Optional[List[int]] = None
@@ -136,6 +138,7 @@ class PlanConfig:
     num_fitted: int = 8
     num_searched: int = 16
     num_validated: int = 16
+    num_certified: int = 32
     max_step_images: int = 12000
 
 
@@ -297,11 +300,15 @@ class Config:
         return given[index % len(given)] if given else None
 
     def budgets(self) -> list[float]:
-        """plan.macs as a list without repetitions, the loosest first."""
+        """plan.macs as a list without repetitions, the loosest first; infinite where plan.ms is the bound alone."""
         value = self.plan.macs
+        if value is None and self.plan.ms is not None:
+            return [math.inf]
         values = value if isinstance(value, list) else [value]
         if not values or not all(type(v) in (int, float) and v > 0 for v in values):
-            raise IdcError(f"plan.macs must be a number above 0 or a list of them, got {value!r}")
+            raise IdcError(
+                f"plan.macs must be a number above 0 or a list of them, or null beside plan.ms, got {value!r}"
+            )
         return sorted({float(v) for v in values}, reverse=True)
 
     def step_counts(self) -> list[int]:
@@ -328,7 +335,7 @@ CHOICES = {
 # Keys that hold a list of some of these.
 SEVERAL = {
     "plan.menu": ("timesteps", "depth", "fill", "sampler", "refresh", "passes"),
-    "plan.patterns": ("full", "every_2nd", "every_3rd", "first", "front", "one_depth"),
+    "plan.patterns": ("full", "every_2nd", "every_3rd", "growing", "first", "front", "one_depth"),
     "plan.lists": ("trailing", "uniform", "gamma", "gits"),
     "plan.fills": ("linear", "hold", "zero"),
     "plan.passes": ("all", "held", "text"),
@@ -443,6 +450,11 @@ def to_config(composed: DictConfig) -> Config:
             )
     if config.resolution_px is not None and config.resolution_px < 1:
         raise IdcError(f"resolution_px must be at least 1, got {config.resolution_px}")
+    for key in ("plan.ms", "plan.bytes"):
+        if _value(config, key) is not None and _value(config, key) <= 0:
+            raise IdcError(f"{key} must be null or a number above 0, got {_value(config, key):g}")
+    if config.plan.num_certified < 0:
+        raise IdcError(f"plan.num_certified must be at least 0, got {config.plan.num_certified}; 0 certifies nothing")
     if config.cache_gb < 0:
         raise IdcError(f"cache_gb must be at least 0, got {config.cache_gb:g}; 0 keeps no references")
     if config.early_stop is not None and not 0 < config.early_stop < 1:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core.plan import Plan
 from ..core.stats import bootstrap_interval
 from ..metrics._metric import ImageMetric, MetricValue
+from ..types import Example
 from .bench import Bench
 from .costs import called_steps
 from .translate import uniform_plan
@@ -153,3 +154,19 @@ def against(
         )
         for name, value in other.items()
     }
+
+
+def only(value: MetricValue, some: set[int] | None) -> MetricValue:
+    """A metric's values of some images, by the examples' indices; None for all of them."""
+    if some is None:
+        return value
+    return replace(value, per_image={i: v for i, v in value.per_image.items() if i in some})
+
+
+def kinds_of(examples: Sequence[Example]) -> dict[str, set[int]]:
+    """Kinds of input, by the examples' first tags, with their indices; empty where there is one kind alone."""
+    kinds: dict[str, set[int]] = {}
+    for example in examples:
+        for tag in example.tags[:1]:
+            kinds.setdefault(tag, set()).add(example.index)
+    return kinds if len(kinds) > 1 else {}

@@ -6,9 +6,10 @@ import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import islice, takewhile
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +18,7 @@ from ..console import say
 from ..core.dynamic_programme import DISCOUNTS, jump_costs, lists_by_discount
 from ..core.fit import FitSettings
 from ..core.plan import Fill, Plan
-from ..core.plan_search import Menu, local_search, neighbours, patterned
+from ..core.plan_search import Menu, Pattern, guidance_intervals, local_search, neighbours, patterned
 from ..core.sample import Beginnings
 from ..core.timestep_search import gamma_timesteps, trailing_timesteps, uniform_timesteps
 from ..errors import IdcError
@@ -25,23 +26,28 @@ from ..metrics._metric import MetricValue, in_words, together
 from ..runs.trace import Trace
 from ..types import Teacher
 from .bench import Bench
-from .costs import Work
+from .costs import Work, network_calls
 from .early_stop import EarlyStop, Positions
 from .fitting import Lists
 from .translate import wants_coefficients
 
 GAMMAS = (0.7, 0.85, 1.2, 1.5)  # of seeds; 1 is the uniform list
 STATES = 16  # kept of each image's runs, so that plans go on from a common beginning
+ROUNDING = 1e-9  # of sums of costs: 6 steps of 20 are 0.3 of their work
 SEEDS = 3  # that go on to the next choice
 
 
 class Ceiling:
     """Step-images that a search may take; a step that plans share counts for each of them, so that an interrupted run
     counts as one that was not.
+
+    Attributes:
+        spent: step-images so far.
+        calls: samples that went through the networks for them: one per step-image and guidance pass.
     """
 
     def __init__(self, most: int) -> None:
-        self.most, self.spent = most, 0
+        self.most, self.spent, self.calls = most, 0, 0
 
     @property
     def is_reached(self) -> bool:
@@ -154,6 +160,7 @@ class Scores:
         fitted = len(self.fits.bench.examples) if not looked and wants_coefficients(plan.sampler) else 0
         taken = len(plan) * (len(fresh) + fitted)
         self.ceiling.spent += taken
+        self.ceiling.calls += network_calls(self.work.computed(plan)) * (len(fresh) + fitted)
         key = {"part": self.part, "plan": plan.to_json(), "num_images": len(look)}
         row = self.trace.find(**key)
         if row is None:
@@ -186,10 +193,11 @@ class Budget:
     """A search of one menu under one budget.
 
     Attributes:
-        macs: the most that a plan may take, as a share of the reference run.
+        macs: the most that a plan may take, as a share of the reference run; infinite for no bound.
         lists: families of timesteps that seeds are made of.
         guidance: of all plans.
         most_steps: of a plan.
+        bounds: further costs by their keys: what a plan takes, and the most that it may.
     """
 
     macs: float
@@ -197,9 +205,11 @@ class Budget:
     lists: tuple[str, ...]
     guidance: dict[str, float]
     most_steps: int = 50
+    bounds: Mapping[str, tuple[Callable[[Plan], float], float]] = field(default_factory=dict)
 
     def fits(self, scores: Scores, plan: Plan) -> bool:
-        return scores.ratio(plan) <= self.macs
+        costs = [(scores.ratio(plan), self.macs), *((of(plan), most) for of, most in self.bounds.values())]
+        return all(cost <= most * (1 + ROUNDING) for cost, most in costs)
 
     def best(self, scores: Scores, others: Sequence[Plan] = ()) -> list[Plan]:
         """The plans of the search, the best one first.
@@ -224,12 +234,8 @@ class Budget:
         # 1. which steps are shallow, over one family of lists; the other families for the best; then sampler and fill
         ranked = rank(self._patterns(scores), first)
         if not ranked:
-            raise IdcError(
-                f"plan.macs={self.macs:g} is less than the work of one step of this model; raise it, or give "
-                "plan.patterns a shallower one"
-            )
-        shapes = [plan.depths for plan in ranked[:SEEDS]]
-        lists = [plan for shape in shapes for plan in self._lists(scores, shape)]
+            raise self._too_tight(scores)
+        lists = [plan for like in ranked[:SEEDS] for plan in self._lists(scores, like)]
         ranked = rank([*ranked[:SEEDS], *lists], first)
         ways = [
             replace(plan, sampler=sampler, fill=fill)
@@ -241,7 +247,8 @@ class Budget:
             replace(plan, steps=tuple(replace(s, refresh=s.depth is None) for s in plan.steps))
             for plan in (ranked[:SEEDS] if "refresh" in menu.moves else [])
         ]
-        seeds = [plan for plan in (*ranked[:SEEDS], *ways, *held) if self.fits(scores, plan)]
+        guided = [one for plan in ranked[:SEEDS] for one in guidance_intervals(plan, menu)]
+        seeds = [plan for plan in (*ranked[:SEEDS], *ways, *held, *guided) if self.fits(scores, plan)]
         ranked = rank(seeds, first)[: SEEDS + 1]
 
         # 2. all images for the best of these and for what others have found, and a search from the best
@@ -261,34 +268,49 @@ class Budget:
         return found
 
     def _patterns(self, scores: Scores) -> Iterator[Plan]:
+        for plans in self._ever_longer(scores):
+            *_, longest = (None, *takewhile(partial(self.fits, scores), plans))
+            if longest is not None:
+                yield longest
+
+    def _ever_longer(self, scores: Scores) -> Iterator[Iterator[Plan]]:
+        """By pattern and depth the plans of one step, of two, and so on, over the first family's lists."""
+
+        def plans(pattern: Pattern, depth: int | None) -> Iterator[Plan]:
+            # one depth at all steps leaves nothing to hold: with any other fill its first step computes everything
+            fill: Fill = "zero" if pattern == "one_depth" and "zero" in self.menu.fills else self.menu.fills[0]
+            for number in range(1, self.most_steps + 1):
+                timesteps = next(self._of_family(self.lists[0], number, scores), None)
+                if timesteps is None:
+                    return
+                yield Plan(patterned(timesteps, pattern, depth), self.menu.samplers[0], fill, self.guidance)
+
         for pattern in self.menu.patterns:
             for depth in (None,) if pattern == "full" else self.menu.depths:
-                plan = self._longest(scores, lambda steps, p=pattern, d=depth: patterned(steps, p, d))  # type: ignore[misc]
-                if plan is not None:
-                    yield plan
+                yield plans(pattern, depth)
 
-    def _longest(self, scores: Scores, steps_over: Callable[[Sequence[float | int]], Any]) -> Plan | None:
-        """The plan of most steps over the first family's list that fits."""
-        found = None
-        for number in range(1, self.most_steps + 1):
-            timesteps = next(self._of_family(self.lists[0], number, scores), None)
-            if timesteps is None:
-                break
-            plan = Plan(steps_over(timesteps), self.menu.samplers[0], self.menu.fills[0], self.guidance)
-            if not self.fits(scores, plan):
-                break
-            found = plan
-        return found
+    def _too_tight(self, scores: Scores) -> IdcError:
+        """What to say where no plan fits: the first bound that one step alone breaks, and the least that it can be."""
+        ones = [plan for plans in self._ever_longer(scores) for plan in islice(plans, 1)]
+        costs = {"plan.macs": (scores.ratio, self.macs), **self.bounds}
+        least = {key: min(of(plan) for plan in ones) for key, (of, _) in costs.items()}
+        key = next((key for key, (_, most) in costs.items() if least[key] > most), None)
+        if key is None:
+            return IdcError(f"no plan of one step meets {' and '.join(costs)} together; raise one of them")
+        return IdcError(
+            f"{key}={costs[key][1]:g} is less than the work of one step of this model, {least[key]:.4g} at the least "
+            f"with plan.patterns and plan.depths as they are; raise it, or give those a shallower one"
+        )
 
-    def _lists(self, scores: Scores, depths: tuple[int | None, ...]) -> Iterator[Plan]:
-        """Plans of some depths over the other lists."""
+    def _lists(self, scores: Scores, like: Plan) -> Iterator[Plan]:
+        """Plans with another's depths and fill over the other lists."""
         for family in self.lists:
-            for timesteps in self._of_family(family, len(depths), scores):
+            for timesteps in self._of_family(family, len(like), scores):
                 steps = tuple(
                     replace(step, depth=depth)
-                    for step, depth in zip(patterned(timesteps, "full", None), depths, strict=True)
+                    for step, depth in zip(patterned(timesteps, "full", None), like.depths, strict=True)
                 )
-                yield Plan(steps, self.menu.samplers[0], self.menu.fills[0], self.guidance)
+                yield replace(like, steps=steps)
 
     def _of_family(self, family: str, number: int, scores: Scores) -> Iterator[Sequence[float | int]]:
         process = scores.bench.model.process

@@ -12,7 +12,7 @@ from typing import Literal
 from .plan import Fill, Passes, Plan, Step
 
 Move = Literal["timesteps", "depth", "fill", "sampler", "refresh", "passes"]
-Pattern = Literal["full", "every_2nd", "every_3rd", "first", "front", "one_depth"]
+Pattern = Literal["full", "every_2nd", "every_3rd", "growing", "first", "front", "one_depth"]
 STRIDES = (64, 32, 16, 8, 4, 2, 1)
 
 
@@ -44,11 +44,27 @@ def patterned(timesteps: Sequence[float | int], pattern: Pattern, depth: int | N
         "full": range(number),
         "every_2nd": range(0, number, 2),  # DeepCache, N = 2
         "every_3rd": range(0, number, 3),  # DeepCache, N = 3
+        "growing": [n * (n + 1) // 2 for n in range(number)],  # one shallow step between whole ones, then two, ...
         "first": range(1),
         "front": range((number + 1) // 2),
         "one_depth": range(0),  # the paper's cut
     }[pattern]
     return tuple(Step(t, None if place in whole else depth) for place, t in enumerate(timesteps))
+
+
+def guidance_intervals(plan: Plan, menu: Menu) -> Iterator[Plan]:
+    """The plan with guidance in a part of its steps alone: the first half, and all but the first and last quarter.
+
+    Nothing where the menu lets no step go without guidance.
+
+    Source: Kynkaanniemi et al., Applying Guidance in a Limited Interval, arXiv 2404.07724.
+    """
+    if "passes" not in menu.moves or "text" not in menu.passes:
+        return
+    number = len(plan)
+    for guided in (range((number + 1) // 2), range(number // 4, number - number // 4)):
+        steps = (replace(step, passes="all" if i in guided else "text") for i, step in enumerate(plan.steps))
+        yield replace(plan, steps=tuple(steps))
 
 
 def neighbours(plan: Plan, menu: Menu, fits: Callable[[Plan], bool], stride: int) -> Iterator[Plan]:

@@ -130,6 +130,8 @@ class Compression:
     def strategy(self) -> str:
         """Name of the strategy that made the recipes' timesteps."""
         search = self.stage("tsopt")
+        if self.stages and self.stages[-1].name == "plan":
+            return "plan"
         return str(search.entry.get("strategy", "recipe")) if search else "recipe"
 
     def is_uniform(self, evaluation: Evaluation) -> bool:

@@ -14,7 +14,16 @@ from ..types import Chart
 from .collect import Compression, Stage
 
 OPTIMISED, UNIFORM, LIMIT, FAILED = "#0b62b8", "#8a8f98", "#b3261e", "#c46a1b"
-_LINES = (OPTIMISED, FAILED, "#2e7d4f", "#8a4fa3", LIMIT, UNIFORM)  # of a chart, one after the other
+_LINES = (
+    OPTIMISED,
+    FAILED,
+    "#2e7d4f",
+    "#8a4fa3",
+    LIMIT,
+    UNIFORM,
+    "#0f8b8d",
+    "#6b4f2a",
+)  # of a chart, one after the other
 _STYLE = {
     "font.size": 9.5,
     "axes.spines.top": False,
@@ -31,6 +40,7 @@ _FEW_GAMMAS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.4, 2, 3, 5, 10, 20)
 _MANY_GAMMAS = (0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.4, 1.6, 1.8, 2, 2.5)
 _WIDTH_IN, _DPI = 8.4, 200  # shown at half of its 1680 px, so that it stays sharp on dense screens
 _LARGEST_PX = 320  # of an inlined image; larger ones are reduced
+_MOST_INSIDE = 5  # lines whose legend has room inside a chart
 _SMALL_PX = 160  # images up to this size are enlarged without smoothing
 
 
@@ -337,7 +347,10 @@ def charts(drawn: Sequence[Chart], alt: str) -> tuple[Picture, str]:
                 axes.set_xticks(numbers, [f"{x:g}" for x in numbers])
             axes.set_xlabel(chart.x_label)
             axes.set_ylabel(chart.y_label)
-            if any(line.points for line in chart.series):
+            drawn_lines = sum(bool(line.points) for line in chart.series)
+            if drawn_lines > _MOST_INSIDE:
+                axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5)
+            elif drawn_lines:
                 axes.legend(loc="best", fontsize=8.5)
         drawing = io.StringIO()
         figure.savefig(drawing, format="svg", metadata={"Date": None, "Creator": None})

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import registry
 from ..runs.recipe import Recipe
-from . import figures, finetuning
+from . import figures, finetuning, plans
 from .cite import citations
 from .collect import Compression, Stage
 from .figures import Picture
@@ -62,6 +62,7 @@ def compose(compression: Compression) -> list[Block]:
         summary.table(compression),
         *_alternatives(compression),
         *_samplers(compression),
+        *_plan(compression),
         *_depth(compression),
         *_finetuning(compression),
         *_gamma(compression),
@@ -103,6 +104,29 @@ def _alternatives(compression: Compression) -> list[Block]:
     if table is None:
         return []
     return [Heading("Against plain ways to spend as much"), Text(alternatives.sentence(compression)), table]
+
+
+def _plan(compression: Compression) -> list[Block]:
+    """What is computed at every step of searched plans, and what they were certified to be worth."""
+    blocks: list[Block] = []
+    for evaluation in compression.evaluations:
+        recipe = evaluation.recipe
+        entry = recipe.provenance[-1] if recipe.provenance else {}
+        if entry.get("stage") != "plan" or recipe.plan is None:
+            continue
+        share = f"{100 * entry['macs_ratio']:.3g} % of the full model's work" if "macs_ratio" in entry else ""
+        blocks += [Heading(f"Plan of {evaluation.steps} steps, {share}")]
+        blocks += [plans.steps_table(recipe.plan.to_json(), recipe.depth)]
+        certificate = entry.get("certificate")
+        if certificate is None:
+            blocks += [Text("The search has certified nothing: no photograph was left, or plan.num_certified was 0.")]
+        else:
+            blocks += [Text(certificate["sentence"]), plans.table(certificate)]
+    search = compression.stage("plan")
+    drawn = plans.charts(search.metrics.get("plans", [])) if search and blocks else []
+    if drawn:
+        blocks += [Heading("Quality over work"), figures.charts(drawn, plans.ALT)[0]]
+    return blocks
 
 
 def _samplers(compression: Compression) -> list[Block]:

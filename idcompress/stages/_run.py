@@ -215,14 +215,19 @@ def save_recipes(recipes: list[Recipe], run_dir: RunDir) -> None:
     if len(recipes) == 1:
         recipes[0].save(run_dir / "recipe.json")
         return
-    counts = [recipe.num_inference_steps for recipe in recipes]
-    names = [
-        f"steps_{count}" + (f"_{1 + counts[:place].count(count)}" if count in counts[:place] else "")
-        for place, count in enumerate(counts)
-    ]
+    names = folder_names(recipes)
     for name, recipe in zip(names, recipes, strict=True):
         recipe.save(run_dir.path / name / "recipe.json")
     run_dir.info["recipes"] = names
+
+
+def folder_names(recipes: Sequence[Recipe]) -> list[str]:
+    """A folder for each of several recipes, by its steps; of recipes of as many steps the later ones are numbered."""
+    counts = [recipe.num_inference_steps for recipe in recipes]
+    return [
+        f"steps_{count}" + (f"_{1 + counts[:place].count(count)}" if count in counts[:place] else "")
+        for place, count in enumerate(counts)
+    ]
 
 
 def show(path: Path) -> str:

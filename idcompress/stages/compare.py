@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import registry
-from ..bench.comparison import paired
+from ..bench.comparison import kinds_of, only, paired
 from ..bench.costs import costs
 from ..bench.translate import wants_coefficients
 from ..config import Config
@@ -155,7 +155,7 @@ def _compare(
     arm, many = _target(lab, blocks[0])
     _keep(run_dir / "images" / "reference", bench.examples, arm.results("evaluate", many), pictures)
     _keep(run_dir / "images" / "image", bench.examples, [example.image for example in bench.examples], pictures)
-    kinds = _kinds(bench.examples)
+    kinds = kinds_of(bench.examples)
     for row in found:
         row["metrics"] = _qualities(row, found, values, ready, kinds, config.seed)
     title = f"{page.task_words(config.task.name)}: {config.compare['name']}"
@@ -523,7 +523,7 @@ def _qualities(
             "by_kind": {},
         }
         for kind, some in {report.ALL: None, **kinds}.items():
-            part, entry = _only(own, some), found[name]
+            part, entry = only(own, some), found[name]
             if some is not None:
                 if not part.per_image:
                     continue
@@ -532,24 +532,9 @@ def _qualities(
                 }
             for key, rival in rivals.items():
                 if rival != row["name"]:
-                    minus = paired(part, _only(of[rival], some), key, higher_is_better=higher, seed=seed)
+                    minus = paired(part, only(of[rival], some), key, higher_is_better=higher, seed=seed)
                     entry |= {key: minus[key] | {"other": labels[rival]}} if minus else {}
     return found
-
-
-def _only(value: MetricValue, some: set[int] | None) -> MetricValue:
-    if some is None:
-        return value
-    return dataclasses.replace(value, per_image={i: v for i, v in value.per_image.items() if i in some})
-
-
-def _kinds(examples: Sequence[Any]) -> dict[str, set[int]]:
-    """Kinds of input by the examples' first tags, where there is more than one."""
-    kinds: dict[str, set[int]] = {}
-    for example in examples:
-        for tag in example.tags[:1]:
-            kinds.setdefault(tag, set()).add(example.index)
-    return kinds if len(kinds) > 1 else {}
 
 
 def _spread(examples: Sequence[Any], number: int) -> list[Any]:

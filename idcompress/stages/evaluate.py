@@ -39,7 +39,7 @@ from ..runs.evaluation import SYSTEMS
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
 from ..types import Batch, Example
-from ._run import with_depth
+from ._run import folder_names, with_depth
 from ._values import bench_for, data_of, sampled_plan, uniform_plan
 
 PORTION = 128  # examples that are held at a time; the paper's sets have thousands
@@ -65,8 +65,8 @@ def run(
     """
     recipes = [with_depth(recipe, config) for recipe in recipes]
     portions = Portions(config, recipes[0])
-    for recipe in recipes:
-        folder = run_dir.path if len(recipes) == 1 else run_dir / f"steps_{recipe.num_inference_steps}"
+    for recipe, name in zip(recipes, folder_names(recipes), strict=True):
+        folder = run_dir.path if len(recipes) == 1 else run_dir / name
         if (folder / "metrics.json").is_file():
             continue  # a finished part of an interrupted run
         _warn_where_it_differs(config, recipe)

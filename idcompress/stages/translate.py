@@ -81,7 +81,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
 
     rows: list[dict[str, Any]] = []
     if original is not None:  # the first call of a network takes longer than the rest
-        warm_up = dataclasses.replace(plan.all_whole, steps=plan.all_whole.steps[-1:], coefficients=None)
+        last = plan.all_whole.steps[-1:]
+        warm_up = dataclasses.replace(plan, steps=last, fill="zero", sampler="ddim", coefficients=None)
         small = ImageOps.contain(pictures[0], (working_size(pipeline, config.resolution_px),) * 2)
         timed(pipeline, warm_up, 0, small), timed(original, warm_up, 0, small)
     for index, path in enumerate(progress(paths, "translate", len(paths))):
