@@ -127,6 +127,7 @@ def _follow_recipe(overrides: list[words.Word]) -> dict[str, str]:
     So does `model.path=FOLDER` of an exported folder, with its task and its model's name where none are given.
     """
     from .runs.recipe import Recipe
+    from .runs.run_dir import recipes_of
 
     given = {word.key: word.values for word in overrides if "=" in word.hydra}
     several = {key for key, values in given.items() if len(values) != 1}
@@ -138,7 +139,7 @@ def _follow_recipe(overrides: list[words.Word]) -> dict[str, str]:
         exported = Recipe.of_folder(str(folder)) if folder else None
         kept = {} if exported is None else {"task": exported.task, "model": str(exported.model["name"])}
         return {key: value for key, value in kept.items() if key not in given}
-    recipe = Recipe.load(str(path))
+    recipe = Recipe.load(next(iter(recipes_of(Path(str(path)))), str(path)))
     brought = {"task": recipe.task, "model": recipe.model["name"]}
     if recipe.model.get("given_path"):
         brought["model.path"] = recipe.model["given_path"]

@@ -24,6 +24,7 @@ BOOKKEEPING = (".lock", "run.json", "config.yaml", "environment.json", "log.txt"
 RESULTS = (
     *("recipe.json", "trace.jsonl", "written.jsonl", "metrics.json", "per_image.csv", "evaluated_recipe.json"),
     *("timing.json", "profile.json", "levels.png", "recovery.png", "report.html", "report.md"),
+    *("plan.png", "plan.svg"),
     *("study.json", "study.csv", "study.png", "study.svg"),
 )
 RESULT_FOLDERS = {

@@ -18,7 +18,7 @@ from ..console import say
 from ..errors import IdcError
 from ..runs import files, timing
 from ..runs.recipe import Recipe
-from ..runs.run_dir import OUTPUTS, RunDir, environment, is_main_process, latest_recipes, open_run
+from ..runs.run_dir import OUTPUTS, RunDir, environment, is_main_process, latest_recipes, open_run, recipes_of
 from ._ready import made_ready
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def recipe_paths(stage: str, config: Config) -> list[Path]:
         return latest_recipes(stage, config.task.name, model_label(config))
     path = Path(config.recipe)
     if path.is_dir():
-        found = [path / "recipe.json"] if (path / "recipe.json").is_file() else sorted(path.glob("steps_*/recipe.json"))
+        found = recipes_of(path)
         if not found:
             raise IdcError(f"recipe={config.recipe}: the folder holds no recipe.json")
         return found

@@ -75,6 +75,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     plan = sampled_plan(config, recipe, model.process)
     if recipe.plan is not None:  # a folder is the recipe's own model, whatever else is asked for on the command line
         plan = dataclasses.replace(plan, guidance=recipe.guidance)
+    check_plan(plan)
     cut = model.for_recipe(recipe)
     check_weights(cut)
     task = make_task(config, recipe.task)
@@ -145,6 +146,16 @@ def check_format(config: Config) -> None:
         raise IdcError(
             "export.fold: no stock class has a configuration for folded weights; use export.format=onnx, or "
             "idcompress.load_pipeline(recipe, fold=True) in process"
+        )
+
+
+def check_plan(plan: Plan) -> None:
+    """Raise IdcError for a plan that neither a pipeline folder nor a graph without memory can follow."""
+    if not plan.is_plain:
+        raise IdcError(
+            "no exported folder can hold this recipe's plan, whose steps differ in what they compute; keep the recipe, "
+            "which idcompress.load_pipeline and idc translate follow, or search one that can be exported, by "
+            "plan.patterns=[full] and plan.menu=[timesteps,sampler]"
         )
 
 

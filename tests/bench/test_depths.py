@@ -5,18 +5,14 @@ import dataclasses
 import pytest
 import torch
 
-from idcompress import registry
 from idcompress.adapters.pipeline import with_copies
-from idcompress.bench.bench import Bench
 from idcompress.bench.translate import load_sampler, translate
 from idcompress.core.cut import Cut
 from idcompress.core.plan import Plan, Step
 from idcompress.core.process import Prediction
 from idcompress.core.sample import sample
 from idcompress.errors import IdcError
-from idcompress.sources.load import load_source
 from idcompress.tasks._task import initial_noise
-from idcompress.types import Example
 
 GUIDANCE = {
     "ip2p": {"guidance_scale": 2.0, "image_guidance_scale": 1.3},
@@ -26,19 +22,13 @@ GUIDANCE = {
 TIMESTEPS = (999, 700, 300, 3)
 
 
-@pytest.fixture(scope="module")
-def bench_of(random_model):
-    """task -> a bench of one image; the model is loaded once."""
-    made = {}
+@pytest.fixture
+def single(bench_of):
+    """task -> a bench of one image over the model that all tests of this folder share."""
 
     def bench(task):
-        if task not in made:
-            source, px = {"name": "random", "path": str(random_model(task))}, 64 if task == "stablesr" else 32
-            model = load_source(task, source, device="cpu", dtype="float32")
-            image = torch.rand(3, px, px, generator=torch.Generator().manual_seed(0))
-            example = Example(0, "", "", image, "make it darker", condition=image)
-            made[task] = Bench(registry.load("task", task).Task(), model, [example], {})
-        return made[task]
+        whole = bench_of(task)
+        return dataclasses.replace(whole, examples=whole.examples[:1], _conditioning={})
 
     return bench
 
@@ -69,8 +59,8 @@ def by_hand(bench, plan):
 
 
 @pytest.mark.parametrize("task", GUIDANCE)
-def test_a_step_that_names_a_depth_is_the_cut_networks(bench_of, task):
-    bench = bench_of(task)
+def test_a_step_that_names_a_depth_is_the_cut_networks(single, task):
+    bench = single(task)
     mixed = plan_of(task, None, 5, 9, 5)
     found = bench.images(bench.model.pipeline, mixed, "")
     assert torch.equal(found, by_hand(bench, mixed))
@@ -78,16 +68,16 @@ def test_a_step_that_names_a_depth_is_the_cut_networks(bench_of, task):
     assert not torch.equal(found, bench.images(bench.model.pipeline, plan_of(task, *[None] * 4), ""))
 
 
-def test_one_depth_at_every_step_is_the_model_cut_to_it(bench_of):
-    bench, plain = bench_of("ip2p"), plan_of("ip2p", *[None] * 4)
+def test_one_depth_at_every_step_is_the_model_cut_to_it(single):
+    bench, plain = single("ip2p"), plan_of("ip2p", *[None] * 4)
     for depth in (5, 9):
         found = bench.images(bench.model.pipeline, plan_of("ip2p", *[depth] * 4), "")
         assert torch.equal(found, bench.images(cut(bench, depth), plain, ""))
 
 
-def test_a_cut_model_computes_less_at_the_steps_that_say_so(bench_of):
+def test_a_cut_model_computes_less_at_the_steps_that_say_so(single):
     """A stored depth of 9 with steps of depth 5: those of its own networks, fine-tuned ones among them."""
-    bench = bench_of("ip2p")
+    bench = single("ip2p")
     stored = with_copies(cut(bench, 9), ["unet"])  # as for fine-tuning
     for parameter in stored.unet.parameters():
         parameter.data *= 1.02
@@ -98,8 +88,8 @@ def test_a_cut_model_computes_less_at_the_steps_that_say_so(bench_of):
     assert not torch.equal(shallow, bench.images(stored, plan_of("ip2p", *[9] * 4), ""))
 
 
-def test_a_tree_of_depths_gives_what_each_plan_gives(bench_of):
-    bench = bench_of("ip2p")
+def test_a_tree_of_depths_gives_what_each_plan_gives(single):
+    bench = single("ip2p")
     plans = [plan_of("ip2p", *depths) for depths in ((9, 9, 9, 9), (9, 9, 5, 9), (9, 5, 5, None), (None, 9, 9, 9))]
     found = {plan: images for plan, images, _ in bench.tree(bench.model.pipeline, plans, (0,))}
     assert found.keys() == set(plans)
@@ -108,16 +98,16 @@ def test_a_tree_of_depths_gives_what_each_plan_gives(bench_of):
     assert sum(calls for *_, calls in bench.tree(bench.model.pipeline, plans, (0,))) == 4 + 2 + 3 + 4
 
 
-def test_a_depth_that_the_model_has_not_is_one_clear_line(bench_of):
-    bench = bench_of("ip2p")
+def test_a_depth_that_the_model_has_not_is_one_clear_line(single):
+    bench = single("ip2p")
     plan = Plan((Step(999), Step(300, 14)), guidance=GUIDANCE["ip2p"])
     with pytest.raises(IdcError, match="depth must be between 1 and 13 for this U-Net, got 14") as caught:
         bench.images(bench.model.pipeline, plan, "")
     assert "\n" not in str(caught.value)
 
 
-def test_a_depth_that_cannot_be_had_is_one_clear_line(bench_of):
-    bench = bench_of("ip2p")
+def test_a_depth_that_cannot_be_had_is_one_clear_line(single):
+    bench = single("ip2p")
     with pytest.raises(IdcError, match="timestep 999 names depth 9, which cannot be had here"):
         translate(bench.task, bench.model.pipeline, bench.examples, plan_of("ip2p", *[9] * 4))
 
@@ -125,9 +115,9 @@ def test_a_depth_that_cannot_be_had_is_one_clear_line(bench_of):
 # What a task may change about sampling.
 
 
-def test_a_task_decides_on_the_start_and_on_every_prediction(bench_of):
+def test_a_task_decides_on_the_start_and_on_every_prediction(single):
     """A mask on its left half, whose picture is known, and a start at another noise."""
-    bench, levels = bench_of("ip2p"), []
+    bench, levels = single("ip2p"), []
 
     class Masked(type(bench.task)):
         def start(self, pipeline, examples, level, seed):

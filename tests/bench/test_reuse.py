@@ -6,17 +6,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from idcompress import registry
 from idcompress.adapters.deep_features import call_unet, giving
 from idcompress.adapters.unet import depth_skip
-from idcompress.bench.bench import Bench
 from idcompress.bench.costs import Work, costs, network_calls
 from idcompress.bench.translate import networks_of, sampling
 from idcompress.core.plan import Plan, Step
 from idcompress.core.reuse import Known, Networks, computed, computed_step
 from idcompress.core.sample import Beginnings, sample
-from idcompress.sources.load import load_source
-from idcompress.types import Example
 
 GUIDANCE = {
     "ip2p": {"guidance_scale": 2.0, "image_guidance_scale": 1.3},
@@ -24,23 +20,6 @@ GUIDANCE = {
     "stablesr": {},
 }
 TIMESTEPS = (999, 700, 300, 3)
-
-
-@pytest.fixture(scope="module")
-def bench_of(random_model):
-    """task -> a bench of two images; the model is loaded once."""
-    made = {}
-
-    def bench(task):
-        if task not in made:
-            source, px = {"name": "random", "path": str(random_model(task))}, 64 if task == "stablesr" else 32
-            model = load_source(task, source, device="cpu", dtype="float32")
-            images = torch.rand(2, 3, px, px, generator=torch.Generator().manual_seed(0))
-            examples = [Example(i, f"{i}", "", image, "darker", condition=image) for i, image in enumerate(images)]
-            made[task] = Bench(registry.load("task", task).Task(), model, examples, {})
-        return made[task]
-
-    return bench
 
 
 def plan_of(task, depths, fill="zero", **changes):

@@ -14,12 +14,19 @@ from idcompress.core.plan import Plan, Step
 from idcompress.core.random import image_generator
 from idcompress.runs.trace import Trace
 
-IMAGES = ("plan.num_fitted=1", "plan.num_searched=1", "plan.num_validated=1", "num_inference_steps=6")
+IMAGES = (
+    "plan.num_fitted=1",
+    "plan.num_searched=1",
+    "plan.num_validated=1",
+    "num_inference_steps=6",
+    "plan.num_certified=0",
+)
 SCALES = ("guidance_scale=1.5", "image_guidance_scale=1")
 SMALL = (
     *("plan.macs=0.45", "plan.menu=[timesteps,depth]", "plan.patterns=[full,every_2nd]", "plan.lists=[trailing,gits]"),
-    *("plan.depths=[5]", "plan.samplers=[fitted]", "plan.fills=[hold]", "plan.max_step_images=60"),
+    *("plan.depths=[5]", "plan.samplers=[fitted]", "plan.fills=[hold]", "plan.max_step_images=40"),
 )
+CERTIFIED = "plan.num_certified=2"
 
 
 @pytest.fixture
@@ -36,7 +43,7 @@ def kept(tmp_path_factory):
 def planned(idc, common, kept):
     """A finished run as run/ in this folder; made once."""
     if not kept.is_dir():
-        result = idc("plan", *common, *SMALL, "hydra.run.dir=run")
+        result = idc("plan", *common, *SMALL, CERTIFIED, "hydra.run.dir=run")
         assert result.code == 0, result.err
         shutil.copytree("run", kept)
     elif not Path("run").is_dir():
@@ -52,6 +59,24 @@ def test_what_a_search_leaves(planned, idc, random_model):
     assert 0 < metrics["macs_ratio"] <= 0.45
     assert metrics["step_images"] > 0
     assert metrics["plan"] == value["plan"]
+    assert metrics["network_calls"] == 2 * metrics["step_images"]
+    certificate = value["provenance"][-1]["certificate"]
+    assert certificate == metrics["certificate"]
+    assert certificate["references"] == ["6 steps by ddim", "2 steps by dpm_solver"]
+    assert not {*certificate["images"].values()} & planned.searched_photographs()
+    plain = [rival for rival in certificate["rivals"] if rival["plain"]]
+    assert [rival["num_inference_steps"] for rival in plain] == [2] * 4  # 0.45 of six steps
+    for reference in certificate["references"]:
+        own = certificate["plan"][reference]["value"]
+        for rival in certificate["rivals"]:
+            against = rival["against"][reference]
+            if against["perfect"]:  # two steps of either multistep solver are the second reference themselves
+                assert reference == "2 steps by dpm_solver"
+                continue
+            minus = against["plan_minus_this"]
+            assert minus["mean"] == pytest.approx(own - against["value"])
+            assert minus["interval"][0] <= minus["mean"] <= minus["interval"][1]
+    assert "neither fit nor search has seen" in certificate["sentence"]
     task = ("task=ip2p", f"model.path={random_model('ip2p')}", "recipe=run")
     few = ("evaluate.num_samples=1", "evaluate.latency=false", "num_inference_steps=6", "evaluate.metrics=[psnr]")
     result = idc("evaluate", *task, *few, "hydra.run.dir=evaluated")
@@ -71,10 +96,10 @@ def test_the_same_seed_and_an_interruption_give_the_same_plan(planned, idc, comm
         return append(self, row)
 
     monkeypatch.setattr(Trace, "append", interrupted)
-    assert idc("plan", *common, *SMALL, "hydra.run.dir=again").code == 130
+    assert idc("plan", *common, *SMALL, CERTIFIED, "hydra.run.dir=again").code == 130
     assert not Path("again/recipe.json").exists()
     monkeypatch.setattr(Trace, "append", append)
-    result = idc("plan", *common, *SMALL, "hydra.run.dir=again")
+    result = idc("plan", *common, *SMALL, CERTIFIED, "hydra.run.dir=again")
     assert result.code == 0, result.err
     assert Recipe.load("again").plan == planned.plan
     whole, resumed = (
@@ -100,10 +125,51 @@ def test_the_full_space_never_loses_to_a_restriction(idc, common):
         assert full >= best(f"experiment={peer}")
 
 
+def test_compress_searches_a_plan_in_place_of_a_list(idc, random_model):
+    task = ("task=ip2p", f"model.path={random_model('ip2p')}", *SCALES, *IMAGES, *SMALL)
+    few = ("evaluate.num_samples=1", "evaluate.latency=false", "evaluate.metrics=[psnr]", "plan.num_certified=1")
+    stages = "compress.stages=[plan,evaluate,report]"
+    quick = ("plan.macs=[0.6,0.45]", "plan.menu=[]", "plan.patterns=[full]", "plan.lists=[trailing]")
+    result = idc("compress", *task, *few, stages, *quick, "hydra.run.dir=all")
+    assert result.code == 0, result.err
+    recipes = sorted(Path("all/plan").glob("steps_*/recipe.json"))
+    assert [Recipe.load(path).num_inference_steps for path in recipes] == [2, 3]
+    with Image.open("all/plan/plan.png") as figure:
+        assert figure.size[0] > 1000
+    page = Path("all/report/report.md").read_text()
+    for path in recipes:
+        assert Recipe.load(path).provenance[-1]["certificate"]["sentence"][:60] in page
+    assert "Plan of 2 steps" in page and "Quality over work" in page
+    # a folder of several recipes stands for all of them
+    again = idc("evaluate", "recipe=all/plan", f"model.path={random_model('ip2p')}", *few, "hydra.run.dir=both")
+    assert again.code == 0, again.err
+    assert sorted(path.parent.name for path in Path("both").glob("*/metrics.json")) == ["steps_2", "steps_3"]
+
+
+def test_bytes_store_less_of_the_model(idc, common):
+    quick = ("plan.menu=[]", "plan.patterns=[every_2nd]", "plan.lists=[trailing]", "plan.depths=[1]")
+    model = idc("plan", *common, *SMALL, *quick, "plan.bytes=1e9", "hydra.run.dir=whole")
+    assert model.code == 0, model.err
+    whole = json.loads(Path("whole/metrics.json").read_text())
+    limit = 0.6 * whole["bytes"]
+    result = idc("plan", *common, *SMALL, *quick, f"plan.bytes={limit}", "plan.ms=1e6", "hydra.run.dir=less")
+    assert result.code == 0, result.err
+    metrics, recipe = json.loads(Path("less/metrics.json").read_text()), Recipe.load("less")
+    assert Recipe.load("whole").depth is None and 1 < recipe.depth < 13
+    assert metrics["bytes"] <= limit < whole["bytes"] and 0 < metrics["ms"] < 1e6
+    assert metrics["budget"] == {"macs": 0.45, "ms": 1e6, "bytes": limit}
+    rows = [row for row in Trace(Path("less/trace.jsonl")).rows if row["part"] == "milliseconds"]
+    assert [(row["depth"], row["passes"]) for row in rows] == [(None, 2), (1, 2)]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("plan.macs=0.01",), r"plan.macs=0.01 is less than the work of one step"),
+        (("plan.macs=0.01",), r"plan.macs=0.01 is less than the work of one step of this model, 0.1667 at the least"),
+        (("plan.ms=1e-6",), r"plan.ms=1e-06 is less than the work of one step of this model, \d.* at the least"),
+        (("plan.bytes=10",), r"plan.bytes=10 is less than the weights of one level .*, [\d,]+ bytes at the least"),
+        (("plan.macs=null",), r"plan.macs must be a number above 0 .*null beside plan.ms"),
+        (("plan.bytes=-1",), r"plan.bytes must be null or a number above 0"),
         (("plan.macs=-1",), r"plan.macs must be a number above 0"),
         (("plan.menu=[timestep]",), r"plan.menu takes timesteps, .*did you mean 'timesteps'"),
         (("plan.depths=[13]",), r"plan.depths must lie between 1 and 12"),
@@ -118,6 +184,14 @@ def test_what_cannot_be_searched_is_one_clear_line(idc, common, words, message):
     result = idc("plan", *common, *SMALL, *words)
     assert result.code == 2
     assert re.search(message, result.err.strip().splitlines()[-1]), result.err
+
+
+@pytest.mark.parametrize("form", ["diffusers", "onnx"])
+def test_no_folder_holds_steps_that_differ(planned, idc, random_model, form):
+    task = ("task=ip2p", f"model.path={random_model('ip2p')}", "recipe=run")
+    result = idc("export", *task, f"export.format={form}", "export.path=folder")
+    assert result.code == 2 and not Path("folder").exists()
+    assert "whose steps differ in what they compute; keep the recipe" in result.err
 
 
 @pytest.mark.parametrize("task", ["ip2p", "controlnet", "stablesr"])

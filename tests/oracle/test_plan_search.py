@@ -1,6 +1,7 @@
 """The search for a plan: against every plan of a small space, and where an oracle makes a saving free."""
 
 import itertools
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from idcompress.core.ddim import Ddim
 from idcompress.core.plan import Plan, Step
-from idcompress.core.plan_search import Menu, local_search, neighbours, patterned
+from idcompress.core.plan_search import Menu, guidance_intervals, local_search, neighbours, patterned
 from idcompress.core.process import VariancePreserving, scaled_linear_alphas_cumprod
 from idcompress.core.reuse import Networks, Parts, computed, reusing
 from idcompress.core.sample import sample, sample_tree
@@ -118,12 +119,22 @@ def test_neighbours_stay_in_the_menu_and_the_budget():
     assert sorted(one.timesteps for one in shifted) == [(500,), (935, 500), (999,), (999, 436), (999, 564)]
 
 
+def test_guidance_intervals_are_seeds_where_steps_may_go_without():
+    plan = Plan(tuple(map(Step, NODES)))
+    menu = Menu(("passes",), (), (), ("ddim",), ("zero",), ("all", "text"))
+    passes = [[step.passes for step in one.steps] for one in guidance_intervals(plan, menu)]
+    assert passes == [["all"] * 4 + ["text"] * 4, ["text"] * 2 + ["all"] * 4 + ["text"] * 2]
+    assert not list(guidance_intervals(plan, replace(menu, passes=("all",))))
+    assert not list(guidance_intervals(plan, replace(menu, moves=())))
+
+
 @pytest.mark.parametrize(
     ("pattern", "depths"),
     [
         ("full", [None] * 5),
         ("every_2nd", [None, 3, None, 3, None]),
         ("every_3rd", [None, 3, 3, None, 3]),
+        ("growing", [None, None, 3, None, 3]),
         ("first", [None, 3, 3, 3, 3]),
         ("front", [None, None, None, 3, 3]),
         ("one_depth", [3] * 5),
