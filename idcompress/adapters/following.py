@@ -18,7 +18,8 @@ def following(pipeline: Any, plan: Plan, at_depth: Callable[[int], Any], side: s
     """A pipeline like this one that follows a plan, and is called as ever.
 
     What a step leaves to later ones belongs to one call of the pipeline, so that calls and threads do not mix.
-    `pipeline.computed` has the plan's steps with what is really computed at each.
+    `pipeline.computed` has the plan's steps with what is really computed at each. After `pipeline.disable()` calls are
+    those of the pipeline as it was, with its own scheduler, until `pipeline.enable()`.
 
     Args:
         at_depth: gives the pipeline that computes so many levels.
@@ -40,7 +41,7 @@ def following(pipeline: Any, plan: Plan, at_depth: Callable[[int], Any], side: s
     sides = {depth: None if side is None else getattr(stage, side) for depth, stage in stages.items()}
     made = with_components(pipeline, {"scheduler": fixed_scheduler(pipeline, plan.all_whole)})
     made.__class__ = type(type(pipeline).__name__, (_Following, type(pipeline)), {"__module__": __name__})
-    made.computed = really.steps
+    made.computed, made._unplanned = really.steps, pipeline
 
     def for_a_call() -> Any:
         run = _Run(really, unets, sides)
@@ -57,9 +58,19 @@ def following(pipeline: Any, plan: Plan, at_depth: Callable[[int], Any], side: s
 
 class _Following:
     _for_a_call: Callable[[], Any]
+    _unplanned: Any
+    _follows = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._for_a_call()(*args, **kwargs)
+        return (self._for_a_call() if self._follows else self._unplanned)(*args, **kwargs)
+
+    def enable(self) -> None:
+        """Follow the plan."""
+        self._follows = True
+
+    def disable(self) -> None:
+        """Compute everything at every step, over as many steps as a call asks for."""
+        self._follows = False
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         raise IdcError(

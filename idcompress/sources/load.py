@@ -205,7 +205,8 @@ def load_pipeline(
     The U-Net is cut to the recipe's depth and the scheduler follows its timesteps, so the pipeline is called as ever:
     its `num_inference_steps` is overruled by the list, and eta 0 by the recipe's ancestral sampling. `save_pretrained`
     writes a folder that loads here again. Where the recipe's plan leaves levels or side networks out of some steps, the
-    pipeline follows it, too (`pipeline.computed` has the steps), but cannot be saved.
+    pipeline follows it, too, but cannot be saved: `pipeline.computed` has the steps, and `disable()` and `enable()` let
+    it compute everything and follow the plan again.
 
     Args:
         path_or_recipe: a Recipe, a recipe.json, a folder that holds one, or a diffusers pipeline folder.

@@ -228,3 +228,9 @@ def test_a_pipeline_follows_the_plan_as_translate_does(idc, random_model, task):
     for _ in range(2):
         own = pipeline(**arguments, generator=image_generator(0, -1)).images[0] * 255
         assert np.abs(own - made).max() <= 2
+    pipeline.disable()
+    whole = load_pipeline(random_model(task), device="cpu", dtype="float32")
+    plain, known = (one(**arguments, generator=image_generator(0, -1)).images[0] for one in (pipeline, whole))
+    assert np.array_equal(plain, known) and np.abs(plain * 255 - made).max() > 2
+    pipeline.enable()
+    assert np.array_equal(pipeline(**arguments, generator=image_generator(0, -1)).images[0] * 255, own)
