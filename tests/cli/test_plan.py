@@ -24,7 +24,7 @@ IMAGES = (
 SCALES = ("guidance_scale=1.5", "image_guidance_scale=1")
 SMALL = (
     *("plan.macs=0.45", "plan.menu=[timesteps,depth]", "plan.patterns=[full,every_2nd]", "plan.lists=[trailing,gits]"),
-    *("plan.depths=[5]", "plan.samplers=[fitted]", "plan.fills=[hold]", "plan.max_step_images=40"),
+    *("plan.depths=[5]", "plan.samplers=[fitted]", "plan.fills=[hold]", "plan.max_step_images=24"),
 )
 CERTIFIED = "plan.num_certified=2"
 
