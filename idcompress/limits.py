@@ -69,7 +69,7 @@ RANGES = {
     **dict.fromkeys(("finetune.checkpoint_every_n_steps", "finetune.num_samples", "report.num_images"), COUNT),
     **dict.fromkeys(("num_inference_steps", "depth_search.num_inference_steps", "tsopt.reference_steps"), STEPS),
     "finetune.num_inference_steps": STEPS,
-    "profile.limit_s": COUNT,
+    "profile.limit_s": Range(0, above=True),
     "plan.num_certified": Range(0, _MANY, whole=True),
     **dict.fromkeys(("plan.ms", "plan.bytes"), Range(0, null=True, above=True)),
     "seed": Range(-(2**63), 2**63 - 1, whole=True),
