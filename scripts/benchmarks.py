@@ -89,7 +89,7 @@ LABELS = {
     "canny_f1": "canny F1",
     "canny_f1_shuffled": "(another photograph's edges)",
 }
-_SHOWN = re.compile(r"[-\d]+ [:,\d]+ INFO ((==|  depth|  step|depth|\d+ steps:|  plain:).*)")
+_SHOWN = re.compile(r"[-\d]+ [:,\d]+ INFO ((==|  depth +\d|  step|depth|\d+ steps:|  plain:).*)")
 
 
 def of_plans(run: Path) -> dict[str, list[Any]]:

@@ -66,7 +66,7 @@ def _digest(name: str, data: bytes) -> str:
     from safetensors import deserialize
 
     digest = hashlib.sha256(name.encode())
-    for tensor, value in sorted(deserialize(data)):
+    for tensor, value in sorted(deserialize(data)):  # type: ignore[no-untyped-call]
         digest.update(f"\n{tensor} {value['dtype']} {value['shape']}\n".encode())
         digest.update(value["data"])
     return digest.hexdigest()
