@@ -90,6 +90,7 @@ def clear() -> int:
 
 def trim(folder: Path, limit_gb: float) -> None:
     """Remove the entries of one cache that were used longest ago, until the others fit the limit."""
+    files.remove_temporaries(folder, older_than_s=3600)
     newest_first = sorted(_entries(folder), key=lambda entry: entry[1], reverse=True)
     held = 0
     for path, _, size in newest_first:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -69,15 +70,52 @@ def whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        if durable:
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        with naming(path):
+            yield temporary
+            if durable:
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What the system refuses while a path is written is an OSError that names it, whichever library wrote.
+
+    safetensors and torch have errors of their own for a full disk, and Python's may lack the file's name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except Exception as error:
+        found = re.search(r"os error (\d+)|code: (\d+), kind", str(error))
+        number = int(found[1] or found[2]) if found else 0
+        if not number:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # as `_make_temporary` and `write_new` name them
+
+
+def remove_temporaries(folder: Path, older_than_s: float = 0.0) -> None:
+    """Remove what processes that were killed left in a folder and those below it; only where no other one writes now.
+
+    Args:
+        older_than_s: leave those that were written a moment ago, where others may write.
+    """
+    for path in folder.rglob(".*"):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime >= older_than_s:
+                    path.unlink()
 
 
 def remove_unfinished(path: Path) -> None:

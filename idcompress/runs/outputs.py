@@ -7,6 +7,7 @@ digest. Everything else belongs to somebody else, an earlier result that was edi
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import itertools
 import os
@@ -14,6 +15,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from ..console import warn
 from ..errors import IdcError
@@ -144,9 +146,11 @@ def whole_folder(folder: Path, key: str) -> Iterator[Path]:
     Raises:
         IdcError: somebody has filled the folder in the meantime.
     """
-    partial = _new_folder_beside(folder)
+    partial, mark = _new_folder_beside(folder)
     try:
-        yield partial
+        with mark, files.naming(partial):
+            yield partial
+            (partial / _MARK).unlink()
         try:
             if folder.exists():
                 folder.rmdir()
@@ -158,16 +162,38 @@ def whole_folder(folder: Path, key: str) -> Iterator[Path]:
         raise
 
 
-def _new_folder_beside(folder: Path) -> Path:
+# A file in an unfinished folder, locked while a process fills it: without the lock it is what a killed one left.
+_MARK = ".idc-unfinished"
+
+
+def _new_folder_beside(folder: Path) -> tuple[Path, IO[bytes]]:
+    """A new folder of a similar name, and its open mark. What a killed run left there goes, and nothing else."""
     for number in itertools.count(1):
         partial = folder.with_name(f"{folder.name}.partial" + (f"_{number}" if number > 1 else ""))
+        if _is_abandoned(partial):
+            files.remove_folder(partial)
         try:
             partial.mkdir(parents=True)
         except FileExistsError:
-            warn(f"{partial} is left alone; it may be of an interrupted run, and can be removed then")
-        else:
-            return partial
+            warn(f"{partial} is left alone: no killed run has left it")
+            continue
+        mark = (partial / _MARK).open("wb")
+        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return partial, mark
     raise AssertionError("numbers do not end")
+
+
+def _is_abandoned(partial: Path) -> bool:
+    """Whether a folder has the mark of a process that is no more."""
+    mark = partial / _MARK
+    if partial.is_symlink() or mark.is_symlink() or not mark.is_file():
+        return False
+    with mark.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
 
 
 def _rows_of_the_same_command(run_dir: RunDir) -> Iterator[dict[str, object]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from .. import registry
+from ..core.plan import Fill, Passes
 
 GUIDANCE = ("guidance_scale", "image_guidance_scale")
 MOST_STEPS = 1000
@@ -69,6 +70,7 @@ def is_plan(found: dict[str, Any]) -> bool:
         isinstance(steps, list)
         and len(steps) <= MOST_STEPS
         and all(isinstance(step, dict) and has(step, _STEP) for step in steps)
+        and found.get("fill", "zero") in get_args(Fill)
         and found.get("sampler", "ddim") in registry.names("sampler")
         and is_guidance(found.get("guidance", {}))
         and (rows is None or (isinstance(rows, list) and all(_is_list_of_numbers(row) for row in rows)))
@@ -154,7 +156,12 @@ def _is_list_of_numbers(value: Any) -> bool:
     return isinstance(value, list) and all(map(is_number, value))
 
 
-_STEP: dict[str, Check] = {"timestep": is_number, "depth": or_null(is_positive), "refresh": is_flag}
+_STEP: dict[str, Check] = {
+    "timestep": is_number,
+    "depth": or_null(is_positive),
+    "passes": lambda value: value in get_args(Passes),
+    "refresh": is_flag,
+}
 _MODEL: dict[str, Check] = {
     "path": or_null(lambda value: is_text(value) and value != ""),
     "given_path": or_null(is_text),

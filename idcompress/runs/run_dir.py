@@ -153,6 +153,7 @@ def open_run(stage: str, task: str, model: str, digest: str, explicit: Path | No
             if found is not None and found["digest"] == digest and not found["finished"]:
                 lock = _try_lock(path)
                 if lock is not None:
+                    files.remove_temporaries(path)
                     return RunDir(path, True, found, lock)
         return _create(parent, info)
     except OSError as error:
@@ -192,6 +193,8 @@ def _open_explicit(path: Path, info: dict[str, Any]) -> RunDir:
     if lock is None:
         raise IdcError(f"another run is using {path}; choose another hydra.run.dir or wait for it")
     if found["digest"] == info["digest"] and not found["finished"]:
+        if found.get("own_folder"):
+            files.remove_temporaries(path)
         return RunDir(path, True, found, lock, explicit=True)
     lock.close()
     if not found.get("own_folder") or Path.cwd().resolve().is_relative_to(path.resolve()):

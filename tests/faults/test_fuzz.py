@@ -32,7 +32,7 @@ from idcompress.stages import _values
 
 ONCE = (Phase.generate,)  # a failing example is shown as it is: to make it smaller would take minutes
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-RECIPES, TRACES, VALUES, COMMANDS = 400, 180, 370, 50  # 1,000 examples
+RECIPES, TRACES, VALUES, COMMANDS = 560, 280, 130, 30  # 1,000 examples
 
 NUMBERS = st.sampled_from([0, -1, 1, 2, 2.5, 10**6, 10**30, math.nan, math.inf, -math.inf, True, None])
 WORDS = st.sampled_from(["", "x", "null", "..", "/", "/dev/null", "a" * 3000, "é", "\u2028", "${a}", "???", "<b>"])

@@ -1,5 +1,6 @@
 """What lies on a disk may be cut, changed or exchanged: it is named, or computed again, and never used as it is."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from safetensors.numpy import load, save
 
 from idcompress.errors import IdcError
 from idcompress.runs import cache, files
+from idcompress.runs.outputs import whole_folder
 from idcompress.runs.run_dir import check_results, open_run, read_info
 
 
@@ -106,3 +108,54 @@ def test_every_cut_and_every_changed_byte_of_an_entry_is_noticed(tmp_path):
 def test_a_device_is_no_entry(tmp_path):
     (tmp_path / "a.safetensors").symlink_to("/dev/zero")
     assert cache.read(tmp_path / "a.safetensors", load) is None
+
+
+# What killed runs leave, and full disks.
+
+
+def test_what_a_killed_export_left_goes_and_what_a_user_made_stays(tmp_path):
+    left, others = tmp_path / "out.partial", tmp_path / "out.partial_2"
+    for folder in (left, others):
+        folder.mkdir()
+        (folder / "weights").write_text("x")
+    (left / ".idc-unfinished").touch()
+    with whole_folder(tmp_path / "out", "export.path") as partial:
+        assert partial == left and not (left / "weights").exists()
+        # while the first is being filled
+        with pytest.raises(RuntimeError), whole_folder(tmp_path / "out", "export.path") as second:
+            assert second.name == "out.partial_3"
+            raise RuntimeError
+        (partial / "weights").write_text("new")
+    assert (others / "weights").read_text() == "x"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["weights"]
+
+
+def test_temporary_files_of_a_killed_run_go_when_it_is_continued(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = open_run("evaluate", "ip2p", "tiny", "digest")
+    (run.path / "images").mkdir()
+    left = [run / ".metrics.json.abcd1234", run.path / "images" / ".idc.x_y_z_12"]
+    for path in left:
+        path.write_text("half")
+    (run / "metrics.json").write_text("{}")
+    run.release()
+    again = open_run("evaluate", "ip2p", "tiny", "digest")
+    assert again.resumed and not any(path.exists() for path in left) and (again / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError('IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })'),
+    ],
+    ids=["python", "safetensors", "rust"],
+)
+def test_a_full_disk_names_the_file_whichever_library_wrote(tmp_path, error):
+    path = tmp_path / "a.safetensors"
+    path.write_text("before")
+    with pytest.raises(OSError, match="No space left") as caught, files.whole(path):
+        raise error
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+    assert path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
