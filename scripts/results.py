@@ -28,6 +28,7 @@ from scripts import benchmarks
 ROOT = benchmarks.ROOT
 RUNS = ROOT / "outputs" / "results"
 OUT = "result.json"  # of a script
+KEPT = ("cut", "plan")  # of a recipe
 
 Tables = dict[str, list[Any]]
 
@@ -124,6 +125,25 @@ def of_tunings(run: Path) -> Tables:
     return {"recovery": rows}
 
 
+def of_calls(run: Path) -> Tables:
+    """Steps of images that a sweep's two jobs sampled, judging on all images and beyond doubt, and what they chose."""
+    all_images, early = sorted(path.parent for path in run.glob("*/run.json"))
+    rows = [
+        {
+            "stage": row["stage"],
+            "step-images, judged on all images": row["steps of images sampled"],
+            "judged beyond doubt": other["steps of images sampled"],
+            "ratio": other["steps of images sampled"] / row["steps of images sampled"],
+        }
+        for row, other in zip(benchmarks.calls(all_images), benchmarks.calls(early), strict=True)
+    ]
+    chosen = [
+        [json.loads(file.read_text())[key] for file in sorted(job.glob("tsopt/steps_*/recipe.json")) for key in KEPT]
+        for job in (all_images, early)
+    ]
+    return {"rows": rows, "outcome": [f"The recipes are {'the same' if chosen[0] == chosen[1] else 'not the same'}."]}
+
+
 def of_script(run: Path) -> Tables:
     """What a script of this folder wrote by itself."""
     found: Tables = json.loads((run / OUT).read_text())["values"]
@@ -180,6 +200,11 @@ RESULTS: dict[str, Result] = {
         f"study_{study}": Result(f"idc study study={study} task=ip2p", of_study)
         for study in ("step_counts", "guidance", "depth_skip", "instructions")
     },
+    "calls_ip2p": Result(
+        "idc compress -m task=ip2p experiment=paper early_stop=null,0.98 'compress.stages=[depth_search,tsopt]' "
+        "depth_search.num_inference_steps=20 'tsopt.num_inference_steps=[10,5]'",
+        of_calls,
+    ),
     "onnx_ip2p": Result("python -m scripts.bench_onnx --task ip2p", of_script, of_script_note),
     "finetune_depths": Result(
         "idc finetune -m task=ip2p recipe=none depth=8,7,6,5 loss.task=0 trainer.max_steps=60", of_tunings
