@@ -554,7 +554,8 @@ def _check_training(config: Config) -> None:
     trainer = config.trainer
     if trainer.get("max_steps") == 0 or (trainer.get("max_steps") == -1 and not trainer.get("max_time")):
         raise IdcError(
-            f"trainer.max_steps must be at least 1, or -1 with a limit by trainer.max_time, got {trainer['max_steps']}"
+            "set trainer.max_steps to at least 1, or to -1 with a limit by trainer.max_time; "
+            f"got {trainer['max_steps']}"
         )
     accelerator = trainer.get("accelerator")
     if accelerator not in (None, *ACCELERATORS):

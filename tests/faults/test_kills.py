@@ -21,28 +21,21 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 STAGES = "compress.stages=[depth_search,finetune,tsopt,evaluate,report]"
 COMMAND = ("compress", "experiment=smoke", STAGES, "evaluate.latency=false", "hydra.run.dir=run")
 # Of the clock and the machine alone; pages show times.
-CLOCK = (
-    "timing.json",
-    "environment.json",
-    "log.txt",
-    "report.html",
-    "report.md",
-    ".lock",
-    "metrics.csv",
-    "hparams.yaml",
-)
+CLOCK = ("timing.json", "written.jsonl", "environment.json", "log.txt", "report.html", "report.md", "metrics.csv")
+# Times and how much was sampled anew; digests of files that hold times.
+UNEQUAL = ("timing", "results")
 
 
 def start(folder: Path, model: Path) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
-    words = [sys.executable, "-m", "idcompress", *COMMAND, f"model.path={model}"]
+    words = [sys.executable, "-m", "idcompress.cli", *COMMAND, f"model.path={model}"]
     return subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def without_clock(value):
     """A JSON value without wall-clock times, and without the digests of files that hold some."""
     if isinstance(value, dict):
-        return {k: without_clock(v) for k, v in value.items() if not k.endswith("_seconds") and k != "results"}
+        return {k: without_clock(v) for k, v in value.items() if k not in UNEQUAL and not k.endswith("_seconds")}
     return [without_clock(v) for v in value] if isinstance(value, list) else value
 
 
@@ -50,6 +43,8 @@ def left_by(folder: Path) -> dict[str, object]:
     """File name -> content of a run folder."""
     found: dict[str, object] = {}
     for path in sorted(path for path in (folder / "run").rglob("*") if path.is_file()):
+        if "logs" in path.parts:  # Lightning's, a folder for every start
+            continue
         name, data = str(path.relative_to(folder)), path.read_bytes()
         if path.name in CLOCK:
             found[name] = "there"
