@@ -93,7 +93,6 @@ RANGES = {
     "trainer.gradient_clip_val": Range(0, null=True),
     "finetune.optimizer.lr": Range(0, above=True),
     "finetune.optimizer.weight_decay": Range(0),
-    "task.options.fidelity_weight": SHARE,
     "timesteps.gamma": Range(0, 1e6, null=True, above=True),
     "timesteps.bias": Range(0, 1e6),
     "timesteps.c": Range(0, 1e6, null=True, above=True),
