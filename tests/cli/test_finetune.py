@@ -280,7 +280,7 @@ def test_a_checkpoint_of_another_depth_or_none_at_all(idc, command, work):
         (["+trainer.nonsense=1"], "trainer: "),
         (["finetune.optimizer._target_=torch.optim.Adamm"], "finetune.optimizer: "),
         (["finetune.schedule=cosin"], "did you mean 'cosine'"),
-        (["finetune.schedule=linear", "trainer.max_steps=-1"], "set trainer.max_steps"),
+        (["finetune.schedule=linear", "trainer.max_steps=-1", "trainer.max_time=00:01:00:00"], "set trainer.max_steps"),
         (["finetune.resolution=100"], "finetune.resolution must be a multiple of 32 px, got 100"),
         (["trainer.strategy=fsdp"], "finetune.ema_decay=null"),
         (["loss=distil"], "did you mean 'distill'"),

@@ -82,7 +82,7 @@ def test_commands_that_sample_nothing_look_at_the_weights(idc, random_model, tmp
 @pytest.mark.parametrize("key", ["guidance_scale", "image_guidance_scale", "finetune.ema_decay", "timesteps.bias"])
 def test_a_number_that_is_none_is_refused(idc, key, value):
     result = idc("depth-search", f"{key}={value}")
-    assert result.code == 2 and f"{key} must be a finite number, got {value}" in result.err
+    assert result.code == 2 and re.search(rf"{key} must be finite, between 0 and .*, got {value}\n", result.err)
     assert not Path("outputs").exists()
 
 
@@ -95,7 +95,7 @@ def test_a_recipes_guidance_too(idc, value):
     Path("recipe.json").write_text(json.dumps(recipe))
     Image.new("RGB", (24, 24)).save("a.png")
     result = idc("translate", "recipe=recipe.json", "image=a.png")
-    assert result.code == 2 and "guidance" in result.err and result.err.count("\n") == 1
+    assert result.code == 2 and "is no number of JSON" in result.err and result.err.count("\n") == 1
 
 
 def test_a_reference_that_is_none_is_no_perfect_match(idc, random_model):

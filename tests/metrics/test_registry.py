@@ -12,6 +12,7 @@ import torch
 from idcompress import registry
 from idcompress.errors import IdcError
 from idcompress.images.canny import canny
+from idcompress.images.edits import EDITS
 from idcompress.metrics import _inception, clip_aesthetic
 from idcompress.metrics._clip import ClipMetric
 from idcompress.metrics._metric import ImageMetric
@@ -78,14 +79,16 @@ def batch():
 
     examples = []
     for index in range(NUMBER):
-        image, target = picture(), picture()
+        edit = EDITS["flip_vertically" if index % 2 else "warmer"]
+        image = picture()
+        target = edit.apply(image[None])[0]
         examples.append(
             Example(
                 index=index,
                 name=f"photo-{index}",
                 photo=f"digest-{index // 2}",
                 image=image,
-                prompt="make it warmer",
+                prompt=edit.phrasings[0],
                 target=target,
                 condition=canny(target[None])[0].expand(3, -1, -1),
                 captions=("a photo of a cat", "a photo of a dog"),

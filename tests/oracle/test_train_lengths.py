@@ -23,8 +23,8 @@ from idcompress.types import ScheduleRequest
 from .test_samplers import PREDICTIONS, closed_form, exact_flow, gaussian_denoiser, noise, point_denoiser
 
 LENGTHS = (100, 250, 4000)
-# Without those that make nothing without a many-step run (tests/oracle/test_lists.py has them).
-STRATEGIES = [name for name in registry.names("timesteps") if name != "gits"]
+# Without those that make nothing without a many-step run (test_lists.py and test_learned_lists.py have them).
+STRATEGIES = [name for name in registry.names("timesteps") if name not in ("gits", "ld3")]
 
 
 def schedule(length):

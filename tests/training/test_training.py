@@ -236,7 +236,7 @@ def test_a_loss_that_is_no_number_stops_and_says_what_to_lower(model):
 @pytest.mark.parametrize(("key", "value"), [("task", "controlnet"), ("depth", 8)])
 def test_a_checkpoint_of_something_else_is_refused_with_both_named(key, value):
     wanted = {"task": "ip2p", "depth": 5}
-    checkpoint = {"hyper_parameters": {"identity": wanted | {key: value}}}
+    checkpoint = {"hyper_parameters": {"identity": wanted | {key: value}}, "state_dict": {}, "global_step": 3}
     with pytest.raises(IdcError, match=f"last.ckpt is of {key}={value}, this run is of {key}={wanted[key]}"):
         training.check_identity(checkpoint, wanted, "last.ckpt")
     with pytest.raises(IdcError, match="not a checkpoint"):
