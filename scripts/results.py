@@ -77,7 +77,7 @@ def of_images(run: Path) -> str:
 
 
 def of_comparison(run: Path) -> Tables:
-    """What `idc compare` found, by its first metric, all images and each kind of them."""
+    """What `idc compare` found, by its first metric on all images and each kind of them: all rows, and by block."""
     value = json.loads((run / "compare.json").read_text())
     name = next(iter(value["rows"][0]["metrics"]))
     unit = value["rows"][0]["metrics"][name]["unit"]
@@ -102,7 +102,15 @@ def of_comparison(run: Path) -> Tables:
                 "seconds": search and round(search["seconds"]),
             }
         )
-    return {"rows": rows}
+    blocks = {"".join(filter(str.isalnum, str(row.get("at", "")).title())): row.get("at") for row in rows}
+    return {
+        "rows": rows,
+        **{
+            name: [{key: value for key, value in row.items() if key != "at"} for row in rows if row.get("at") == block]
+            for name, block in blocks.items()
+            if name
+        },
+    }
 
 
 def of_images_compared(run: Path) -> str:
