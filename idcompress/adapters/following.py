@@ -26,8 +26,14 @@ def following(pipeline: Any, plan: Plan, at_depth: Callable[[int], Any], side: s
         side: the component besides the U-Net that is called at every step, if there is one.
 
     Raises:
-        IdcError: a step leaves guidance passes out, which a stock pipeline cannot bring about.
+        IdcError: a step leaves guidance passes out, which a stock pipeline cannot bring about, or repeats a timestep,
+            which it cannot tell from another tile of the same step.
     """
+    if len({*plan.timesteps}) < len(plan):
+        raise IdcError(
+            "this recipe's plan repeats a timestep, and its steps differ in what they compute: a stock pipeline cannot "
+            "tell such steps apart; sample it by idc translate and the other commands"
+        )
     if any(step.passes != "all" for step in plan.steps):
         raise IdcError(
             "a stock pipeline computes all guidance passes of a step, and this recipe's plan leaves some out; sample "

@@ -12,6 +12,7 @@ from PIL import Image
 from idcompress import Recipe, load_pipeline
 from idcompress.core.plan import Plan, Step
 from idcompress.core.random import image_generator
+from idcompress.errors import IdcError
 from idcompress.runs.trace import Trace
 
 IMAGES = (
@@ -234,3 +235,17 @@ def test_a_pipeline_follows_the_plan_as_translate_does(idc, random_model, task):
     assert np.array_equal(plain, known) and np.abs(plain * 255 - made).max() > 2
     pipeline.enable()
     assert np.array_equal(pipeline(**arguments, generator=image_generator(0, -1)).images[0] * 255, own)
+
+
+@pytest.mark.parametrize(
+    ("steps", "says"),
+    [
+        ((Step(999), Step(400, 5), Step(400, 5)), "repeats a timestep"),
+        ((Step(999), Step(400, 5, passes="text")), "leaves some out"),
+    ],
+)
+def test_a_plan_that_no_stock_pipeline_can_follow_is_refused(random_model, steps, says):
+    model = {"name": "tiny", "path": str(random_model("ip2p")), "repositories": None, "revision": None}
+    plan = Plan(steps, guidance={"guidance_scale": 1.5, "image_guidance_scale": 1.0})
+    with pytest.raises(IdcError, match=says):
+        load_pipeline(Recipe(task="ip2p", model=model, plan=plan, free_steps=False), device="cpu")
