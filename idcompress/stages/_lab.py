@@ -225,7 +225,8 @@ class Arm:
 
     def results(self, split: str, over: Over) -> Tensor:
         """Images (N, 3, H, W), float32 in [0, 1], kept on disk."""
-        return self.bench(split).references(self.recipe, self.plan(over), "reference")
+        plan = self.plan(over)
+        return self.bench(split).references(self.recipe, plan, f"{len(plan)} steps")
 
     def affordable(self, over: Over, other: "Arm") -> int:
         """Steps of another arm that cost what this one's do."""
