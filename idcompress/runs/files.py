@@ -183,10 +183,14 @@ def json_bytes(value: Any) -> bytes:
     return text.encode("utf-8", "backslashreplace")  # names of files need not be UTF-8
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Read a JSON object; a missing or damaged file is one clear line, and so is one that is no file on a disk."""
+def read_json(path: Path, what: str, *, infinite: bool = False) -> dict[str, Any]:
+    """Read a JSON object; a missing or damaged file is one clear line, and so is one that is no file on a disk.
+
+    Args:
+        infinite: infinity may stand in it, as in the configurations of diffusers' schedulers.
+    """
     try:
-        value = parse_json(read_file(path, what, _JSON_BYTES).decode("utf-8"))
+        value = parse_json(read_file(path, what, _JSON_BYTES).decode("utf-8"), infinite=infinite)
     except FileNotFoundError:
         raise IdcError(f"{what}: there is no file {path}") from None
     except (OSError, ValueError) as error:
@@ -196,20 +200,25 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return value
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, *, infinite: bool = False) -> Any:
     """The value of a JSON text that a stranger may have written.
+
+    Args:
+        infinite: allow infinity, which JSON does not know and Python writes.
 
     Raises:
         ValueError: it is no JSON, is nested too deep, or holds NaN, infinity or an integer of more than 64 bits.
     """
+
+    def constant(name: str) -> float:
+        if not infinite or name == "NaN":
+            raise ValueError(f"{name} is no number of JSON")
+        return float(name)
+
     try:
-        return json.loads(text, parse_constant=_no_number, parse_int=_integer, parse_float=_fraction)
+        return json.loads(text, parse_constant=constant, parse_int=_integer, parse_float=_fraction)
     except RecursionError:
         raise ValueError("nested too deep") from None
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def _integer(digits: str) -> int:

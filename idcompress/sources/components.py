@@ -123,7 +123,7 @@ def _check_scheduler(folder: Path) -> None:
     file = folder / "scheduler_config.json"
     if not file.is_file():
         raise IdcError(f"{folder.parent} is incomplete: {folder.name}/{file.name} is missing")
-    config = files.read_json(file, "model")
+    config = files.read_json(file, "model", infinite=True)
     lacking = [name for name in _SCHEDULE if name not in config]
     if lacking and config.get("trained_betas") is None and "shift" not in config:
         warn(

@@ -123,7 +123,7 @@ def variant_of(component: Path) -> str | None:
     """
     if not (component / "config.json").is_file():
         raise IdcError(f"{component.parent} is incomplete: {component.name}/config.json is missing")
-    files.read_json(component / "config.json", "model")
+    files.read_json(component / "config.json", "model", infinite=True)
     listed = [path.name for path in component.iterdir()]
     variant, weights = _weights_of(listed)
     if variant is None:

@@ -206,3 +206,14 @@ def test_a_cache_that_cannot_be_written_is_done_without(large, tmp_path, monkeyp
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("IDC_CACHE", str(tmp_path / "file"))
     assert files.file_digest(path) == hashlib.sha256(b"weights").hexdigest()
+
+
+def test_infinity_is_read_where_diffusers_writes_it_and_nan_nowhere(tmp_path):
+    file = tmp_path / "scheduler_config.json"
+    file.write_text('{"lambda_min_clipped": -Infinity}')
+    assert files.read_json(file, "model", infinite=True) == {"lambda_min_clipped": float("-inf")}
+    with pytest.raises(IdcError, match="-Infinity is no number of JSON"):
+        files.read_json(file, "recipe")
+    file.write_text('{"lambda_min_clipped": NaN}')
+    with pytest.raises(IdcError, match="NaN is no number of JSON"):
+        files.read_json(file, "model", infinite=True)
