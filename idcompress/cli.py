@@ -158,6 +158,8 @@ def run_command(command: str, arguments: list[str]) -> None:
     flags, overrides, sweep = _flags_first(arguments)
     from .config import text_of  # which loads Hydra
 
+    if not sweep and any(re.match(r"\+*hydra\.sweep\.", word) for word in overrides):
+        raise IdcError("hydra.sweep.dir and hydra.sweep.subdir are of sweeps; give -m, or hydra.run.dir=FOLDER")
     given = [words.read(word, text_of, sweep=sweep) for word in overrides]
     brought = [words.override(key, value) for key, value in _follow_recipe(given).items()]
     hydras = [*flags, *(word.hydra for word in given), *brought, f"hydra/help={command.replace('-', '_')}"]

@@ -410,7 +410,7 @@ def to_config(composed: DictConfig) -> Config:
                 raise IdcError(f"{key} takes {', '.join(allowed)}, got {shown(entry)}{nearest(entry, allowed)}")
     config.budgets()
     for count in config.step_counts():
-        _check_steps("tsopt.num_inference_steps", count)
+        limits.check_number("tsopt.num_inference_steps", count, limits.STEPS)
     _check_strings("evaluate.metrics", config.evaluate.metrics)
     paths = config.data.path if isinstance(config.data.path, list) else [config.data.path]
     if not paths or not all(isinstance(path, str) for path in paths if config.data.path is not None):
@@ -503,7 +503,7 @@ def _check_groups(config: Config) -> None:
         raise IdcError(f"metrics.{unknown[0]}: no such metric{did_you_mean(unknown[0], registry.names('metric'))}")
     for key, several in (("image", config.image), ("runs", config.runs), ("model.path", config.model.path)):
         for entry in several if isinstance(several, list) else [several]:
-            if (entry == "" or several == []) or (entry is not None and not isinstance(entry, str)):
+            if entry == "" or not isinstance(entry, str | None):
                 raise IdcError(f"{key} must name a file or a folder, got {shown(several)}")
         if several == []:
             raise IdcError(f"{key} must name a file or a folder, got an empty list")
@@ -567,11 +567,6 @@ def _check_training(config: Config) -> None:
     listed = isinstance(devices, list) and bool(devices) and all(type(device) is int for device in devices)
     if not counted and not listed and devices != "auto":
         raise IdcError(f"trainer.devices must be a number from 1 on, a list of them or auto, got {shown(devices)}")
-
-
-def _check_steps(key: str, value: int) -> None:
-    if not 1 <= value <= 1000:
-        raise IdcError(f"{key} must be between 1 and 1000, got {value}")
 
 
 def _check_strings(key: str, value: Any) -> None:

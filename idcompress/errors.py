@@ -20,19 +20,16 @@ def shown(value: object) -> str:
 
 def nearest(name: object, known: Iterable[str]) -> str:
     """The nearest valid name as the tail of an error that has listed all of them; "" where none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5) if isinstance(name, str) else []
+    if not isinstance(name, str) or len(name) > 200:
+        return ""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """The tail of an error about an unknown name: the nearest valid one, else all of them."""
     known = list(known)
-    if not isinstance(name, str) or len(name) > 200:
-        return f"; there are: {', '.join(known)}" if known else "; there are none"
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; there are: {', '.join(known)}" if known else "; there are none"
+    return nearest(name, known) or (f"; there are: {', '.join(known)}" if known else "; there are none")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

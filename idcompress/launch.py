@@ -132,8 +132,6 @@ def run(command: str, arguments: Sequence[str], flags: Sequence[str]) -> None:
     chosen = any(re.match(r"\+*command=", argument) for argument in arguments)  # by the process that started this one
     if not chosen and (configuration.conf_dir() / "command" / f"{own}.yaml").is_file():
         arguments = [*arguments, f"command={own}"]
-    if any(re.match(r"\+*hydra\.sweep\.", a) for a in arguments) and not is_sweep(arguments):
-        raise IdcError("hydra.sweep.dir and hydra.sweep.subdir are of sweeps; give -m, or hydra.run.dir=FOLDER")
     configuration.register()
     Plugins.instance().register(PackagedConfigs)
     failures: list[IdcError] = []
@@ -234,12 +232,6 @@ def _unreadable(override: str, arguments: Sequence[str]) -> str:
     before = arguments[at - 1] if at and "=" in arguments[at - 1] else "key=value"
     whole = shlex.quote(" ".join([before, *itertools.takewhile(lambda word: "=" not in word, arguments[at:])]))
     return f"{override!r} is no key=value; a value with spaces is one word of the shell, in quotes like {whole}"
-
-
-def is_sweep(arguments: Sequence[str]) -> bool:
-    """Whether Hydra will run a job for each of several values."""
-    read = get_args_parser().parse_known_intermixed_args(list(arguments))[0]
-    return bool(read.multirun) or "hydra.mode=MULTIRUN" in arguments
 
 
 def _shows_configuration(arguments: Sequence[str]) -> bool:

@@ -119,11 +119,17 @@ def check_numbers(tree: dict[str, Any]) -> None:
     """
     for key, allowed in RANGES.items():
         found, value = _at(tree, key)
-        if found and not allowed.holds(value):
-            raise IdcError(f"{key} must be {allowed.refusal(value)}, got {shown(value)}")
+        if found:
+            check_number(key, value, allowed)
     for key, number in _floats(tree):
         if math.isnan(number) or (math.isinf(number) and not key.startswith(_MAY_BE_INFINITE)):
             raise IdcError(f"{key} must be a finite number, got {number}")
+
+
+def check_number(key: str, value: Any, allowed: Range) -> None:
+    """Raise IdcError unless a key's value lies in its range."""
+    if not allowed.holds(value):
+        raise IdcError(f"{key} must be {allowed.refusal(value)}, got {shown(value)}")
 
 
 def _at(tree: Any, key: str) -> tuple[bool, Any]:

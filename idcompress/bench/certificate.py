@@ -123,10 +123,7 @@ class Certifier:
                 f"  certificate: {model}{len(plan)} steps by {plan.sampler}: {self.metric} "
                 f"{in_words(first.value, perfect=first.perfect)} ({len(images)} images)"
             )
-        return {
-            name: MetricValue(**{**value, "per_image": {int(i): v for i, v in value["per_image"].items()}})
-            for name, value in row["values"].items()
-        }
+        return {name: MetricValue.of_json(value) for name, value in row["values"].items()}
 
     def _against(self, own: MetricValue, other: MetricValue) -> Row:
         """A rival's quality, and the plan's difference to it: for all images, and by kind of input."""
@@ -151,12 +148,11 @@ class Certifier:
     def _quality(self, value: MetricValue) -> Row:
         """The mean, the mean of the worst tenth of the images, and the mean of every kind of input."""
         worst = sorted(value.per_image.values(), reverse=not self._higher)[: math.ceil(len(value.per_image) / 10)]
-        parts = {kind: list(only(value, some).per_image.values()) for kind, some in self._kinds.items()}
         return {
             "value": value.value,
             "perfect": value.perfect,
             "worst_tenth": math.fsum(worst) / len(worst) if worst else None,
-            "by_kind": {kind: {"value": math.fsum(some) / len(some) if some else None} for kind, some in parts.items()},
+            "by_kind": {kind: {"value": only(value, some).value} for kind, some in self._kinds.items()},
         }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -156,11 +156,12 @@ def against(
     }
 
 
-def only(value: MetricValue, some: set[int] | None) -> MetricValue:
-    """A metric's values of some images, by the examples' indices; None for all of them."""
+def only(value: MetricValue, some: Collection[int] | None) -> MetricValue:
+    """A metric over some images alone, by the examples' indices; None for all of them."""
     if some is None:
         return value
-    return replace(value, per_image={i: v for i, v in value.per_image.items() if i in some})
+    kept = {index: number for index, number in value.per_image.items() if index in some}
+    return replace(value, value=math.fsum(kept.values()) / len(kept) if kept else None, per_image=kept)
 
 
 def kinds_of(examples: Sequence[Example]) -> dict[str, set[int]]:

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ..errors import IdcError, did_you_mean
 
@@ -37,6 +37,11 @@ class MetricValue:
     per_image: dict[int, float]
     note: str = ""
     perfect: bool = False
+
+    @classmethod
+    def of_json(cls, fields: Mapping[str, Any]) -> Self:
+        """From its fields as JSON has them, with indices as strings."""
+        return cls(**{**fields, "per_image": {int(index): number for index, number in fields["per_image"].items()}})
 
 
 def in_words(value: float | None, *, perfect: bool) -> str:

@@ -9,30 +9,24 @@ photograph, to nobody.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from ..images.edits import edit_for_prompt, nearest_results
-from ._metric import ImageMetric, check_same_size
+from . import edit_success_rate
+from ._metric import check_same_size
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..types import Batch, Example
+    from ..types import Example
 
 
-class Metric(ImageMetric):
+class Metric(edit_success_rate.Metric):
     """1 or 0 per easy example; its mean is the rate."""
 
-    unit = ""
-    higher_is_better = True
-    needs = ("image", "target")
     compares = "output with the true results of all edits of its photograph; easy edits"
-    judges_hard: ClassVar[bool] = False
 
-    def per_image(self, batch: Batch) -> list[float]:
-        return [self._is_found(e, output) for e, output in zip(batch.examples, batch.outputs, strict=True)]
-
-    def _is_found(self, example: Example, output: Tensor) -> float:
+    def _succeeds(self, example: Example, output: Tensor) -> float:
         edit = edit_for_prompt(example.prompt)
         if edit is None or example.target is None or edit.hard != self.judges_hard:
             return math.nan

@@ -281,10 +281,7 @@ class Arm:
         self.lab.asked.append(row)
         if against is not None and self._fits(plan):
             self._note_run(against)
-        return {
-            name: MetricValue(**{**value, "per_image": {int(i): v for i, v in value["per_image"].items()}})
-            for name, value in row["values"].items()
-        }
+        return {name: MetricValue.of_json(value) for name, value in row["values"].items()}
 
     def _images(self, split: str, plan: Plan, against: "Target | None") -> Tensor:
         """Of a split's examples; those that only a search will ever look at are not kept on disk."""

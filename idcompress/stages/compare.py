@@ -528,9 +528,7 @@ def _qualities(
             if some is not None:
                 if not part.per_image:
                     continue
-                entry = found[name]["by_kind"][kind] = {
-                    "value": math.fsum(part.per_image.values()) / len(part.per_image)
-                }
+                entry = found[name]["by_kind"][kind] = {"value": part.value}
             for key, rival in rivals.items():
                 if rival != row["name"]:
                     minus = paired(part, only(of[rival], some), key, higher_is_better=higher, seed=seed)

@@ -1,11 +1,10 @@
 """Do easy instructions bear a deeper cut than hard ones"""
 
-import math
 from typing import Any
 
+from ..bench.comparison import only
 from ..config import Config
 from ..errors import IdcError
-from ..metrics._metric import MetricValue
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
 from ..stages._lab import Lab, difference, series
@@ -48,7 +47,7 @@ def run(
     for depth in depths:
         values = lab.arm(depth).measure("evaluate", num_inference_steps, names, (full, num_inference_steps))
         for kind, indices in groups.items():
-            edit, found, to_full = (_only(values[name], indices) for name in ("edit_psnr", RETRIEVAL[kind], "psnr"))
+            edit, found, to_full = (only(values[name], indices) for name in ("edit_psnr", RETRIEVAL[kind], "psnr"))
             rows.append(
                 {
                     "depth": depth,
@@ -57,7 +56,7 @@ def run(
                     "edits found": found.value,
                     "edit PSNR (dB)": edit.value,
                     "edit PSNR over full depth's (dB)": difference(
-                        edit, _only(whole["edit_psnr"], indices), config.seed
+                        edit, only(whole["edit_psnr"], indices), config.seed
                     ),
                     "PSNR to full depth (dB)": to_full.value,
                 }
@@ -84,12 +83,6 @@ def run(
             lab.images_note(),
         ],
     )
-
-
-def _only(value: MetricValue, indices: list[int]) -> MetricValue:
-    """The metric over some of the images."""
-    kept = {index: value.per_image[index] for index in indices if index in value.per_image}
-    return MetricValue(math.fsum(kept.values()) / len(kept) if kept else None, kept, perfect=value.perfect)
 
 
 def _kept(rows: list[dict[str, Any]], full_depth: int, tolerance_db: float) -> int:
