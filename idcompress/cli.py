@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
             run_command(command, arguments[1:])
         sys.stdout.flush()  # here a full device is one line; at the end of the process it is a traceback
     except IdcError as error:
-        fail(str(error))
+        fail(str(error), error.code)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -258,6 +258,8 @@ class Config:
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
     threads: int = 0
     batch_size: int = 8
     cache_gb: float = 10.0
@@ -346,7 +348,7 @@ SEVERAL = {
     "plan.passes": ("all", "held", "text"),
 }
 # Keys that change how fast a run is and not its result, so they are not part of its identity.
-NOT_IDENTITY = ("batch_size", "threads", "cache_gb")
+NOT_IDENTITY = ("batch_size", "threads", "cache_gb", "devices", "num_nodes")
 
 
 def conf_dir() -> Path:

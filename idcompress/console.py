@@ -83,6 +83,11 @@ def start_logging(path: Path | None, *, quiet: bool = False) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
+def silence() -> None:
+    """Let another process speak for this one: nothing but errors from now on."""
+    log.setLevel(logging.ERROR)
+
+
 def say(message: str) -> None:
     global _last_line
     _last_line = time.monotonic()
@@ -147,7 +152,8 @@ def progress_bar(description: str, total: int | None, completed: int = 0) -> Ite
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    hidden = not console.is_terminal or not log.isEnabledFor(logging.WARNING)
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task, place = bar.add_task(description, total=total, completed=completed), len(_counted)
         _counted.append((description, completed, total))
 

@@ -5,7 +5,19 @@ from collections.abc import Iterable
 
 
 class IdcError(Exception):
-    """A mistake in the input, configuration or surroundings; its text is one line: got, wanted, key to change."""
+    """A mistake in the input, configuration or surroundings; its text is one line: got, wanted, key to change.
+
+    Attributes:
+        code: that a command ends with.
+    """
+
+    code = 2
+
+
+class LostProcessError(IdcError):
+    """Another process of this run died, and not by a mistake of the user."""
+
+    code = 1
 
 
 class NotFiniteError(IdcError):

@@ -35,18 +35,16 @@ from omegaconf.errors import OmegaConfBaseException
 import __main__
 
 from . import config as configuration
-from . import console, registry, words
+from . import console, words
 from .errors import IdcError, is_out_of_memory
-from .runs import timing
-from .stages._run import Run, out_of_memory, start
+from .runs import places, timing
+from .stages._run import Run, out_of_memory, run_stage, start
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 # Set to 1, Hydra lets exceptions pass; otherwise it prints them itself and ends the process.
 _FULL_ERROR = "HYDRA_FULL_ERROR"
-# Lightning's launcher leaves these behind; the next job of a sweep must start its own processes.
-_DISTRIBUTED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -151,6 +149,8 @@ def run(command: str, arguments: Sequence[str], flags: Sequence[str]) -> None:
         except (ValueError, RecursionError) as error:
             _refuse_values_of_groups(error, arguments)
             raise
+    if len(failures) == 1:
+        raise failures[0]
     if failures:
         raise IdcError("; ".join(str(error) for error in failures))
 
@@ -176,10 +176,9 @@ def run_job(composed: DictConfig, *, command: str, program: Program, failures: l
 
 def execute(command: str, run: Run) -> None:
     """Run the stage; a mistake that was found before any work leaves no folder, an interrupted run one to go on in."""
-    stage = registry.load("command", command.replace("-", "_"))
     try:
         with timing.record() as seconds, console.heartbeat(timing.running):
-            made = stage.run(run.config, run.recipes, run.run_dir)
+            made = run_stage(command.replace("-", "_"), run.config, run.recipes, run.run_dir)
     except IdcError:
         run.run_dir.discard_if_empty()
         raise
@@ -276,19 +275,15 @@ def _exceptions_pass() -> Iterator[bool]:
 @contextmanager
 def _process_as_it_was() -> Iterator[None]:
     """Give a job the environment of the user, and undo afterwards what the job or Lightning changed of the process."""
-    argv, spec, environment = sys.argv, getattr(__main__, "__spec__", None), dict(os.environ)
-    os.environ.pop(_FULL_ERROR, None)
+    argv, spec, wanted = sys.argv, getattr(__main__, "__spec__", None), os.environ.pop(_FULL_ERROR, None)
     try:
-        yield
+        with places.places_as_they_were():
+            yield
     finally:
         sys.argv, __main__.__spec__ = argv, spec
-        distributed = sys.modules.get("torch.distributed")
-        if distributed is not None and distributed.is_available() and distributed.is_initialized():
-            distributed.destroy_process_group()
-        for name in (*_DISTRIBUTED, _FULL_ERROR):
-            os.environ.pop(name, None)
-            if name in environment:
-                os.environ[name] = environment[name]
+        os.environ.pop(_FULL_ERROR, None)
+        if wanted is not None:
+            os.environ[_FULL_ERROR] = wanted
 
 
 def _all_keys() -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -482,10 +481,3 @@ def make_trainer(arguments: dict[str, Any], folder: Path, callbacks: list[Any], 
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise IdcError(f"trainer: {error}") from None
-
-
-def quiet_lightning() -> None:
-    """Lightning's own lines off: under Hydra they come twice, and tips are no news."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-        logging.getLogger(name).handlers.clear()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ..core.sample import Beginnings, Moment, trajectory, walk
 from ..errors import IdcError
 from ..images import photo_sets
 from ..metrics._metric import ImageMetric, MetricValue
+from ..runs import ranks
 from ..runs.recipe import Recipe
 from ..runs.timing import part
 from ..sources.model import Model
@@ -25,6 +26,8 @@ from ..tasks._task import Conditioning, Task
 from ..types import Batch, Example, Teacher
 from . import references
 from .translate import PipelineAt, check_sample, encode, sampling, translate, uniform_plan
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -57,6 +60,7 @@ class Bench:
     _conditioning: dict[tuple[int, ...], Conditioning] = field(default_factory=dict)
     _metrics: dict[str, ImageMetric] = field(default_factory=dict)
     _cut: dict[tuple[int, int], Any] = field(default_factory=dict)
+    _owners: dict[tuple[int, ...], int] = field(default_factory=dict)
 
     def images(
         self,
@@ -75,24 +79,31 @@ class Bench:
                 `depths`.
             depths: see `translate.sampling`.
         """
-        made = []
-        batches = self.batches(positions)
-        for batch in progress(batches, description, len(batches)):
-            examples = [self.examples[position] for position in batch]
-            made.append(
-                translate(
-                    self.task,
-                    pipeline,
-                    examples,
-                    plan,
-                    seed=self.seed,
-                    conditioning=self.conditioning(batch),
-                    at_depth=self.at_depth(pipeline),
-                    beginnings=None if beginnings is None else beginnings[batch],
-                    depths=depths,
-                )
+
+        def made(batch: tuple[int, ...]) -> Tensor:
+            return translate(
+                self.task,
+                pipeline,
+                [self.examples[position] for position in batch],
+                plan,
+                seed=self.seed,
+                conditioning=self.conditioning(batch),
+                at_depth=self.at_depth(pipeline),
+                beginnings=None if beginnings is None else beginnings[batch],
+                depths=depths,
             )
-        return torch.cat(made)
+
+        return torch.cat(list(self.each(made, self.batches(positions), description)))
+
+    def each(
+        self, work: Callable[[tuple[int, ...]], T], batches: Sequence[tuple[int, ...]], description: str
+    ) -> Iterator[T]:
+        """`work` of every batch, in order; with several processes each does some batches, and all get all results.
+
+        Batches are those of one process, since a network rounds differently in others. A process keeps the batches that
+        it has had, whose conditioning and beginnings it knows.
+        """
+        return ranks.shared(work, batches, description, self._owners, lambda own: progress(own, description, len(own)))
 
     def images_by_plan(
         self,
@@ -159,14 +170,17 @@ class Bench:
     def reference_run(self, recipe: Recipe | None, plan: Plan, description: str) -> Teacher:
         """The run that the images of `references` are decoded from. It is sampled once, and kept on disk with them."""
         keys = [references.key(self, recipe, plan, example) for example in self.examples]
-        runs = [references.read_run(key) for key in keys]
+        runs = ranks.agreed(lambda: [references.read_run(key) for key in keys], "kept runs")
         missing = [position for position, run in enumerate(runs) if run is None]
         pipeline = self.model.pipeline if recipe is None else self.model.for_recipe(recipe)
-        batches = self.batches(missing)
-        for batch in progress(batches, description, len(batches)):
+
+        def sampled(batch: tuple[int, ...]) -> tuple[Teacher, Tensor]:
             made = self.teacher(pipeline, plan, batch)
             with torch.inference_mode(), part("decode"):
-                images = self.task.decode(pipeline, made.final.to(pipeline.unet.device), self.conditioning(batch))
+                return made, self.task.decode(pipeline, made.final.to(pipeline.unet.device), self.conditioning(batch))
+
+        batches = self.batches(missing)
+        for batch, (made, images) in zip(batches, self.each(sampled, batches, description), strict=True):
             for i, position in enumerate(batch):
                 run = {"samples": made.samples[:, i], "originals": made.originals[:, i], "final": made.final[i]}
                 references.keep_run(keys[position], run)
@@ -207,7 +221,7 @@ class Bench:
         """
         wanted = range(len(self.examples)) if positions is None else positions
         keys = {position: references.key(self, recipe, plan, self.examples[position]) for position in wanted}
-        images = {position: references.read(key) for position, key in keys.items()}
+        images = ranks.agreed(lambda: {place: references.read(key) for place, key in keys.items()}, "kept images")
         missing = [position for position, image in images.items() if image is None]
         if missing:
             pipeline = self.model.pipeline if recipe is None else self.model.for_recipe(recipe)
@@ -237,14 +251,21 @@ class Bench:
         references: Tensor | None,
         positions: Sequence[int] | None = None,
     ) -> dict[str, MetricValue]:
-        """Image metrics of outputs (N, 3, H, W) over all examples, or over those at some positions."""
+        """Image metrics of outputs (N, 3, H, W) over all examples, or over those at some positions.
+
+        Of several processes the first one measures, so that all decide by the same numbers.
+        """
         examples = self.examples if positions is None else [self.examples[position] for position in positions]
-        values = {}
-        for name in names:
-            metric = self.metric(name).fresh()
-            metric.update(Batch(examples, outputs, references))
-            values[name] = metric.compute()
-        return values
+
+        def measured() -> dict[str, MetricValue]:
+            values = {}
+            for name in names:
+                metric = self.metric(name).fresh()
+                metric.update(Batch(examples, outputs, references))
+                values[name] = metric.compute()
+            return values
+
+        return ranks.agreed(measured, f"values of {', '.join(names)}")
 
     def available(self, names: Sequence[str]) -> list[str]:
         """The metrics to use: one written as NAME? is left out, with a message, if its weights are not here.

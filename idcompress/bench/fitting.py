@@ -10,14 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.fit import FitSettings, fit_plan, state_at
+from ..core.fit import FitSettings, States, Sums, fit_plan, state_at
 from ..core.plan import Plan
 from ..core.sample import Beginnings, Moment
 from ..types import Teacher
 from .bench import Bench
 from .translate import wants_coefficients
-
-States = Callable[[float | int | None], Tensor]
 
 
 @dataclass
@@ -70,20 +68,24 @@ class Lists:
     def fitted(self, plan: Plan, positions: Sequence[int]) -> Plan:
         """The plan with numbers that were fitted on some examples: whole folds."""
 
-        def histories(beginning: Plan) -> Iterator[tuple[Sequence[Moment], States]]:
-            for batch in self._batches(positions):
-                moments = self.bench.history(self.pipeline, beginning, batch, self.beginnings[batch], self.depths)
-                yield moments, self._states(batch, moments[-1].sample)
+        teacher = self._teacher  # which all processes make together, before each has batches of its own
 
-        return fit_plan(plan, self.bench.model.process, histories, self.settings)
+        def over_batches(beginning: Plan, added: Callable[[Sequence[Moment], States], Sums]) -> Iterator[Sums]:
+            def of(batch: tuple[int, ...]) -> Sums:
+                moments = self.bench.history(self.pipeline, beginning, batch, self.beginnings[batch], self.depths)
+                return added(moments, self._states(teacher, batch, moments[-1].sample))
+
+            return self.bench.each(of, self._batches(positions), f"fit of {len(beginning)} steps")
+
+        return fit_plan(plan, self.bench.model.process, over_batches, self.settings)
 
     def _batches(self, positions: Sequence[int]) -> list[tuple[int, ...]]:
         """Batches within folds, so that every fit meets the same ones."""
         wanted = set(positions)
         return [batch for fold in self.folds if wanted.issuperset(fold) for batch in self.bench.batches(fold)]
 
-    def _states(self, batch: tuple[int, ...], like: Tensor) -> States:
-        teacher, picked = self._teacher, list(batch)
+    def _states(self, teacher: Teacher, batch: tuple[int, ...], like: Tensor) -> States:
+        picked = list(batch)
 
         def state(timestep: float | int | None) -> Tensor:
             parts = teacher.samples[:, picked], teacher.originals[:, picked], teacher.final[picked]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ..core.plan import Plan, Step
 from ..core.reuse import Parts
 from ..costs.latency import measure_latency, synchroniser
 from ..errors import IdcError
+from ..runs import ranks
 from ..runs.trace import Trace
 from .bench import Bench
 from .costs import Work
@@ -60,7 +62,8 @@ class Milliseconds:
                     row = trace.find(**key)
                     if row is None:
                         call = _Call(parts, sample, timestep, count, fresh)
-                        found = measure_latency(call, warmup=1, repeats=REPEATS, synchronise=wait)
+                        timed = partial(measure_latency, call, warmup=1, repeats=REPEATS, synchronise=wait)
+                        found = ranks.agreed(timed, "milliseconds of a step")
                         row = trace.append(key | {"milliseconds": round(found.median_ms, 4)})
                     self.table[depth, count, fresh] = row["milliseconds"]
         for (depth, count, fresh), took in self.table.items():

@@ -19,6 +19,9 @@ from .sample import Moment
 
 MAX_ORDER = 3
 
+Sums = tuple[Tensor, Tensor]  # of products: features by features, and features by what is wanted
+States = Callable[[float | int | None], Tensor]
+
 
 @dataclass(frozen=True)
 class FitSettings:
@@ -111,15 +114,24 @@ def fit_row(
     Raises:
         ValueError: numbers per channel of fewer than three channels, where rows could not be told apart.
     """
+    return solved((sums(history, target, next_level, settings) for history, target in moves), settings)
+
+
+def sums(history: Sequence[Moment], target: Tensor, next_level: Level, settings: FitSettings) -> Sums:
+    """What a batch of images adds to the least squares of one move; arguments as for `fit_row`."""
+    now = history[-1]
+    residual = target - ddim_step(now.prediction, now.level, next_level)
+    recent = list(reversed(history))[: settings.order]
+    features = torch.stack([now.sample, *(past.prediction.pred_original_sample for past in recent)])
+    features, residual = (_by_channel(part, settings.per_channel) for part in (features, residual[None]))
+    return features @ features.mT, features @ residual.mT
+
+
+def solved(added: Iterable[Sums], settings: FitSettings) -> tuple[float, ...]:
+    """The numbers of one move, from what every batch adds; see `fit_row`."""
     gram = moment = torch.zeros(())
-    for history, target in moves:
-        now = history[-1]
-        residual = target - ddim_step(now.prediction, now.level, next_level)
-        recent = list(reversed(history))[: settings.order]
-        features = torch.stack([now.sample, *(past.prediction.pred_original_sample for past in recent)])
-        features, residual = (_by_channel(part, settings.per_channel) for part in (features, residual[None]))
-        gram = gram + features @ features.mT
-        moment = moment + features @ residual.mT
+    for own_gram, own_moment in added:
+        gram, moment = gram + own_gram, moment + own_moment
     channels = len(gram)
     if settings.per_channel and channels < 3:
         raise ValueError(f"per_channel wants latents of three or more channels, got {channels}")
@@ -139,16 +151,17 @@ def _by_channel(values: Tensor, per_channel: bool) -> Float[Tensor, "channels fe
 def fit_plan(
     plan: Plan,
     process: Process,
-    histories: Callable[[Plan], Iterable[tuple[Sequence[Moment], Callable[[float | int | None], Tensor]]]],
+    over_batches: Callable[[Plan, Callable[[Sequence[Moment], States], Sums]], Iterable[Sums]],
     settings: FitSettings,
 ) -> Plan:
     """A plan with the numbers of every step.
 
     Args:
         plan: whose numbers are not looked at.
-        histories: runs a plan with numbers for all moves but the last, and gives for every batch of images the moments
-            up to its last step, and the many-step run's samples by timestep, None for where that run ended. It is asked
-            for ever longer beginnings of the plan, so it should keep what it has sampled.
+        over_batches: runs a plan with numbers for all moves but the last, and gives for every batch of images what the
+            function makes of the moments up to its last step, and of the many-step run's samples by timestep, None for
+            where that run ended. It is asked for ever longer beginnings of the plan, so it should keep what it has
+            sampled.
         settings: see `FitSettings`.
     """
     rows: list[tuple[float, ...]] = []
@@ -156,8 +169,13 @@ def fit_plan(
         following = plan.steps[position + 1].timestep if position + 1 < len(plan) else None
         next_level = CLEAN if following is None else process.level(following)
         beginning = replace(plan, steps=plan.steps[: position + 1], coefficients=(*rows, ()))
-        moves = ((history, state(following)) for history, state in histories(beginning))
-        rows.append(fit_row(moves, next_level, settings))
+
+        def added(
+            history: Sequence[Moment], states: States, at: float | int | None = following, to: Level = next_level
+        ) -> Sums:
+            return sums(history, states(at), to, settings)
+
+        rows.append(solved(over_batches(beginning, added), settings))
     return replace(plan, coefficients=tuple(rows))
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from ..console import warn
 from ..errors import IdcError
 from . import files
+from .places import is_main_process
 from .run_dir import OUTPUTS
 
 CACHE = OUTPUTS / "cache"
@@ -30,6 +31,8 @@ def keep(path: Path, tensors: T, save: Callable[[Any, dict[str, str]], bytes]) -
     Args:
         save: safetensors' own for these tensors: (tensors, metadata) -> bytes.
     """
+    if not is_main_process():
+        return
     digest = _digest(path.stem, save(tensors, {}))
     files.write_bytes(path, save(tensors, {_DIGEST: digest}), durable=False)
 
@@ -90,6 +93,8 @@ def clear() -> int:
 
 def trim(folder: Path, limit_gb: float) -> None:
     """Remove the entries of one cache that were used longest ago, until the others fit the limit."""
+    if not is_main_process():
+        return
     files.remove_temporaries(folder, older_than_s=3600)
     newest_first = sorted(_entries(folder), key=lambda entry: entry[1], reverse=True)
     held = 0

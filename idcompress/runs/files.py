@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import IdcError
+from .places import is_main_process
 
 _REMEMBERED_BYTES = 2**24  # files of this size or more are read once
 _SETTLED_NS = 2 * 10**9
@@ -57,7 +58,11 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> Path:
 
     Args:
         durable: wait until the bytes are on the disk, where a loss of power must not leave an empty file either.
+
+    The further processes of a distributed run write nothing.
     """
+    if not is_main_process():
+        return path
     with whole(path, durable=durable) as temporary:
         temporary.write_bytes(data)
     return path

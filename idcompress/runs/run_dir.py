@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from ..errors import IdcError
 from . import files
+from .places import is_main_process
 from .trace import Trace
 
 OUTPUTS = Path("outputs")
@@ -120,11 +121,6 @@ class RunDir:
 
     def _write_info(self) -> None:
         files.write_json(self.path / "run.json", self.info)
-
-
-def is_main_process() -> bool:
-    """Whether this is the process that writes: every one but the further ranks of a distributed run."""
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def open_run(stage: str, task: str, model: str, digest: str, explicit: Path | None = None) -> RunDir:

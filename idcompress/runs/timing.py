@@ -12,6 +12,7 @@ from time import perf_counter as clock
 from . import files
 
 OTHER = "other"  # time outside of every part
+NETWORKS = ("encode", "denoise", "decode", "train")  # parts in which the model's networks run
 _PART = "idcompress_part"  # attribute of an error
 
 
@@ -21,9 +22,11 @@ class Record(dict[str, float]):
     Attributes:
         image_steps: how often an image went through the denoising networks, guidance branches together: one for an
             image of a batch at a step.
+        devices: that worked on it.
     """
 
     image_steps: int = 0
+    devices: int = 1
 
 
 _names: list[str] = []  # of the parts that are running, outermost first
@@ -89,11 +92,30 @@ def count(images: int) -> None:
         seconds.image_steps += images
 
 
+def spread(devices: int) -> None:
+    """Say that so many devices work on what is recorded."""
+    for _, seconds in _records:
+        seconds.devices = devices
+
+
 def summary(seconds: dict[str, float]) -> dict[str, object]:
-    """A record as it is kept: the wall time, its parts, which sum to it, and `image_steps` if anything was sampled."""
-    sampled = seconds.image_steps if isinstance(seconds, Record) else 0
-    wall, parts = math.fsum(seconds.values()), dict(sorted(seconds.items()))
-    return {"wall_seconds": wall, "seconds": parts, **({"image_steps": sampled} if sampled else {})}
+    """A record as it is kept: the wall time, its parts, which sum to it, the share of it outside the networks, and
+    `image_steps` if anything was sampled.
+    """
+    parts: dict[str, object] = dict(sorted(seconds.items()))
+    made: dict[str, object] = {"wall_seconds": math.fsum(seconds.values()), "seconds": parts}
+    if isinstance(seconds, Record) and seconds.devices > 1:
+        made["devices"] = seconds.devices
+    if isinstance(seconds, Record) and seconds.image_steps:
+        made |= {"image_steps": seconds.image_steps, "share_outside_networks": outside_networks(seconds)}
+    return made
+
+
+def outside_networks(seconds: dict[str, float]) -> float:
+    """The share of the wall time, 0 to 1, in which no network ran: neither a denoising one nor one around it."""
+    inside = math.fsum(took for name, took in seconds.items() if name.rpartition("/")[2] in NETWORKS)
+    wall = math.fsum(seconds.values())
+    return 1 - inside / wall if wall else 0.0
 
 
 def save(seconds: dict[str, float], folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import IdcError
 from .files import finite, parse_json, read_file
+from .ranks import agreed
 
 
 class Trace:
@@ -20,11 +21,15 @@ class Trace:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: list[dict[str, Any]] = []
         self._whole_bytes: int | None = None  # where the next row begins, if a part of another stands there
-        if not path.exists():
-            return
-        data = read_file(path, "trace")
+        self.rows: list[dict[str, Any]] = agreed(self._read, f"trace {path.name}")
+
+    def _read(self) -> list[dict[str, Any]]:
+        """The rows that are there."""
+        rows: list[dict[str, Any]] = []
+        if not self.path.exists():
+            return rows
+        data = read_file(self.path, "trace")
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
             self._whole_bytes = len(whole)
@@ -34,8 +39,9 @@ class Trace:
             except ValueError:
                 row = None
             if not isinstance(row, dict):
-                raise IdcError(f"{path}, line {number}, is damaged; remove the run folder to start again")
-            self.rows.append(row)
+                raise IdcError(f"{self.path}, line {number}, is damaged; remove the run folder to start again")
+            rows.append(row)
+        return rows
 
     def find(self, **key: Any) -> dict[str, Any] | None:
         """The first row whose fields hold these values."""
@@ -46,7 +52,11 @@ class Trace:
         return next((row for row in reversed(self.rows) if all(row.get(k) == v for k, v in key.items())), None)
 
     def append(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Add one row and wait until it is on disk."""
+        """Add one row and wait until it is on disk. Of several processes the first one's row is that of all."""
+        self.rows.append(agreed(lambda: self._written(row), f"row {len(self.rows) + 1} of {self.path.name}"))
+        return self.rows[-1]
+
+    def _written(self, row: dict[str, Any]) -> Any:
         line = json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self._whole_bytes is not None:
@@ -56,5 +66,4 @@ class Trace:
             file.write(line.encode("utf-8"))
             file.flush()
             os.fsync(file.fileno())
-        self.rows.append(json.loads(line))
-        return self.rows[-1]
+        return json.loads(line)

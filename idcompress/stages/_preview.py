@@ -18,7 +18,8 @@ from ..metrics._metric import in_words, perfect_ones
 from ..report.figures import recovery_curve
 from ..report.finetuning import preview_grid
 from ..runs import cache, files
-from ..runs.run_dir import RunDir, is_main_process
+from ..runs.places import is_main_process
+from ..runs.run_dir import RunDir
 from ..sources.load import forget_shared_model
 
 

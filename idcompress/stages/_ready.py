@@ -15,8 +15,8 @@ from .. import registry
 from ..config import Config
 from ..console import say
 from ..errors import IdcError
+from ..runs.places import is_main_process
 from ..runs.recipe import Recipe
-from ..runs.run_dir import is_main_process
 
 T = TypeVar("T")
 CHECKED = ("depth_search", "finetune", "tsopt", "evaluate")  # stages that make pictures of a data set and judge them

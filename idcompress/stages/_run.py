@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,10 @@ from .. import config as configuration
 from ..config import Config
 from ..console import say
 from ..errors import IdcError
-from ..runs import files, timing
+from ..runs import files, ranks, timing
+from ..runs.places import is_main_process, place_by_slurm, places_as_they_were
 from ..runs.recipe import Recipe
-from ..runs.run_dir import OUTPUTS, RunDir, environment, is_main_process, latest_recipes, open_run, recipes_of
+from ..runs.run_dir import OUTPUTS, RunDir, environment, latest_recipes, open_run, recipes_of
 from ._ready import made_ready
 
 if TYPE_CHECKING:
@@ -46,7 +48,10 @@ class Run:
             save_recipes(made, self.run_dir)
         timing.save(seconds, self.run_dir.path)
         self.run_dir.finish()
-        sampled = f" ({seconds.image_steps:,} steps of images)" if seconds.image_steps else ""
+        sampled = ""
+        if seconds.image_steps:
+            outside = timing.outside_networks(seconds)
+            sampled = f" ({seconds.image_steps:,} steps of images, {outside:.0%} of the time outside the networks)"
         say(f"done: {show(self.run_dir.path)}{sampled}")
 
 
@@ -59,6 +64,7 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
     console.start_logging(None, quiet=not is_main_process())
     config = configuration.to_config(composed)
     configuration.check_choices(config, hydra_config.runtime.choices)
+    place_by_slurm(processes_of(config))
     registry.check("task", config.task.name, "task")
     registry.check("prune", config.prune["name"], "prune")
     registry.check("timesteps", config.timesteps["name"], "timesteps")
@@ -70,7 +76,7 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
         registry.check("sampler", sampler, "plan.samplers")
     for metric in config.evaluate.metrics:
         registry.check("metric", metric.removesuffix("?"), "evaluate.metrics")
-    set_threads(config.threads)
+    set_threads(config.threads, config.devices)
     paths = recipe_paths(stage, config)
     recipes = [Recipe.load(path) for path in paths]
     if not recipes and stage != "convert":
@@ -99,6 +105,46 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
     several = len(paths) > 1  # a folder of steps_*/recipe.json
     resolved = str((paths[0].parents[1] if several else paths[0]).resolve()) if paths else "none"
     return Run(config, recipes, run_dir, resolved)
+
+
+def run_stage(name: str, config: Config, recipes: list[Recipe], run_dir: RunDir, **more: Any) -> list[Recipe]:
+    """Run a stage, in several processes where devices=N or num_nodes=N ask for them and the stage shares its work.
+
+    Args:
+        more: of the stage's own, known to all processes.
+
+    Raises:
+        IdcError: see the stage; there are not so many devices, or a process died.
+    """
+    stage = registry.load("command", name)
+    if processes_of(config) == 1 or not getattr(stage, "SHARED", False):
+        with places_as_they_were():
+            made: list[Recipe] = stage.run(config, recipes, run_dir, **more)
+        return made
+    from ..adapters import devices  # which loads torch
+
+    try:
+        with devices.together(config.device, config.devices, config.num_nodes) as group, ranks.joined(group):
+            timing.spread(group.size)
+            if not is_main_process():
+                console.silence()
+            try:
+                config, recipes, run_dir.info = ranks.agreed(lambda: (config, recipes, run_dir.info), "what is run")
+                made = stage.run(dataclasses.replace(config, device=group.device), recipes, run_dir, **more)
+            except BaseException as error:
+                ranks.end(error)
+                raise
+            ranks.end(None)
+    except Exception as error:
+        if not is_main_process() and (isinstance(error, IdcError) or ranks.is_of_another(error)):
+            sys.exit(1)  # the first process says it
+        raise
+    return made
+
+
+def processes_of(config: Config) -> int:
+    """How many processes share the work of a search or an evaluation."""
+    return config.devices * config.num_nodes
 
 
 def explicit(hydra_config: Any) -> Path | None:
@@ -234,11 +280,14 @@ def show(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def set_threads(threads: int) -> None:
+def set_threads(threads: int, processes: int = 1) -> None:
     """Set torch's threads before torch is imported.
 
     0 takes OMP_NUM_THREADS if that is set, else the cores that this process may use less those that others keep busy,
     shared among the processes of a distributed run: with more threads than free cores torch is many times slower.
+
+    Args:
+        processes: that this one will start, itself included, where they have not been counted by WORLD_SIZE.
     """
     if threads < 0:
         raise IdcError(f"threads must be 0 (choose) or more, got {threads}")
@@ -247,10 +296,8 @@ def set_threads(threads: int) -> None:
             return
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         busy = round(os.getloadavg()[0]) if hasattr(os, "getloadavg") else 0
-        threads = max(1, (cores - busy) // int(os.environ.get("WORLD_SIZE", "1")))
+        threads = max(1, (cores - busy) // max(processes, int(os.environ.get("WORLD_SIZE", "1"))))
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    import sys
-
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
 

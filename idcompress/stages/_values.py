@@ -20,6 +20,7 @@ from ..core.plan import Plan
 from ..core.process import Process
 from ..errors import IdcError
 from ..images.photo_sets import Photograph
+from ..runs.ranks import agreed
 from ..runs.recipe import Recipe
 from ..runs.timing import part
 from ..sources.load import load_source, shared_model
@@ -188,7 +189,7 @@ def configured_search(config: Config) -> Search:
         asked = {need: sources[need] for need in needs if need in sources}
         request = ScheduleRequest(num_inference_steps, process, sampler=sampler.SAMPLER, seed=config.seed, **asked)
         schedule: Schedule = strategy.timesteps(request, **parameters)
-        return schedule
+        return agreed(lambda: schedule, "the list that was found")
 
     return search
 

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,15 @@ from ..report.collect import Evaluation, as_written, evaluations_in
 from ..report.figures import charts
 from ..runs import files, timing
 from ..runs.evaluation import COSTS
+from ..runs.places import is_main_process
+from ..runs.ranks import agreed
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
 from ._lab import Arm, Lab, Target
 from ._run import code_state, show, with_depth
 from ._values import data_of
+
+SHARED = True  # among the processes of devices=N
 
 
 @dataclass(frozen=True)
@@ -468,7 +473,8 @@ def _row(
     """A row of compare.json without its metrics."""
     with timing.part("costs"):
         bench, original = arm.bench("evaluate"), target[0].plan(target[1])
-        spent = costs(bench, arm.pipeline, plan, original, latency=arm.config.evaluate.latency)
+        wanted = partial(costs, bench, arm.pipeline, plan, original, latency=arm.config.evaluate.latency)
+        spent = agreed(wanted, "costs")
     cut = arm.recipe.cut
     strategy = "the recipe's" if method.recipe and method.timesteps is None else arm.config.timesteps["name"]
     list_ = "uniform" if method.timesteps is None and not method.recipe else strategy
@@ -544,6 +550,8 @@ def _spread(examples: Sequence[Any], number: int) -> list[Any]:
 
 def _keep(folder: Path, examples: Sequence[Any], images: Iterable[Tensor], shown: Mapping[str, str]) -> None:
     """Write the pictures of the examples that are shown, by the examples' names."""
+    if not is_main_process():
+        return
     for example, image in zip(examples, images, strict=True):
         if example.name in shown:
             save_png(image, folder / f"{example.name}.png")

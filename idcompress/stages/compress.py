@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Any
 
 from .. import registry
@@ -10,9 +11,10 @@ from ..bench.translate import wants_coefficients
 from ..config import Config
 from ..console import say
 from ..runs import files, timing
+from ..runs.places import is_main_process
 from ..runs.recipe import Recipe
-from ..runs.run_dir import RunDir, is_main_process, recipes_of
-from ._run import save_recipes
+from ..runs.run_dir import RunDir, recipes_of
+from ._run import run_stage, save_recipes
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
@@ -39,10 +41,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             say("the paper's recipe, to compare with")
             beside = {"paper": _stage("tsopt", own, recipes, run_dir, "paper")}
         more: dict[str, Any] = {"beside": beside} if name == "evaluate" and beside else {}
-        made = _stage(name, config, recipes, run_dir, **more)
-        if not is_main_process():
-            return []  # this process was started by the fine-tuning for itself, and has nothing more to do
-        recipes = made or recipes
+        recipes = _stage(name, config, recipes, run_dir, **more) or recipes
     return recipes
 
 
@@ -53,11 +52,10 @@ def _stage(
     stage_run = run_dir.child(folder or name, files.digest([run_dir.info["digest"], folder or name]))
     if not stage_run.finished:
         say(f"== {name.replace('_', '-')}")
-        stage = registry.load("command", name)
         with timing.part(folder or name), timing.record() as seconds:
-            made = stage.run(_stage_config(name, config, recipes[0]), recipes, stage_run, **more)
+            made = run_stage(name, _stage_config(name, config, recipes[0]), recipes, stage_run, **more)
         if not is_main_process():
-            return []
+            sys.exit()  # this process was started by the stage for itself, and has nothing more to do
         if made:
             save_recipes(made, stage_run)
         timing.save(seconds, stage_run.path)

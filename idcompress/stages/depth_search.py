@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from functools import partial
 from typing import Any
 
 from safetensors.torch import save
@@ -20,6 +21,7 @@ from ..costs.parameters import count_parameters
 from ..errors import IdcError
 from ..metrics._metric import in_words, perfect_ones
 from ..runs import files
+from ..runs.ranks import agreed
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
 from ..runs.trace import Trace
@@ -28,6 +30,7 @@ from ._run import provenance
 from ._values import bench_for, cut_request, plan_of, uniform_plan
 
 Row = dict[str, Any]
+SHARED = True  # among the processes of devices=N
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
@@ -42,11 +45,14 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     thresholds = parse_thresholds(settings.thresholds)
     bench = bench_for(config, recipe, split="search", num_samples=settings.num_samples)
     request = cut_request(config, recipe, bench, settings.num_samples)
-    given = bench.model.given(request) if config.depth is None else bench.model.chosen(config.depth)
+    given = bench.model.chosen(config.depth) if config.depth is not None else None
+    if given is None:
+        given = agreed(lambda: bench.model.given(request), "the cut that is given")
     if given is not None:
         name = bench.model.words(given) if config.depth is None else f"depth {config.depth}"
         say(f"{name} given, nothing searched: {_size(bench, given)}")
-        return [_derive(config, recipe, bench, run_dir, given, request, searched=False)]
+        derive = partial(_derive, config, recipe, bench, run_dir, given, request, searched=False)
+        return [agreed(derive, "the recipe")]
 
     # 1. what the whole model makes at the reference steps, once it is asked for
     original = uniform_plan(config, bench.model.process, config.num_inference_steps)
@@ -57,7 +63,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         return bench.references(None, original, "full model", positions)
 
     # 2. Alg. 1 over candidates that are evaluated once and then read from the trace
-    whole, *smaller = bench.model.candidates(request)
+    whole, *smaller = agreed(lambda: bench.model.candidates(request), "the candidates")
     least = settings.min_depth  # of cuts by depth; others have none
     candidates = [whole, *(cut for cut in smaller if cut.choice.get("depth", least) >= least)]
 
@@ -92,7 +98,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         ) from None
 
     # 3. the recipe; what a timestep search, or a fine-tuning one level deeper, would sample again is kept
-    made = _derive(config, recipe, bench, run_dir, cut, request)
+    made = agreed(lambda: _derive(config, recipe, bench, run_dir, cut, request), "the recipe")
     for sampled, images in pictures.items() if not made.weights else ():
         replaced = None if bench.model.is_whole(sampled) else sampled
         bench.keep(dataclasses.replace(made, cut=replaced, weights={}), plan, images)

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,15 @@ from ..metrics._metric import ImageMetric, MetricValue, perfect_ones
 from ..runs import files, timing
 from ..runs.behind import behind
 from ..runs.evaluation import SYSTEMS
+from ..runs.places import is_main_process
+from ..runs.ranks import agreed
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir
 from ..types import Batch, Example
 from ._run import folder_names, with_depth
 from ._values import bench_for, data_of, sampled_plan, uniform_plan
 
+SHARED = True  # among the processes of devices=N
 PORTION = 128  # examples that are held at a time; the paper's sets have thousands
 
 Values = dict[str, dict[str, MetricValue]]  # system, metric
@@ -67,7 +70,7 @@ def run(
     portions = Portions(config, recipes[0])
     for recipe, name in zip(recipes, folder_names(recipes), strict=True):
         folder = run_dir.path if len(recipes) == 1 else run_dir / name
-        if (folder / "metrics.json").is_file():
+        if agreed((folder / "metrics.json").is_file, "what is finished"):
             continue  # a finished part of an interrupted run
         _warn_where_it_differs(config, recipe)
         with timing.record() as seconds:
@@ -133,7 +136,8 @@ def _evaluate(config: Config, portions: Portions, recipe: Recipe, folder: Path, 
     pipeline, plan = bench.model.for_recipe(recipe), sampled_plan(config, recipe, bench.model.process)
     original = uniform_plan(config, bench.model.process, config.num_inference_steps)
     with timing.part("costs"):
-        spent = costs(bench, pipeline, plan, original, latency=config.evaluate.latency)
+        wanted = partial(costs, bench, pipeline, plan, original, latency=config.evaluate.latency)
+        spent = agreed(wanted, "costs")
     if config.evaluate.compile:
         for network in (*bench.task.networks(bench.model.pipeline), *bench.task.networks(pipeline)):
             network.compile()
@@ -237,9 +241,10 @@ def _measure(
     with behind(portions.open(0).device.type != "cpu") as later:
         for portion in portions:
             for system, images, references in _made(portion, systems):
-                with timing.part("measure"):
-                    for metric in meters[system].values():
-                        metric.update(Batch(portion.examples, images, references))
+                if is_main_process():
+                    with timing.part("measure"):
+                        for metric in meters[system].values():
+                            metric.update(Batch(portion.examples, images, references))
                 if system in shown:
                     with timing.part("files"):
                         later(_save_images, portion.examples, images, folder / "images" / shown[system])
@@ -251,8 +256,12 @@ def _measure(
             none = torch.empty(0)
             examples += [dataclasses.replace(e, image=none, target=None, condition=None) for e in portion.examples]
     with timing.part("measure"):
-        values = {system: {name: metric.compute() for name, metric in own.items()} for system, own in meters.items()}
+        values = agreed(lambda: {system: _computed(own) for system, own in meters.items()}, "values")
     return values, examples
+
+
+def _computed(meters: Mapping[str, ImageMetric]) -> dict[str, MetricValue]:
+    return {name: metric.compute() for name, metric in meters.items()}
 
 
 def _made(bench: Bench, systems: dict[str, System]) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -294,6 +303,8 @@ def _save_depth_skipped(bench: Bench, recipe: Recipe, original: Plan, folder: Pa
 
 
 def _save_images(examples: Sequence[Example], images: Tensor | Sequence[Tensor], folder: Path) -> None:
+    if not is_main_process():
+        return
     for example, image in zip(examples, images, strict=True):
         save_png(image, folder / f"{example.name}.png")
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..adapters import checkpoints, training
+from ..adapters.devices import quiet_lightning
 from ..adapters.pipeline import native_size, vae_scale_factor, with_copies
 from ..bench.bench import Bench
 from ..bench.early_stop import judge
@@ -27,8 +28,9 @@ from ..errors import IdcError
 from ..images.photo_sets import PhotographSet, digests_of
 from ..metrics._metric import in_words, perfect_ones
 from ..runs import files
+from ..runs.places import is_main_process
 from ..runs.recipe import Recipe
-from ..runs.run_dir import RunDir, is_main_process
+from ..runs.run_dir import RunDir
 from ..runs.timing import part
 from ..sources.model import Model
 from ._preview import Preview, part_of
@@ -90,7 +92,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         raise IdcError(
             "nothing is cut, so there is nothing to recover; give depth=N, or a depth search's recipe by recipe=FILE"
         )
-    training.quiet_lightning()
+    quiet_lightning()
     session = _prepare(config, recipes[0], run_dir)
     module = _module(config, session)
     number = sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -33,6 +33,7 @@ from ..runs.trace import Trace
 from ._run import provenance, with_depth
 from ._values import bench_for, data_of, fit_settings, uniform_plan
 
+SHARED = True  # among the processes of devices=N
 Bound = tuple[Callable[[Plan], float], float]  # what a plan takes of something, and the most that it may
 
 FINALISTS = 5  # that are scored again on images of their own

@@ -26,6 +26,8 @@ from ..types import Schedule
 from ._run import provenance, with_depth
 from ._values import bench_for, check_process, configured_search, fit_settings, uniform_plan, wants_run
 
+SHARED = True  # among the processes of devices=N
+
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     """Search a timestep list for every wanted step count; one recipe each.

@@ -64,11 +64,11 @@ class Run:
     def fit(self, timesteps, **settings):
         beginnings = Beginnings()
 
-        def histories(plan):
+        def over_batches(plan, added):
             *_, last = trajectory(self.denoise, self.start, plan, self.process, SAMPLER, beginnings=beginnings)
-            return [(last.history, self.state)]
+            return [added(last.history, self.state)]
 
-        return fit_plan(Plan.over(timesteps, sampler="fitted"), self.process, histories, FitSettings(**settings))
+        return fit_plan(Plan.over(timesteps, sampler="fitted"), self.process, over_batches, FitSettings(**settings))
 
     def sample(self, plan, sampler=SAMPLER):
         return sample(self.denoise, self.start, plan, self.process, sampler)
