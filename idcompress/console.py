@@ -20,6 +20,7 @@ T = TypeVar("T")
 log = logging.getLogger("idcompress")
 _SILENCE_S = 60.0  # after which a run that draws no bar says where it is
 _last_line = 0.0
+_kept: list[str] | None = None  # warnings of a process that is silent
 _counted: list[tuple[str, int, int | None]] = []  # work in progress, outermost first: what, units done, units
 
 # What stands for the signs that this program itself writes, on a terminal that does not know them.
@@ -66,6 +67,8 @@ def _stand_in(error: UnicodeError) -> tuple[str | bytes, int]:
 
 def start_logging(path: Path | None, *, quiet: bool = False) -> None:
     """Send our lines to stdout, and with everything else that is logged to a file; quiet: warnings only."""
+    global _kept
+    _kept = None
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()
@@ -84,8 +87,18 @@ def start_logging(path: Path | None, *, quiet: bool = False) -> None:
 
 
 def silence() -> None:
-    """Let another process speak for this one: nothing but errors from now on."""
+    """Let another process speak for this one: nothing but errors from now on, and warnings are kept for it."""
+    global _kept
+    _kept = []
     log.setLevel(logging.ERROR)
+
+
+def kept_warnings() -> list[str]:
+    """What a silent process would have warned of since the last call."""
+    found = list(_kept or ())
+    if _kept is not None:
+        _kept.clear()
+    return found
 
 
 def say(message: str) -> None:
@@ -97,6 +110,8 @@ def say(message: str) -> None:
 def warn(message: str) -> None:
     global _last_line
     _last_line = time.monotonic()
+    if _kept is not None:
+        _kept.append(message)
     log.warning("warning: %s", message)
 
 

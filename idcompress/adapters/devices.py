@@ -20,14 +20,15 @@ from typing import Any, TypeVar
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.fabric.strategies import DDPStrategy
 
 import __main__
 
 from ..errors import IdcError, LostProcessError
-from ..runs.places import places_as_they_were
+from ..runs.places import places_as_they_were, started_by_a_cluster
+from ..runs.timing import part
 from .pipeline import choose_device
 
 T = TypeVar("T")
@@ -60,7 +61,7 @@ class Processes:
         Raises:
             IdcError: they do not come, or the cluster has started another number of them.
         """
-        ours = bool(self.children) or not _started_by_a_cluster()
+        ours = bool(self.children) or not started_by_a_cluster()
         strategy = DDPStrategy(process_group_backend="gloo", timeout=_FOREVER)
         try:
             fabric = Fabric(
@@ -151,11 +152,12 @@ def together(device: str, devices: int, num_nodes: int) -> Iterator[Processes]:
     kind = kind_of(device, devices)
     quiet_lightning()
     with places_as_they_were():
-        starts_them = "LOCAL_RANK" not in os.environ and not TorchElasticEnvironment.detect()
+        starts_them = "LOCAL_RANK" not in os.environ and not started_by_a_cluster()
         group = Processes(_started(devices, num_nodes) if starts_them else [])
         limit_s = _LAST_WORDS_S
         try:
-            group.join(kind, devices, num_nodes)
+            with part("start"):
+                group.join(kind, devices, num_nodes)
             yield group
         except (KeyboardInterrupt, SystemExit):
             limit_s = 0.0
@@ -185,11 +187,6 @@ def quiet_lightning() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger(name).handlers.clear()
-
-
-def _started_by_a_cluster() -> bool:
-    """Whether torchrun or srun has started all processes, and told each its place."""
-    return TorchElasticEnvironment.detect() or int(os.environ.get("SLURM_NTASKS") or 1) > 1
 
 
 def _started(devices: int, num_nodes: int) -> list[subprocess.Popen[bytes]]:

@@ -16,6 +16,11 @@ def is_main_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in _PLACES)
 
 
+def started_by_a_cluster() -> bool:
+    """Whether torchrun or srun has started all processes of a run, and told each its place."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS") or 1) > 1
+
+
 def place_by_slurm(processes: int) -> None:
     """Give a process of a distributed run that srun started its place, where others look for it."""
     if processes > 1 and int(os.environ.get("SLURM_NTASKS") or 1) > 1 and "SLURM_PROCID" in os.environ:

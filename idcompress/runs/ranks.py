@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
+from .. import console
 from ..errors import LostProcessError
 from . import timing
 
@@ -98,6 +99,7 @@ def shared(
     ranks = _by_rank(items, owners, group.size)
     own: dict[int, tuple[Any, Exception | None]] = {}
     mine = [place for place, rank in enumerate(ranks) if rank == group.rank]
+    console.kept_warnings()  # of what the first process has done, too
     with timing.record() as spent:
         for place, item in zip(mine, through([items[place] for place in mine]), strict=True):
             group.check()
@@ -106,9 +108,11 @@ def shared(
                 break
     parts = {place: (value, _portable(error)) for place, (value, error) in own.items()}
     with timing.part("wait"):
-        told = group.gathered((parts, spent.image_steps))
-    timing.count(sum(steps for _, steps in told) - spent.image_steps)
-    made = {place: outcome for parts, _ in told for place, outcome in parts.items()}
+        told = group.gathered((parts, spent.image_steps, console.kept_warnings()))
+    timing.count(sum(steps for _, steps, _ in told) - spent.image_steps)
+    for warning in [warning for _, _, warnings in told for warning in warnings] if group.rank == 0 else []:
+        console.warn(warning)
+    made = {place: outcome for parts, _, _ in told for place, outcome in parts.items()}
     for place in sorted(made):
         if made[place][1] is not None:
             raise _told(own[place][1] if place in own else made[place][1], own=place in own)
@@ -137,7 +141,7 @@ def is_of_another(error: BaseException) -> bool:
 
 
 def _by_rank(items: Sequence[Item], owners: dict[Item, int], size: int) -> list[int]:
-    """Who does which item: whoever has had it before, and knows its beginnings, unless that is more than a fair share."""
+    """Who does which item: whoever has had it before, unless that is more than a fair share."""
     most, loads = -(-len(items) // size), [0] * size
     ranks: list[int | None] = []
     for item in items:

@@ -121,7 +121,8 @@ def run_stage(name: str, config: Config, recipes: list[Recipe], run_dir: RunDir,
         with places_as_they_were():
             made: list[Recipe] = stage.run(config, recipes, run_dir, **more)
         return made
-    from ..adapters import devices  # which loads torch
+    with timing.part("start"):
+        from ..adapters import devices  # which loads torch
 
     try:
         with devices.together(config.device, config.devices, config.num_nodes) as group, ranks.joined(group):

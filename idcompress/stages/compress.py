@@ -10,11 +10,12 @@ from .. import registry
 from ..bench.translate import wants_coefficients
 from ..config import Config
 from ..console import say
+from ..errors import IdcError
 from ..runs import files, timing
-from ..runs.places import is_main_process
+from ..runs.places import is_main_process, started_by_a_cluster
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir, recipes_of
-from ._run import run_stage, save_recipes
+from ._run import processes_of, run_stage, save_recipes
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
@@ -30,6 +31,11 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
         stages.append("compare")
     if "compare" in stages:
         registry.load("command", "compare").check(config)
+    if processes_of(config) > 1 and started_by_a_cluster():
+        raise IdcError(
+            "compress starts processes for each of its stages, and here torchrun or srun has started them already; "
+            "start compress once, or its stages one by one"
+        )
     config = _with_numbers(config, stages, recipes[0])
     beside: dict[str, list[Recipe]] = {}
     for name in stages:
