@@ -1,6 +1,7 @@
-"""`devices=N`: every decision and file is that of one process, and a process that dies ends the run with its message."""
+"""`devices=N`: decisions and files are those of one process; one that dies ends the run with its message."""
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -10,6 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+
+from idcompress import cli
+from idcompress.bench import bench
+from idcompress.errors import IdcError
+from idcompress.runs import ranks
 
 SMOKE = ("experiment=smoke", "device=cpu")
 SCALES = ("guidance_scale=1.5", "image_guidance_scale=1")
@@ -35,13 +41,6 @@ COMMANDS = {
 }
 # What says when and on what a run was.
 ABOUT_THE_RUN = ("log.txt", "config.yaml", "timing.json", "environment.json", "run.json", ".lock")
-RUN_ALL = """
-import json, os, sys
-from idcompress import cli
-for name, words in json.loads(sys.argv[1]).items():
-    os.environ["MASTER_PORT"] = words.pop()
-    cli.main([*words, f"hydra.run.dir={name}"])
-"""
 
 
 def free_port() -> str:
@@ -71,33 +70,53 @@ def left(folder: Path) -> dict[str, object]:
     return found
 
 
-@pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_more_processes_leave_what_one_leaves(idc, random_model, tmp_path, number):
+def member(rank: int, place: dict[str, str], cwd: Path, commands: dict[str, list[str]]) -> None:
+    """What one of several processes does, with its output in a file."""
+    os.environ |= place | {"LOCAL_RANK": str(rank)}
+    os.chdir(cwd)
+    with (cwd / f"{rank}.txt").open("wb") as told:
+        os.dup2(told.fileno(), 1)
+        os.dup2(told.fileno(), 2)
+    sys.stderr = os.fdopen(2, "w")
+    for name, words in commands.items():
+        os.environ["MASTER_PORT"] = words.pop()
+        with os.fdopen(os.dup(1), "w") as sys.stdout:
+            cli.main([*words, f"hydra.run.dir={name}"])
+
+
+def members(number: int, cwd: Path, commands: dict[str, list[str]], start: str = "fork") -> tuple[list[int], list[str]]:
+    """Exit codes and output of processes that are there before the commands."""
+    place = {"MASTER_ADDR": "127.0.0.1", "NODE_RANK": "0", "WORLD_SIZE": str(number)}
+    context = multiprocessing.get_context(start)
+    processes = [context.Process(target=member, args=(rank, place, cwd, commands)) for rank in range(number)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(600)
+    return [process.exitcode for process in processes], [(cwd / f"{r}.txt").read_text() for r in range(number)]
+
+
+@pytest.mark.parametrize(
+    ("number", "names", "start"),
+    [
+        (2, ("depth", "list", "plan", "evaluate"), "fork"),  # without another import of everything
+        pytest.param(4, (*COMMANDS,), "spawn", marks=pytest.mark.slow),
+    ],
+)
+def test_more_processes_leave_what_one_leaves(idc, random_model, tmp_path, number, names, start):
     model = f"model.path={random_model('ip2p')}"
-    for name, words in COMMANDS.items():
-        result = idc(*words, model, f"hydra.run.dir={name}")
+    for name in names:
+        result = idc(*COMMANDS[name], model, f"hydra.run.dir={name}")
         assert result.code == 0, result.err
 
-    # All in processes that are there already, as torchrun or a user may start them.
+    # All in processes that are there already, as a user may start them on several machines.
     shared = tmp_path / "shared"
     shared.mkdir()
-    given = json.dumps({name: [*w, model, f"devices={number}", free_port()] for name, w in COMMANDS.items()})
-    place = {"MASTER_ADDR": "127.0.0.1", "NODE_RANK": "0", "WORLD_SIZE": str(number)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", RUN_ALL, given],
-            cwd=shared,
-            env=os.environ | place | {"LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(number)
-    ]
-    told = [process.communicate(timeout=600)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * number, told
-    assert not any(told[1:]), told[1]  # the first one speaks
-    for name in COMMANDS:
+    given = {name: [*COMMANDS[name], model, f"devices={number}", free_port()] for name in names}
+    codes, told = members(number, shared, given, start)
+    assert codes == [0] * number, told
+    assert "done: evaluate" in told[0] and not any(told[1:]), told[1:]  # the first one speaks
+    for name in names:
         one, several = left(Path(name)), left(shared / name)
         assert one.keys() == several.keys() and len(one) > 1
         for file in one:
@@ -137,30 +156,88 @@ def is_gone(pid: int) -> bool:
     return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for processes below /proc")
-def test_a_process_that_dies_ends_the_run_and_the_same_command_continues(random_model, tmp_path):
-    command = ("tsopt", *SMOKE, f"model.path={random_model('ip2p')}", "recipe=none", "hydra.run.dir=run", "devices=2")
-    trace = tmp_path / "run" / "trace.jsonl"
+BELOW_PROC = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for processes below /proc")
 
-    def rows():
-        return trace.read_bytes().splitlines() if trace.exists() else []
 
-    for sent, to_child, code, words in (
+@BELOW_PROC
+@pytest.mark.parametrize(
+    ("sent", "to_child", "code", "words"),
+    [
         (signal.SIGKILL, True, 1, "process 2 of 2 was killed by SIGKILL"),
-        (signal.SIGTERM, False, 143, "terminated; the same command continues"),
-    ):
-        before = len(rows())
-        process = run(tmp_path, *command)
-        wait_for(lambda before=before: len(rows()) > before, process)
-        (child,) = children_of(process)
-        os.kill(child if to_child else process.pid, sent)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == code, err
-        assert err.count("\n") == 1 and words in err
-        assert is_gone(child)
-    kept = rows()
-    process = run(tmp_path, *command)
-    out, err = process.communicate(timeout=240)
+        pytest.param(signal.SIGTERM, False, 143, "terminated; the same command continues", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, False, 130, "interrupted; the same command continues", marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, False, -9, "", marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_that_dies_ends_the_run_and_it_continues(idc, random_model, sent, to_child, code, words):
+    command = ("tsopt", *SMOKE, f"model.path={random_model('ip2p')}", "recipe=none", "hydra.run.dir=run")
+    trace = Path("run", "trace.jsonl")
+    process = run(Path(), *command, "devices=2")
+    wait_for(trace.exists, process)
+    (child,) = children_of(process)
+    os.kill(child if to_child else process.pid, sent)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert err.count("\n") == bool(words) and words in err
+    deadline = time.monotonic() + 60
+    while not is_gone(child) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert is_gone(child)
+    kept = trace.read_bytes().rpartition(b"\n")[0].splitlines()
+
+    result = idc(*command)  # as one process, too, which takes it for the same run
+    assert result.code == 0, result.err
+    assert "continuing the interrupted run" in result.out and trace.read_bytes().splitlines()[: len(kept)] == kept
+
+
+@pytest.mark.slow
+def test_the_stages_of_compress_are_shared_one_by_one(random_model, tmp_path):
+    command = ("compress", *SMOKE, f"model.path={random_model('ip2p')}", "devices=2")
+    stages = "compress.stages=[depth_search,finetune,tsopt,evaluate]"
+    process = run(tmp_path, *command, stages, "trainer.devices=2", "prune=depth_skip", "hydra.run.dir=run")
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
-    assert "continuing the interrupted run" in out and rows()[: len(kept)] == kept
-    assert (tmp_path / "run" / "recipe.json").is_file()
+    assert not err and out.count("done:") == 1
+    assert (tmp_path / "run" / "evaluate" / "metrics.json").is_file()
+    assert json.loads((tmp_path / "run" / "tsopt" / "timing.json").read_text())["devices"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("devices=0",), "devices must be between 1 and 1024, got 0"),
+        (("devices=auto",), "devices"),
+        (("devices=2", "device=mps"), "devices=2 of device=mps, and there is 1 here"),
+        (("num_nodes=-1",), "num_nodes must be between 1 and 1024, got -1"),
+    ],
+)
+def test_wrong_numbers_of_devices(idc, random_model, words, error):
+    result = idc("tsopt", "experiment=smoke", f"model.path={random_model('ip2p')}", "recipe=none", *words)
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert error in result.err
+
+
+def test_what_one_process_cannot_do_is_said_by_the_first(random_model, tmp_path, monkeypatch):
+    """The second process alone meets the fault; the run ends as one of a single process does."""
+    translate = bench.translate
+
+    def faulty(task, pipeline, examples, *arguments, **settings):
+        if os.environ["LOCAL_RANK"] == "1":
+            raise IdcError(f"{examples[0].index} cannot be translated")
+        return translate(task, pipeline, examples, *arguments, **settings)
+
+    monkeypatch.setattr(bench, "translate", faulty)
+    words = ["tsopt", *SMOKE, f"model.path={random_model('ip2p')}", "recipe=none", "devices=2", free_port()]
+    codes, told = members(2, tmp_path, {"run": words})
+    assert codes == [2, 1]
+    assert told[0].endswith("idc: error: 1 cannot be translated\n") and told[1] == ""
+
+
+def test_a_batch_stays_where_it_was_as_long_as_that_is_fair():
+    owners: dict[str, int] = {}
+    assert ranks._by_rank(["a", "b", "c", "d"], owners, 2) == [0, 1, 0, 1]
+    assert ranks._by_rank(["d", "a"], owners, 2) == [1, 0]
+    assert ranks._by_rank(["e", "c", "a"], owners, 2) == [1, 0, 0]
+    assert ranks._by_rank(["a", "c"], owners, 2) == [0, 1]
+    assert ranks._by_rank(["a", "c"], owners, 2) == [0, 1]  # where it was last
+    assert ranks._by_rank(["x"], owners, 4) == [0]
