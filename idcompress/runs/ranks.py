@@ -114,8 +114,9 @@ def shared(
         console.warn(warning)
     made = {place: outcome for parts, _, _ in told for place, outcome in parts.items()}
     for place in sorted(made):
-        if made[place][1] is not None:
-            raise _told(own[place][1] if place in own else made[place][1], own=place in own)
+        error = own[place][1] if place in own else made[place][1]
+        if error is not None:
+            raise _told(error, own=place in own)
     for place in range(len(items)):
         yield made[place][0]
 
@@ -143,18 +144,17 @@ def is_of_another(error: BaseException) -> bool:
 def _by_rank(items: Sequence[Item], owners: dict[Item, int], size: int) -> list[int]:
     """Who does which item: whoever has had it before, unless that is more than a fair share."""
     most, loads = -(-len(items) // size), [0] * size
-    ranks: list[int | None] = []
-    for item in items:
-        known = owners.get(item)
-        ranks.append(known if known is not None and loads[known] < most else None)
-        if ranks[-1] is not None:
-            loads[ranks[-1]] += 1
+    found = dict[int, int]()
     for place, item in enumerate(items):
-        if ranks[place] is None:
-            ranks[place] = loads.index(min(loads))
-            loads[ranks[place]] += 1
-        owners[item] = ranks[place]
-    return [rank for rank in ranks if rank is not None]
+        if item in owners and loads[owners[item]] < most:
+            found[place] = owners[item]
+            loads[owners[item]] += 1
+    for place, item in enumerate(items):
+        if place not in found:
+            found[place] = loads.index(min(loads))
+            loads[found[place]] += 1
+        owners[item] = found[place]
+    return [found[place] for place in range(len(items))]
 
 
 def _meet(group: Group, what: str) -> None:
