@@ -149,6 +149,7 @@ class EvaluateConfig:
     latency: bool = True
     compile: bool = False
     alternatives: bool = True
+    num_alternatives: Optional[int] = 512
 
 
 @dataclass

@@ -73,6 +73,7 @@ RANGES = {
     "plan.num_certified": Range(0, _MANY, whole=True),
     **dict.fromkeys(("plan.ms", "plan.bytes"), Range(0, null=True, above=True)),
     "seed": Range(-(2**63), 2**63 - 1, whole=True),
+    "evaluate.num_alternatives": Range(1, _MANY, whole=True, null=True),
     **dict.fromkeys(("devices", "num_nodes"), Range(1, 1024, whole=True)),
     "threads": Range(0, 1024, whole=True),
     "cache_gb": Range(0),

@@ -38,11 +38,11 @@ class System:
     plan: Plan
     reference: str = "original"
 
-    def images(self, bench: Bench, name: str) -> Tensor:
-        """Of a bench's examples, (N, 3, H, W), float32 in [0, 1]; `name` is the system's own."""
+    def images(self, bench: Bench, name: str, positions: Sequence[int] | None = None) -> Tensor:
+        """Of a bench's examples, or some of them, (N, 3, H, W), float32 in [0, 1]; `name` is the system's own."""
         if name == self.reference:
-            return bench.references(None, self.plan, name)
-        return bench.images(self.pipeline, self.plan, name)
+            return bench.references(None, self.plan, name, positions)
+        return bench.images(self.pipeline, self.plan, name, positions)
 
 
 def affordable_steps(num_inference_steps: int, cost: float, other_cost: float) -> int:

@@ -24,7 +24,7 @@ from ..bench.comparison import (
     system_of,
     words,
 )
-from ..bench.costs import called_steps, costs
+from ..bench.costs import called_steps, costs, network_calls
 from ..bench.selection import choose_photographs
 from ..config import Config
 from ..console import say, warn
@@ -102,6 +102,35 @@ class Portions:
         return map(self.open, range(0, self.number, PORTION))
 
 
+class Some:
+    """The systems that are sampled on a part of the images, and that part: evenly spread, and the same for all.
+
+    Attributes:
+        indices: of the examples.
+        total: examples that the other systems are sampled on.
+    """
+
+    def __init__(self, names: frozenset[str], total: int, config: Config) -> None:
+        self.names, self.total, number = names, total, min(config.evaluate.num_alternatives or total, total)
+        self.indices, self.is_all = {i * total // number for i in range(number)}, number == total
+
+    def of(self, name: str, bench: Bench) -> list[int]:
+        """Positions of a bench's examples that a system is sampled on."""
+        return [i for i, e in enumerate(bench.examples) if name not in self.names or e.index in self.indices]
+
+    def wants(self, name: str, metric: ImageMetric) -> bool:
+        """Whether a system is measured by a metric: a distance of sets would be one of fewer images."""
+        return self.is_all or name not in self.names or metric.by_image
+
+
+def network_passes(systems: Mapping[str, System], some: Some) -> int:
+    """Passes of the networks that an evaluation takes: one per image, step and guidance pass, if no result is kept."""
+    everywhere = {system for name, system in systems.items() if name not in some.names}
+    passes = sum(network_calls(system.plan) for system in everywhere) * some.total
+    others = {system for system in systems.values() if system not in everywhere}
+    return passes + sum(network_calls(system.plan) for system in others) * len(some.indices)
+
+
 def _warn_where_it_differs(config: Config, recipe: Recipe) -> None:
     stage = recipe.provenance[-1] if recipe.provenance else {}
     for prefix, now, searched in (
@@ -154,11 +183,14 @@ def _evaluate(config: Config, portions: Portions, recipe: Recipe, folder: Path, 
 
     # 2. their images, a portion at a time, measured and written
     depth_skipped = None if recipe.cut is None else recipe
-    values, examples = _measure(portions, systems, shown, ready, folder, depth_skipped, original, config)
+    some = Some(frozenset(words(row) for row in plain), portions.number, config)
+    say(f"{network_passes(systems, some):,} network passes at the most, less those of results that are kept")
+    values, examples = _measure(portions, systems, shown, ready, folder, depth_skipped, original, config, some)
 
     # 3. what metrics.json says of them
     metrics = {name: _row(m, [values[s][name] for s in SYSTEMS], config.seed) for name, m in ready.items()} | spent
     for row in plain:
+        row |= {} if some.is_all else {"num_images": len(some.indices)}
         row["metrics"] = against(values["compressed"], values[words(row)], ready, seed=config.seed)
     samplers = {
         sampler: {name: {s: values[f"{s}{ending}"][name].value for s in SYSTEMS[:2]} for name in ready}
@@ -229,25 +261,28 @@ def _measure(
     depth_skipped: Recipe | None,
     original: Plan,
     config: Config,
+    some: Some,
 ) -> tuple[Values, list[Example]]:
     """Every metric of every system over all portions, and the examples without their pictures.
 
     Args:
         shown: systems whose images are written, with the name of their folder.
         depth_skipped: a cut model that is shown at the original's plan, on a few examples.
+        some: systems that are not sampled on all examples.
     """
     meters = {system: {name: metric.fresh() for name, metric in metrics.items()} for system in systems}
     examples: list[Example] = []
     with behind(portions.open(0).device.type != "cpu") as later:
         for portion in portions:
-            for system, images, references in _made(portion, systems):
+            for system, of, images, references in _made(portion, systems, some):
                 if is_main_process():
                     with timing.part("measure"):
                         for metric in meters[system].values():
-                            metric.update(Batch(portion.examples, images, references))
+                            if some.wants(system, metric):
+                                metric.update(Batch(of, images, references))
                 if system in shown:
                     with timing.part("files"):
-                        later(_save_images, portion.examples, images, folder / "images" / shown[system])
+                        later(_save_images, of, images, folder / "images" / shown[system])
             with timing.part("files"):
                 later(_save_inputs, portion.examples, folder / "images")
             if depth_skipped is not None:
@@ -256,22 +291,30 @@ def _measure(
             none = torch.empty(0)
             examples += [dataclasses.replace(e, image=none, target=None, condition=None) for e in portion.examples]
     with timing.part("measure"):
-        values = agreed(lambda: {system: _computed(own) for system, own in meters.items()}, "values")
+        values = agreed(lambda: {system: _computed(system, own, some) for system, own in meters.items()}, "values")
     return values, examples
 
 
-def _computed(meters: Mapping[str, ImageMetric]) -> dict[str, MetricValue]:
-    return {name: metric.compute() for name, metric in meters.items()}
+def _computed(system: str, meters: Mapping[str, ImageMetric], some: Some) -> dict[str, MetricValue]:
+    left_out = MetricValue(None, {}, note="not of a part of the images; set evaluate.num_alternatives=null")
+    return {name: metric.compute() if some.wants(system, metric) else left_out for name, metric in meters.items()}
 
 
-def _made(bench: Bench, systems: dict[str, System]) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Every system's images beside its reference's; systems that are the same share theirs."""
-    made: dict[System, Tensor] = {}
+def _made(bench: Bench, systems: dict[str, System], some: Some) -> Iterator[tuple[str, list[Example], Tensor, Tensor]]:
+    """Every system's images of its examples, beside its reference's; systems that are the same share theirs."""
+    made: dict[System, dict[int, Tensor]] = {}
     for name, system in systems.items():
-        if system not in made:
+        positions = some.of(name, bench)
+        if not positions:
+            continue
+        missing = [position for position in positions if position not in made.get(system, {})]
+        if missing:
             with timing.part(name):
-                made[system] = system.images(bench, name)
-        yield name, made[system], made[systems[system.reference]]
+                fresh = system.images(bench, name, missing)
+            made.setdefault(system, {}).update(zip(missing, fresh, strict=True))
+        theirs = made[systems[system.reference]]
+        images, references = (torch.stack([of[place] for place in positions]) for of in (made[system], theirs))
+        yield name, [bench.examples[position] for position in positions], images, references
 
 
 def device_name(device: torch.device) -> str:
@@ -362,6 +405,7 @@ def _print(
 def _alternative_line(row: Row, names: Sequence[str]) -> str:
     """One alternative, by the first metric that compares image by image."""
     text = f"  {row.get('name', 'plain')}: {words(row)}"
+    text += f", on {row['num_images']} images" if "num_images" in row else ""
     for name in names:
         difference = row["metrics"][name].get("compressed_minus_this")
         if difference:

@@ -1,12 +1,18 @@
 """Beside a compressed plan: what costs as much, image by image, with a verdict that may be no gain."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from idcompress.bench.comparison import paired
+from idcompress.bench.comparison import System, paired
+from idcompress.config import EvaluateConfig
+from idcompress.core.plan import Plan
 from idcompress.metrics._metric import MetricValue
+from idcompress.stages.evaluate import Some, network_passes
 
 
 def verdict(differences, *, higher_is_better=True):
@@ -59,3 +65,45 @@ def test_evaluate_runs_what_costs_as_much(idc, random_model):
     assert result.code == 0, result.err
     (off,) = Path("outputs").glob("ip2p/*/evaluate/*/metrics.json")
     assert "alternatives" not in json.loads(off.read_text())
+
+
+def test_alternatives_on_some_images_take_fewer_passes(idc, random_model):
+    """Evenly spread ones; and the count that is said is what was sampled."""
+    common = ("task=ip2p", f"model.path={random_model('ip2p')}", "recipe=none", "depth=3", "num_inference_steps=4")
+    common += ("evaluate.latency=false", "evaluate.num_samples=4", "evaluate.metrics=[psnr]", "image_guidance_scale=1")
+    result = idc("evaluate", *common, "evaluate.num_alternatives=2", "hydra.run.dir=some", "guidance_scale=1.5")
+    assert result.code == 0, result.err
+    rows = json.loads(Path("some/metrics.json").read_text())["alternatives"]
+    assert [row["num_images"] for row in rows] == [2, 2, 2]
+    assert all(row["metrics"]["psnr"]["compressed_minus_this"]["num_images"] == 2 for row in rows)
+    assert len(list(Path("some/images/plain_ddim").iterdir())) == 2
+    assert len(list(Path("some/images/compressed").iterdir())) == 4
+    said = int(re.search(r"^([\d,]+) network passes", result.out, re.MULTILINE)[1].replace(",", ""))
+    shown = 4 * min(4, 4)  # the pruned model at the original's steps, which are pictures of the report
+    assert said == 2 * (json.loads(Path("some/timing.json").read_text())["image_steps"] - shown)
+
+
+def test_the_papers_evaluation_of_controlnet_by_count():
+    """5,000 photographs, 20 steps against 15, two guidance passes, and plain plans of 15 steps: docs/benchmarks.md."""
+    guidance = {"guidance_scale": 9.0}
+    full, cut, original = "full", "cut", Plan.over(range(20, 0, -1), guidance=guidance)
+    few, other = (Plan.over(range(n, n - 15, -1), guidance=guidance) for n in (15, 16))
+    faster = dataclasses.replace(other, sampler="dpm_solver")
+    systems = {
+        "original": System(full, original),
+        "compressed": System(cut, few),
+        "uniform": System(cut, other),
+        "plain": System(full, other),
+        "plain, faster": System(full, faster),
+        "faster": System(cut, faster),
+    }
+    names = frozenset(["plain", "plain, faster", "faster"])
+
+    def passes(number, evaluated):
+        settings = EvaluateConfig(num_alternatives=number)
+        return network_passes(evaluated, Some(names, 5000, SimpleNamespace(evaluate=settings)))
+
+    everything, first = passes(None, systems), passes(512, systems)
+    kept = passes(512, {name: system for name, system in systems.items() if name != "original"})
+    assert (everything, first, kept) == (950_000, 546_080, 346_080)
+    assert (first + kept) / 2 < everything / 2

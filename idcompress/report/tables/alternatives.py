@@ -33,6 +33,9 @@ def table(compression: Compression) -> Table | None:
         "compressed plan's multiply-accumulates pay for.",
         "Metrics that compare with the original's result favour plans that share its sampler.",
     ]
+    few = {row["num_images"] for evaluation in evaluations for row in evaluation.alternatives if "num_images" in row}
+    if few:
+        notes.append(f"The other plans are sampled, and compared, on {min(few)} of the images, evenly spread.")
     return Table(["plan", "steps", "MACs", *(metric_label(n, first.values[n]) for n in names)], rows, notes=notes)
 
 
