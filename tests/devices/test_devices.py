@@ -33,7 +33,7 @@ COMPARE = (
 )
 # A search of every kind, and what measures them; each starts from the folder of an earlier one.
 COMMANDS = {
-    "depth": ("depth-search", *SMOKE, "depth_search.num_samples=8", "recipe=none"),
+    "depth": ("depth-search", *SMOKE, "depth_search.num_samples=8", "depth_search.min_depth=12", "recipe=none"),
     "list": ("tsopt", *SMOKE, *FEW, "sampler=fitted", "recipe=depth"),
     "plan": ("plan", *SMOKE, *SCALES, *PLAN, "recipe=none"),
     "compare": ("compare", *SMOKE, *COMPARE, "recipe=depth"),
@@ -82,6 +82,8 @@ def member(rank: int, place: dict[str, str], cwd: Path, commands: dict[str, list
         os.environ["MASTER_PORT"] = words.pop()
         with os.fdopen(os.dup(1), "w") as sys.stdout:
             cli.main([*words, f"hydra.run.dir={name}"])
+        while not json.loads(Path(name, "run.json").read_text())["finished"]:  # the next one takes its recipe
+            time.sleep(0.05)
 
 
 def members(number: int, cwd: Path, commands: dict[str, list[str]], start: str = "fork") -> tuple[list[int], list[str]]:
@@ -92,7 +94,8 @@ def members(number: int, cwd: Path, commands: dict[str, list[str]], start: str =
     for process in processes:
         process.start()
     for process in processes:
-        process.join(600)
+        process.join(300)
+        process.kill()
     return [process.exitcode for process in processes], [(cwd / f"{r}.txt").read_text() for r in range(number)]
 
 
