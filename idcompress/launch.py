@@ -35,10 +35,10 @@ from omegaconf.errors import OmegaConfBaseException
 import __main__
 
 from . import config as configuration
-from . import console, words
+from . import console, registry, words
 from .errors import IdcError, is_out_of_memory
 from .runs import places, timing
-from .stages._run import Run, out_of_memory, run_stage, start
+from .stages._run import Run, in_processes, out_of_memory, start
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -176,9 +176,14 @@ def run_job(composed: DictConfig, *, command: str, program: Program, failures: l
 
 def execute(command: str, run: Run) -> None:
     """Run the stage; a mistake that was found before any work leaves no folder, an interrupted run one to go on in."""
+    stage = registry.load("command", command.replace("-", "_"))
     try:
-        with timing.record() as seconds, console.heartbeat(timing.running):
-            made = run_stage(command.replace("-", "_"), run.config, run.recipes, run.run_dir)
+        with (
+            timing.record() as seconds,
+            console.heartbeat(timing.running),
+            in_processes(stage, run.config, run.recipes, run.run_dir) as (config, recipes),
+        ):
+            made = stage.run(config, recipes, run.run_dir)
     except IdcError:
         run.run_dir.discard_if_empty()
         raise

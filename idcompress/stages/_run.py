@@ -7,9 +7,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__, console, registry
@@ -107,20 +109,22 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
     return Run(config, recipes, run_dir, resolved)
 
 
-def run_stage(name: str, config: Config, recipes: list[Recipe], run_dir: RunDir, **more: Any) -> list[Recipe]:
-    """Run a stage, in several processes where devices=N or num_nodes=N ask for them and the stage shares its work.
+@contextmanager
+def in_processes(
+    stage: ModuleType, config: Config, recipes: list[Recipe], run_dir: RunDir
+) -> Iterator[tuple[Config, list[Recipe]]]:
+    """Several processes to run a stage in, where devices=N or num_nodes=N ask for them and it shares its work.
 
-    Args:
-        more: of the stage's own, known to all processes.
+    Yields:
+        the configuration and the recipes to run it with.
 
     Raises:
-        IdcError: see the stage; there are not so many devices, or a process died.
+        IdcError: there are not so many devices, or a process died.
     """
-    stage = registry.load("command", name)
     if processes_of(config) == 1 or not getattr(stage, "SHARED", False):
         with places_as_they_were():
-            made: list[Recipe] = stage.run(config, recipes, run_dir, **more)
-        return made
+            yield config, recipes
+        return
     with timing.part("start"):
         from ..adapters import devices  # which loads torch
 
@@ -131,7 +135,7 @@ def run_stage(name: str, config: Config, recipes: list[Recipe], run_dir: RunDir,
                 console.silence()
             try:
                 config, recipes, run_dir.info = ranks.agreed(lambda: (config, recipes, run_dir.info), "what is run")
-                made = stage.run(dataclasses.replace(config, device=group.device), recipes, run_dir, **more)
+                yield dataclasses.replace(config, device=group.device), recipes
             except BaseException as error:
                 ranks.end(error)
                 raise
@@ -140,7 +144,6 @@ def run_stage(name: str, config: Config, recipes: list[Recipe], run_dir: RunDir,
         if not is_main_process() and (isinstance(error, IdcError) or ranks.is_of_another(error)):
             sys.exit(1)  # the first process says it
         raise
-    return made
 
 
 def processes_of(config: Config) -> int:

@@ -15,7 +15,7 @@ from ..runs import files, timing
 from ..runs.places import is_main_process, started_by_a_cluster
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir, recipes_of
-from ._run import processes_of, run_stage, save_recipes
+from ._run import in_processes, processes_of, save_recipes
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
@@ -58,8 +58,13 @@ def _stage(
     stage_run = run_dir.child(folder or name, files.digest([run_dir.info["digest"], folder or name]))
     if not stage_run.finished:
         say(f"== {name.replace('_', '-')}")
-        with timing.part(folder or name), timing.record() as seconds:
-            made = run_stage(name, _stage_config(name, config, recipes[0]), recipes, stage_run, **more)
+        stage, own = registry.load("command", name), _stage_config(name, config, recipes[0])
+        with (
+            timing.part(folder or name),
+            timing.record() as seconds,
+            in_processes(stage, own, recipes, stage_run) as (own, given),
+        ):
+            made = stage.run(own, given, stage_run, **more)
         if not is_main_process():
             sys.exit()  # this process was started by the stage for itself, and has nothing more to do
         if made:
