@@ -138,7 +138,7 @@ def open_run(stage: str, task: str, model: str, digest: str, explicit: Path | No
     if not is_main_process():
         if explicit is None:
             raise IdcError("the further processes of a distributed run want hydra.run.dir=FOLDER, one for all of them")
-        return RunDir(explicit, True, info)
+        return RunDir(explicit, True, read_info(explicit) or info)  # of the first process, whose words were others
     try:
         if explicit is not None:
             return _open_explicit(explicit, info)
