@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from .. import registry
+from ..adapters.layers import passing_by
 from ..adapters.pipeline import vae_scale_factor, working_size
 from ..core.cut import Cut
 from ..core.guidance import num_branches
@@ -69,7 +70,7 @@ class Work:
 
     def __init__(self, bench: Bench, pipeline: Any) -> None:
         self.bench, self.pipeline = bench, pipeline
-        self._by_depth: dict[int | None, list[dict[str, float]]] = {}
+        self._measured: dict[tuple[int | None, tuple[str, ...]], list[dict[str, float]]] = {}
 
     def computed(self, plan: Plan) -> Plan:
         """The plan whose steps say what is really computed; timesteps that its sampler passes over are gone."""
@@ -82,13 +83,15 @@ class Work:
         return math.fsum(self._step(step, num_branches(plan.guidance), key) for step in plan.steps)
 
     def _step(self, step: Step, branches: int, key: str) -> float:
-        if step.depth not in self._by_depth:
+        key_of_step = step.depth, step.skip
+        if key_of_step not in self._measured:
             which = self.pipeline if step.depth is None else self.bench.at_depth(self.pipeline)(step.depth)
+            which = passing_by(which, step.skip)
             task, full = self.bench.task, self.bench.model.pipeline
             size = working_size(full, self.bench.resolution_px) // vae_scale_factor(full)
             macs = Macs(sample_size=size, encoder_tokens=task.encoder_tokens(full))
-            self._by_depth[step.depth] = [macs.measure([network]) for network in task.networks(which)]
-        unet, *sides = self._by_depth[step.depth]
+            self._measured[key_of_step] = [macs.measure([network]) for network in task.networks(which)]
+        unet, *sides = self._measured[key_of_step]
         passes = branches if step.passes == "all" else 1
         return passes * (unet[key] + sum(side[key] for side in sides if step.refresh))
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..adapters.layers import names_of_layers
 from ..adapters.pipeline import vae_scale_factor, working_size
 from ..bench.bench import Bench
 from ..bench.comparison import affordable_steps, paired
@@ -181,7 +182,10 @@ class Arm:
         if isinstance(over, Plan):
             return over
         timesteps = self.lab.benches["evaluate"].uniform(over) if isinstance(over, int) else over
-        return Plan.over(timesteps, sampler=self.config.sampler, guidance=self.config.guidance())
+        return self._listed(timesteps)
+
+    def _listed(self, timesteps: Sequence[float], skip: Sequence[tuple[str, ...]] = ()) -> Plan:
+        return Plan.over(timesteps, sampler=self.config.sampler, guidance=self.config.guidance(), skip=skip)
 
     def aim(self, over: Over) -> Plan:
         """What others are compared with, and numbers are fitted to: a plan that needs none itself."""
@@ -313,10 +317,10 @@ class Arm:
         return len(called_steps(plan)) * len(self.bench(split).examples)
 
     def search(self, num_inference_steps: int, against: "Target") -> Schedule:
-        """The configured strategy's list by PSNR over the search's images."""
+        """The configured strategy's answer by PSNR over the search's images."""
 
-        def score(timesteps: list[float], **known: float) -> float:
-            found = self.measure("search", timesteps, against=against, known=known)["psnr"]
+        def score(timesteps: list[float], skip: Sequence[tuple[str, ...]] = (), **known: float) -> float:
+            found = self.measure("search", self._listed(timesteps, skip), against=against, known=known)["psnr"]
             if found.value is None and not found.perfect:
                 raise IdcError(f"the search compares images by psnr, which has no value here: {found.note}")
             return math.inf if found.value is None else found.value
@@ -328,7 +332,13 @@ class Arm:
             score=score,
             teacher=lambda: self._run(against),
             denoiser=lambda: self._denoisers(self.plan(num_inference_steps), against),
+            layers=names_of_layers(self.pipeline.unet),
         )
+
+    def searched(self, num_inference_steps: int, against: "Target") -> Plan:
+        """The plan over what the configured strategy finds, without the numbers that its sampler may want."""
+        schedule = self.search(num_inference_steps, against)
+        return self._listed(schedule.timesteps, schedule.skip)
 
     def _denoisers(self, plan: Plan, against: "Target") -> Iterator[tuple[Denoise, Tensor, Tensor]]:
         """Batches for a strategy that wants gradients; its calls of the networks are noted among what was asked for."""
@@ -347,7 +357,7 @@ class Arm:
         schedule = self.search(num_inference_steps, against)
         uniform, searched = (
             self.measure("evaluate", over, against=against)["psnr"]
-            for over in (num_inference_steps, schedule.timesteps)
+            for over in (num_inference_steps, self._listed(schedule.timesteps, schedule.skip))
         )
         columns = {
             "gamma": schedule.details.get("gamma"),
