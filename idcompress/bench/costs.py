@@ -20,6 +20,7 @@ from ..costs.latency import is_full_width, measure_ratio, synchroniser
 from ..costs.macs import Macs
 from ..costs.parameters import Parameters
 from ..runs import timing
+from ..tasks._task import Task
 from .bench import Bench
 from .translate import load_sampler, networks_of, translate
 
@@ -94,6 +95,13 @@ class Work:
         unet, *sides = self._measured[key_of_step]
         passes = branches if step.passes == "all" else 1
         return passes * (unet[key] + sum(side[key] for side in sides if step.refresh))
+
+
+def gmacs_of_a_step(task: Task, pipeline: Any, resolution_px: int | None) -> float:
+    """Billions of multiply-accumulates of all networks of a step, for one image without guidance."""
+    size, tokens = working_size(pipeline, resolution_px) // vae_scale_factor(pipeline), task.encoder_tokens(pipeline)
+    gmacs: float = Macs(sample_size=size, encoder_tokens=tokens).measure(task.networks(pipeline))["gmacs"]
+    return gmacs
 
 
 def cut_networks(pipeline: Any, cut: Cut) -> Any:

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..adapters.layers import names_of_layers
-from ..adapters.pipeline import vae_scale_factor, working_size
 from ..bench.bench import Bench
 from ..bench.comparison import affordable_steps, paired
-from ..bench.costs import called_steps
+from ..bench.costs import called_steps, gmacs_of_a_step
 from ..bench.fitting import Lists
 from ..bench.thresholds import missed, parse_thresholds
 from ..bench.translate import wants_coefficients
@@ -24,7 +23,6 @@ from ..console import say
 from ..core.depth_search import FullModelFailsError, depth_search
 from ..core.plan import Plan, Step
 from ..core.sample import Denoise
-from ..costs.macs import Macs
 from ..costs.parameters import Parameters
 from ..errors import IdcError
 from ..metrics._metric import MetricValue
@@ -168,11 +166,8 @@ class Arm:
     def costs(self) -> tuple[float, float]:
         """GMACs of a step for one image without guidance, and parameters by the paper's rule, of all its networks."""
         task = self.lab.benches["evaluate"].task
-        networks = task.networks(self.pipeline)
-        size = working_size(self.pipeline, self.config.resolution_px) // vae_scale_factor(self.pipeline)
-        macs = Macs(sample_size=size, encoder_tokens=task.encoder_tokens(self.pipeline))
-        parameters = Parameters()
-        return macs.measure(networks)["gmacs"], parameters.measure(networks)["params_paper"]
+        gmacs = gmacs_of_a_step(task, self.pipeline, self.config.resolution_px)
+        return gmacs, Parameters().measure(task.networks(self.pipeline))["params_paper"]
 
     def bench(self, split: str) -> Bench:
         return self.lab.benches[split]
