@@ -204,6 +204,7 @@ class CompressConfig:
     stages: List[str] = field(default_factory=lambda: ["depth_search", "tsopt", "evaluate", "report"])
     fewer_levels: int = 1
     paper: bool = True
+    uncut: bool = True
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +109,7 @@ class ScheduleRequest:
         teacher: gives the many-step run of the searched images.
         denoiser: gives, batch by batch, (denoise, start, final sample of the teacher), through which gradients flow.
         sampler: what will run the list.
+        layers: names of the layers that a step can pass by; a score takes a list of them for each step, `skip`.
         seed: for strategies that draw random numbers.
     """
 
@@ -119,15 +120,23 @@ class ScheduleRequest:
     teacher: Callable[[], Teacher] | None = None
     denoiser: Callable[[], Iterable[tuple[Denoise, Tensor, Tensor]]] | None = None
     sampler: Sampler | None = None
+    layers: tuple[str, ...] = ()
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A strategy's answer: the list, and what the report should say about how it was found."""
+    """A strategy's answer.
+
+    Attributes:
+        timesteps: the list; as long as it was asked for, but where layers are passed by.
+        details: what the report should say about how it was found.
+        skip: the layers that each step passes by, for strategies that choose some.
+    """
 
     timesteps: list[float]
     details: dict[str, object] = field(default_factory=dict)
+    skip: Sequence[tuple[str, ...]] = ()
 
 
 @dataclass(frozen=True)

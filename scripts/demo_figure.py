@@ -29,6 +29,14 @@ SHOWN: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "stablesr": ("Super-resolution", "image", ("0004_grace_hopper",)),
     "inpaint": ("Inpainting", "image", ("0001_coffee",)),
 }
+HEADS = [
+    ("Input", ""),
+    ("Full model", ""),
+    ("Ours, cut", "dB to the full model"),
+    ("Ours, uncut", "at the same work"),
+    ("Plain solver", "at the same work"),
+]
+OUR_COLUMNS = (2, 3)
 SAMPLERS = {"ddim": "DDIM", "dpm_solver": "DPM-Solver++"}
 
 Row = dict[str, Any]
@@ -41,21 +49,28 @@ def rows_of(run: Path) -> list[Row]:
     own, task = found["metrics"], found["task"]
     steps, many = own["num_inference_steps"]["compressed"], own["num_inference_steps"]["original"]
     share = steps * own["gmacs"]["compressed"] / (many * own["gmacs"]["original"])
-    plain = max(
-        (one for one in found["alternatives"] if "images" in one), key=lambda one: one["metrics"]["psnr"]["value"]
-    )
+    pictured = [one for one in found["alternatives"] if "images" in one]
+    uncut = next(one for one in pictured if one.get("name") == "uncut")
+    plain = max((one for one in pictured if "name" not in one), key=lambda one: one["metrics"]["psnr"]["value"])
     title, given, names = SHOWN[task]
     with (folder / "per_image.csv").open(encoding="utf-8", newline="") as file:
         prompts = {row["name"]: row["prompt"] for row in csv.DictReader(file)}
-    count = plain["num_inference_steps"]
+
+    def words(one: Row) -> str:
+        return f"{share * one['gmacs_ratio']:.0%} of the work, {one['metrics']['psnr']['value']:.1f} dB"
+
     under = {
         given: "",
         "original": f"{many} steps, all of the work",
         "compressed": f"{share:.0%} of the work, {own['psnr']['compressed']:.1f} dB",
-        plain["images"]: f"{share * plain['gmacs_ratio']:.0%} of the work, {plain['metrics']['psnr']['value']:.1f} dB",
+        uncut["images"]: words(uncut),
+        plain["images"]: words(plain),
     }
-    above = {"compressed": f"depth {found['recipe']['depth']}, {steps} steps"}
-    above[plain["images"]] = f"{SAMPLERS[plain['sampler']]}, {count} step{'s' if count > 1 else ''}"
+    above = {
+        "compressed": f"depth {found['recipe']['depth']}, {_steps(steps)}",
+        uncut["images"]: f"fitted, {_steps(uncut['num_inference_steps'])}",
+        plain["images"]: f"{SAMPLERS[plain['sampler']]}, {_steps(plain['num_inference_steps'])}",
+    }
     return [
         {
             "title": title,
@@ -68,16 +83,19 @@ def rows_of(run: Path) -> list[Row]:
     ]
 
 
+def _steps(count: int) -> str:
+    return f"{count} step{'s' if count > 1 else ''}"
+
+
 def drawn(rows: Sequence[Row]) -> Image.Image:
     """The rows below the titles of their columns."""
     bold, plain, small = (ImageFont.load_default(size=size) for size in (18, 15, 14))
     step, height = CELL_PX + GAP_PX, CELL_PX + 2 * LINE_PX + 2 * GAP_PX
-    sheet = Image.new("RGB", (SIDE_PX + 4 * step, TOP_PX + len(rows) * height), "white")
+    sheet = Image.new("RGB", (SIDE_PX + len(HEADS) * step, TOP_PX + len(rows) * height), "white")
     draw = ImageDraw.Draw(sheet)
-    heads = [("Input", ""), ("Full model", ""), ("Ours", "dB to the full model"), ("Plain solver", "at the same cost")]
-    for column, (head, under) in enumerate(heads):
+    for column, (head, under) in enumerate(HEADS):
         left = SIDE_PX + column * step
-        draw.text((left, 8), head, fill=OURS if head == "Ours" else INK, font=bold, stroke_width=0.4)
+        draw.text((left, 8), head, fill=OURS if column in OUR_COLUMNS else INK, font=bold, stroke_width=0.4)
         draw.text((left, 34), under, fill=GREY, font=small)
     for number, row in enumerate(rows):
         top = TOP_PX + number * height
@@ -89,10 +107,10 @@ def drawn(rows: Sequence[Row]) -> Image.Image:
         for column, (file, under, further) in enumerate(
             zip(row["pictures"], row["under"], row["further"], strict=True)
         ):
-            left, colour = SIDE_PX + column * step, OURS if column == 2 else INK
+            left, colour = SIDE_PX + column * step, OURS if column in OUR_COLUMNS else INK
             with Image.open(file) as picture:
                 sheet.paste(picture.resize((CELL_PX, CELL_PX), Image.Resampling.LANCZOS), (left, top))
-            if column == 2:
+            if column in OUR_COLUMNS:
                 edge = (left - 3, top - 3, left + CELL_PX + 2, top + CELL_PX + 2)
                 draw.rectangle(edge, outline=OURS, width=3)
             draw.text((left, top + CELL_PX + 4), under, fill=colour, font=plain, stroke_width=0.3)

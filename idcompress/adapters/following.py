@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..core.guidance import num_branches
@@ -10,6 +10,7 @@ from ..core.plan import Plan, Step
 from ..core.reuse import Networks, computed, stand_in
 from ..errors import IdcError
 from .deep_features import call_unet, giving
+from .layers import check_layers, passing_by
 from .pipeline import fixed_scheduler, with_components
 from .unet import depth as depth_of
 
@@ -43,7 +44,10 @@ def following(pipeline: Any, plan: Plan, at_depth: Callable[[int], Any], side: s
     kept = {step.depth for step in really.steps if step.depth is not None} if plan.fill != "zero" else set()
     stages: dict[int | None, Any] = {None: pipeline}
     stages |= {step.depth: at_depth(step.depth) for step in really.steps if step.depth is not None}
-    unets = {depth: giving(stage.unet, kept) for depth, stage in stages.items()}
+    for step in really.steps:
+        check_layers(pipeline.unet, step.skip)
+    computed_parts = {(step.depth, step.skip) for step in really.steps}
+    unets = {(depth, skip): giving(passing_by(stages[depth], skip).unet, kept) for depth, skip in computed_parts}
     sides = {depth: None if side is None else getattr(stage, side) for depth, stage in stages.items()}
     made = with_components(pipeline, {"scheduler": fixed_scheduler(pipeline, plan.all_whole)})
     made.__class__ = type(type(pipeline).__name__, (_Following, type(pipeline)), {"__module__": __name__})
@@ -87,7 +91,7 @@ class _Following:
 class _Run:
     """One call of a pipeline. The networks' calls of a step, one for each tile, have the same order at every step."""
 
-    def __init__(self, plan: Plan, unets: dict[int | None, Any], sides: dict[int | None, Any]) -> None:
+    def __init__(self, plan: Plan, unets: Mapping[Any, Any], sides: Mapping[int | None, Any]) -> None:
         self.plan, self.unets, self.sides = plan, unets, sides
         self.hidden: dict[tuple[int, int], tuple[tuple[float | int, Any], ...]] = {}
         self.held: dict[int, Any] = {}
@@ -98,7 +102,9 @@ class _Run:
         deep = None
         if step.depth is not None and self.plan.fill != "zero":
             deep = stand_in(step.timestep, self.hidden[tile, step.depth])
-        output, found = call_unet(self.unets[step.depth], sample, timestep, *args, deep_features=deep, **kwargs)
+        output, found = call_unet(
+            self.unets[step.depth, step.skip], sample, timestep, *args, deep_features=deep, **kwargs
+        )
         for depth, state in found.items():
             old = (
                 self.hidden.get((tile, depth), ())[-1:]

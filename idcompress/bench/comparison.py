@@ -86,24 +86,26 @@ def plain_systems(steps: int, gmacs: Row, calls: float | None = None) -> list[Ro
     ]
 
 
-def plan_row(name: str, other: Plan, plan: Plan) -> Row:
-    """An alternative that is another plan of the compressed model, without its metrics: as `plain_systems` has them,
-    with its `name` and its `timesteps`.
+def searched_row(name: str, model: str, other: Plan, plan: Plan, gmacs: Row) -> Row:
+    """An alternative that was searched, too, without its metrics: as `plain_systems` has them, with its `name` and its
+    `timesteps`.
+
+    Args:
+        model: "compressed", or "original", the whole one.
+        gmacs: of one step of either.
     """
     return {
         "name": name,
-        "model": "compressed",
+        "model": model,
         "sampler": other.sampler,
         "num_inference_steps": len(other),
         "timesteps": list(other.timesteps),
-        "gmacs_ratio": len(called_steps(other)) / len(called_steps(plan)),
+        "gmacs_ratio": len(called_steps(other)) * gmacs[model] / (len(called_steps(plan)) * gmacs["compressed"]),
     }
 
 
 def system_of(row: Row, bench: Bench, pipeline: Any, plan: Plan) -> System:
-    """How an alternative is run; pipeline and plan are the compressed model's."""
-    if "timesteps" in row:
-        return System(pipeline, Plan.over(row["timesteps"], sampler=row["sampler"], guidance=plan.guidance))
+    """How a plain alternative is run; pipeline and plan are the compressed model's."""
     which = bench.model.pipeline if row["model"] == "original" else pipeline
     process, steps = bench.model.process, int(row["num_inference_steps"])
     return System(which, uniform_plan(process, steps, sampler=row["sampler"], guidance=plan.guidance))

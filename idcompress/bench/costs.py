@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from .. import registry
+from ..adapters.layers import passing_by
 from ..adapters.pipeline import vae_scale_factor, working_size
 from ..core.cut import Cut
 from ..core.guidance import num_branches
@@ -19,6 +20,7 @@ from ..costs.latency import is_full_width, measure_ratio, synchroniser
 from ..costs.macs import Macs
 from ..costs.parameters import Parameters
 from ..runs import timing
+from ..tasks._task import Task
 from .bench import Bench
 from .translate import load_sampler, networks_of, translate
 
@@ -69,7 +71,7 @@ class Work:
 
     def __init__(self, bench: Bench, pipeline: Any) -> None:
         self.bench, self.pipeline = bench, pipeline
-        self._by_depth: dict[int | None, list[dict[str, float]]] = {}
+        self._measured: dict[tuple[int | None, tuple[str, ...]], list[dict[str, float]]] = {}
 
     def computed(self, plan: Plan) -> Plan:
         """The plan whose steps say what is really computed; timesteps that its sampler passes over are gone."""
@@ -82,15 +84,24 @@ class Work:
         return math.fsum(self._step(step, num_branches(plan.guidance), key) for step in plan.steps)
 
     def _step(self, step: Step, branches: int, key: str) -> float:
-        if step.depth not in self._by_depth:
+        key_of_step = step.depth, step.skip
+        if key_of_step not in self._measured:
             which = self.pipeline if step.depth is None else self.bench.at_depth(self.pipeline)(step.depth)
+            which = passing_by(which, step.skip)
             task, full = self.bench.task, self.bench.model.pipeline
             size = working_size(full, self.bench.resolution_px) // vae_scale_factor(full)
             macs = Macs(sample_size=size, encoder_tokens=task.encoder_tokens(full))
-            self._by_depth[step.depth] = [macs.measure([network]) for network in task.networks(which)]
-        unet, *sides = self._by_depth[step.depth]
+            self._measured[key_of_step] = [macs.measure([network]) for network in task.networks(which)]
+        unet, *sides = self._measured[key_of_step]
         passes = branches if step.passes == "all" else 1
         return passes * (unet[key] + sum(side[key] for side in sides if step.refresh))
+
+
+def gmacs_of_a_step(task: Task, pipeline: Any, resolution_px: int | None) -> float:
+    """Billions of multiply-accumulates of all networks of a step, for one image without guidance."""
+    size, tokens = working_size(pipeline, resolution_px) // vae_scale_factor(pipeline), task.encoder_tokens(pipeline)
+    gmacs: float = Macs(sample_size=size, encoder_tokens=tokens).measure(task.networks(pipeline))["gmacs"]
+    return gmacs
 
 
 def cut_networks(pipeline: Any, cut: Cut) -> Any:

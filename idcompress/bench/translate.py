@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import registry
 from ..adapters.deep_features import giving
+from ..adapters.layers import check_layers, passing_by
 from ..adapters.pipeline import check_finite, not_finite, with_components
 from ..adapters.unet import depth as depth_of
 from ..core.ddim import PathNoise
@@ -170,7 +171,7 @@ def _by_depth(
     at_depth: PipelineAt | None,
     depths: Sequence[int],
 ) -> Denoise:
-    """A denoiser by the pipeline and, for steps that name a depth, by the pipeline cut there.
+    """A denoiser by the pipeline and, for steps that name a depth or layers to pass by, by the pipeline cut there.
 
     Args:
         depths: where hidden states are kept for later steps besides the plan's own depths. If there are any, or a step
@@ -178,28 +179,32 @@ def _by_depth(
     """
     reuses = leaves_out(plan) or len(depths) > 0
     kept = {*depths, *(step.depth for step in plan.steps if step.depth)} if plan.fill != "zero" else set()
-    made: dict[int | None, Any] = {}
+    made: dict[tuple[int | None, tuple[str, ...]], Any] = {}
     missing = [step for step in plan.steps if step.depth is not None]
     if missing and at_depth is None:
         raise IdcError(
             f"the step at timestep {missing[0].timestep} names depth {missing[0].depth}, which cannot be had here"
         )
 
-    def at(depth: int | None) -> Any:
-        """The denoiser or, where steps leave something out, the parts at a depth; made once."""
-        if depth not in made:
-            which = pipeline if depth is None or at_depth is None else at_depth(depth)
+    for step in plan.steps:
+        check_layers(pipeline.unet, step.skip)
+
+    def at(step: Step) -> Any:
+        """The denoiser or, where steps leave something out, the parts of a step's levels and layers; made once."""
+        key = step.depth, step.skip
+        if key not in made:
+            which = passing_by(at_depth(step.depth) if at_depth and step.depth is not None else pipeline, step.skip)
             if kept:
                 which = with_components(which, {"unet": giving(which.unet, kept)})
             arguments = which, conditioning, plan.guidance
-            made[depth] = task.parts(*arguments) if reuses else task.denoise(*arguments)
-        return made[depth]
+            made[key] = task.parts(*arguments) if reuses else task.denoise(*arguments)
+        return made[key]
 
     by_parts = reusing(at, networks_of(task, pipeline, plan), plan.fill) if reuses else None
 
     def denoise(sample: Tensor, step: Step, cache: Any) -> tuple[Tensor, Any]:
         count(len(sample))
-        output, cache = (by_parts or at(step.depth))(sample, step, cache)
+        output, cache = (by_parts or at(step))(sample, step, cache)
         if not bool(output.detach().isfinite().all()):
             networks = " and ".join(task.networks_of_a_step)
             what = f"the output of {networks} in the step at timestep {step.timestep}"

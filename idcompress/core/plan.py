@@ -24,12 +24,14 @@ class Step:
         passes: guidance passes that are computed here: "all"; "held", which takes the guidance difference of an earlier
             step; "text", which samples without guidance.
         refresh: True calls the side networks (a control branch, a structure encoder); False reuses their last output.
+        skip: names of layers of the U-Net that are passed by here: their residual branches are left out.
     """
 
     timestep: float | int
     depth: int | None = None
     passes: Passes = "all"
     refresh: bool = True
+    skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.timestep, bool) or not isinstance(self.timestep, (int, float)):
@@ -44,14 +46,17 @@ class Step:
             raise ValueError(f"a step's passes must be {', '.join(get_args(Passes))}, got {self.passes!r}")
         if not isinstance(self.refresh, bool):
             raise ValueError(f"a step's refresh must be true or false, got {self.refresh!r}")
+        object.__setattr__(self, "skip", tuple(sorted({*self.skip})))
 
     @property
     def is_whole(self) -> bool:
         """Whether everything that is stored is computed."""
-        return self.depth is None and self.passes == "all" and self.refresh
+        return self.depth is None and self.passes == "all" and self.refresh and not self.skip
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """As plain values; `skip` only where a layer is passed by."""
+        value = asdict(self) | {"skip": list(self.skip)}
+        return value if self.skip else {name: value[name] for name in value if name != "skip"}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Step":
@@ -60,7 +65,11 @@ class Step:
         Raises:
             ValueError: an unknown field, no timestep, or a value that a step cannot have.
         """
-        return cls(**_known(cls, value, "step", required=("timestep",)))
+        known = _known(cls, value, "step", required=("timestep",))
+        skip = known.pop("skip", ())
+        if not isinstance(skip, (list, tuple)) or not all(isinstance(name, str) and name for name in skip):
+            raise ValueError(f"a step's skip must be a list of layers' names, got {skip!r}")
+        return cls(**known, skip=tuple(skip))
 
 
 @dataclass(frozen=True)
@@ -136,9 +145,13 @@ class Plan:
         *,
         sampler: str = "ddim",
         guidance: Mapping[str, float | int] | None = None,
+        skip: Sequence[tuple[str, ...]] = (),
     ) -> "Plan":
-        """The plan that computes everything at each of some timesteps."""
-        return cls(tuple(Step(timestep) for timestep in timesteps), sampler, guidance=guidance or {})
+        """The plan that computes everything at each of some timesteps, but for layers that are passed by."""
+        timesteps = list(timesteps)
+        names = skip or [()] * len(timesteps)
+        steps = (Step(timestep, skip=passed) for timestep, passed in zip(timesteps, names, strict=True))
+        return cls(tuple(steps), sampler, guidance=guidance or {})
 
     def to_json(self) -> dict[str, Any]:
         """As plain values: lists, dictionaries, strings, numbers and null."""

@@ -73,7 +73,8 @@ def computed_step(step: Step, known: Known, networks: Networks, fill: Fill) -> t
         (*[depth] * passes, *sides[passes:]) if refresh else sides,
         known.difference or whole,
     )
-    really = Step(step.timestep, None if depth == networks.depth else depth, "all" if whole else step.passes, refresh)
+    stored = None if depth == networks.depth else depth
+    really = replace(step, depth=stored, passes="all" if whole else step.passes, refresh=refresh)
     return really, after
 
 
@@ -103,11 +104,11 @@ class Cache:
     sides: Mapping[int, Any] = field(default_factory=dict)
 
 
-def reusing(parts_at: Callable[[int | None], Parts], networks: Networks, fill: Fill) -> Denoise:
+def reusing(parts_at: Callable[[Step], Parts], networks: Networks, fill: Fill) -> Denoise:
     """A denoiser of steps that leave something out.
 
     Args:
-        parts_at: depth, None for all that is stored -> the parts of the networks that compute so many levels.
+        parts_at: a step -> the parts of the networks that compute its levels and layers.
         networks: of the parts at full depth.
         fill: the plan's.
     """
@@ -115,7 +116,7 @@ def reusing(parts_at: Callable[[int | None], Parts], networks: Networks, fill: F
     def denoise(sample: Tensor, step: Step, cache: Cache | None) -> tuple[Tensor, Cache]:
         cache = cache or Cache()
         really, known = computed_step(step, cache.known, networks, fill)
-        parts, timestep = parts_at(really.depth), torch.tensor(step.timestep, device=sample.device)
+        parts, timestep = parts_at(really), torch.tensor(step.timestep, device=sample.device)
         passes = networks.passes if really.passes == "all" else 1
         sides = dict(cache.sides)
         if parts.side is not None and really.refresh:

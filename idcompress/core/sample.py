@@ -272,7 +272,7 @@ def _row(plan: Plan, position: int) -> tuple[float | int, ...] | None:
 def _order(plan: Plan) -> list[tuple[Any, ...]]:
     """Brings plans that begin alike together: noisy timesteps and shallow depths first."""
     return [
-        (-step.timestep, step.depth or float("inf"), step.passes, step.refresh, _row(plan, position) or ())
+        (-step.timestep, step.depth or float("inf"), step.passes, step.refresh, step.skip, _row(plan, position) or ())
         for position, step in enumerate(plan.steps)
     ]
 

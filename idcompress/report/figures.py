@@ -97,7 +97,8 @@ def headline(compression: Compression, name: str, label: str) -> Picture:
         for row in evaluation.alternatives:
             if row["model"] == "original" and row["metrics"][name]["value"] is not None:
                 point = share * row["gmacs_ratio"], row["metrics"][name]["value"]
-                series.setdefault(f"full model, {row['sampler']}", []).append(point)
+                kind = "searched like this plan" if row.get("name") == "uncut" else row["sampler"]
+                series.setdefault(f"full model, {kind}", []).append(point)
     with _figure(3.1) as figure:
         axes = figure.add_subplot(1, 1, 1)
         for number, (title, points) in enumerate(series.items()):

@@ -23,12 +23,15 @@ def steps_table(plan: Row, recipe_depth: int | None = None) -> Table:
     """What is computed at every step of a plan."""
     passes = {"all": "all", "held": "the first, and an earlier difference", "text": "the first alone"}
     stored = "all stored" if recipe_depth is None else f"all {recipe_depth}"
+    skips = any(step.get("skip") for step in plan["steps"])
+    header = ["timestep", "levels", "guidance passes", "side networks", *(["layers passed by"] if skips else [])]
     rows: list[list[Cell]] = [
         [
             f"{step['timestep']:g}",
             stored if step["depth"] is None else str(step["depth"]),
             passes[step["passes"]],
             "called" if step["refresh"] else "held",
+            *([", ".join(step.get("skip", ())) or "none"] if skips else []),
         ]
         for step in plan["steps"]
     ]
@@ -38,7 +41,7 @@ def steps_table(plan: Row, recipe_depth: int | None = None) -> Table:
         "linear": "the last hidden states there, extrapolated",
     }
     notes = [f"In place of levels that a step leaves out: {fill[plan['fill']]}. Sampler: {plan['sampler']}."]
-    return Table(["timestep", "levels", "guidance passes", "side networks"], rows, text_columns=4, notes=notes)
+    return Table(header, rows, text_columns=len(header), notes=notes)
 
 
 def table(certificate: Row) -> Table:

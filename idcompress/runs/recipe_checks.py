@@ -161,6 +161,7 @@ _STEP: dict[str, Check] = {
     "depth": or_null(is_positive),
     "passes": lambda value: value in get_args(Passes),
     "refresh": is_flag,
+    "skip": lambda value: isinstance(value, list) and all(map(is_name, value)),
 }
 _MODEL: dict[str, Check] = {
     "path": or_null(lambda value: is_text(value) and value != ""),

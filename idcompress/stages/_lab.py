@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..adapters.pipeline import vae_scale_factor, working_size
+from ..adapters.layers import names_of_layers
 from ..bench.bench import Bench
 from ..bench.comparison import affordable_steps, paired
-from ..bench.costs import called_steps
+from ..bench.costs import called_steps, gmacs_of_a_step
 from ..bench.fitting import Lists
 from ..bench.thresholds import missed, parse_thresholds
 from ..bench.translate import wants_coefficients
@@ -23,7 +23,6 @@ from ..console import say
 from ..core.depth_search import FullModelFailsError, depth_search
 from ..core.plan import Plan, Step
 from ..core.sample import Denoise
-from ..costs.macs import Macs
 from ..costs.parameters import Parameters
 from ..errors import IdcError
 from ..metrics._metric import MetricValue
@@ -167,11 +166,8 @@ class Arm:
     def costs(self) -> tuple[float, float]:
         """GMACs of a step for one image without guidance, and parameters by the paper's rule, of all its networks."""
         task = self.lab.benches["evaluate"].task
-        networks = task.networks(self.pipeline)
-        size = working_size(self.pipeline, self.config.resolution_px) // vae_scale_factor(self.pipeline)
-        macs = Macs(sample_size=size, encoder_tokens=task.encoder_tokens(self.pipeline))
-        parameters = Parameters()
-        return macs.measure(networks)["gmacs"], parameters.measure(networks)["params_paper"]
+        gmacs = gmacs_of_a_step(task, self.pipeline, self.config.resolution_px)
+        return gmacs, Parameters().measure(task.networks(self.pipeline))["params_paper"]
 
     def bench(self, split: str) -> Bench:
         return self.lab.benches[split]
@@ -181,7 +177,10 @@ class Arm:
         if isinstance(over, Plan):
             return over
         timesteps = self.lab.benches["evaluate"].uniform(over) if isinstance(over, int) else over
-        return Plan.over(timesteps, sampler=self.config.sampler, guidance=self.config.guidance())
+        return self._listed(timesteps)
+
+    def _listed(self, timesteps: Sequence[float], skip: Sequence[tuple[str, ...]] = ()) -> Plan:
+        return Plan.over(timesteps, sampler=self.config.sampler, guidance=self.config.guidance(), skip=skip)
 
     def aim(self, over: Over) -> Plan:
         """What others are compared with, and numbers are fitted to: a plan that needs none itself."""
@@ -313,10 +312,10 @@ class Arm:
         return len(called_steps(plan)) * len(self.bench(split).examples)
 
     def search(self, num_inference_steps: int, against: "Target") -> Schedule:
-        """The configured strategy's list by PSNR over the search's images."""
+        """The configured strategy's answer by PSNR over the search's images."""
 
-        def score(timesteps: list[float], **known: float) -> float:
-            found = self.measure("search", timesteps, against=against, known=known)["psnr"]
+        def score(timesteps: list[float], skip: Sequence[tuple[str, ...]] = (), **known: float) -> float:
+            found = self.measure("search", self._listed(timesteps, skip), against=against, known=known)["psnr"]
             if found.value is None and not found.perfect:
                 raise IdcError(f"the search compares images by psnr, which has no value here: {found.note}")
             return math.inf if found.value is None else found.value
@@ -328,7 +327,13 @@ class Arm:
             score=score,
             teacher=lambda: self._run(against),
             denoiser=lambda: self._denoisers(self.plan(num_inference_steps), against),
+            layers=names_of_layers(self.pipeline.unet),
         )
+
+    def searched(self, num_inference_steps: int, against: "Target") -> Plan:
+        """The plan over what the configured strategy finds, without the numbers that its sampler may want."""
+        schedule = self.search(num_inference_steps, against)
+        return self._listed(schedule.timesteps, schedule.skip)
 
     def _denoisers(self, plan: Plan, against: "Target") -> Iterator[tuple[Denoise, Tensor, Tensor]]:
         """Batches for a strategy that wants gradients; its calls of the networks are noted among what was asked for."""
@@ -347,7 +352,7 @@ class Arm:
         schedule = self.search(num_inference_steps, against)
         uniform, searched = (
             self.measure("evaluate", over, against=against)["psnr"]
-            for over in (num_inference_steps, schedule.timesteps)
+            for over in (num_inference_steps, self._listed(schedule.timesteps, schedule.skip))
         )
         columns = {
             "gamma": schedule.details.get("gamma"),

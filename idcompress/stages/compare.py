@@ -312,10 +312,7 @@ def _found(lab: Lab, method: Method, block: Block, target: Target) -> tuple[Plan
         if given is not None and method.timesteps is None and given.plan is not None:
             return given.plan, arm, None
         steps = method.num_inference_steps or target[0].affordable(block.budget, arm)
-        if method.timesteps is None:
-            plan = arm.ready(steps, target)
-        else:
-            plan = arm.ready(arm.search(steps, target).timesteps, target)
+        plan = arm.ready(steps if method.timesteps is None else arm.searched(steps, target), target)
     asked = [row for row in {id(row): row for row in lab.asked[already:]}.values() if row["split"] == "search"]
     if not asked and plan.coefficients is None:
         return plan, arm, None

@@ -7,6 +7,8 @@ import sys
 from typing import Any
 
 from .. import registry
+from ..bench.comparison import affordable_steps
+from ..bench.costs import called_steps, gmacs_of_a_step
 from ..bench.translate import wants_coefficients
 from ..config import Config
 from ..console import say
@@ -15,7 +17,9 @@ from ..runs import files, timing
 from ..runs.places import is_main_process, started_by_a_cluster
 from ..runs.recipe import Recipe
 from ..runs.run_dir import RunDir, recipes_of
+from ..sources.load import shared_model
 from ._run import in_processes, processes_of, save_recipes
+from ._values import loading_settings, make_task
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
@@ -46,9 +50,31 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             own = dataclasses.replace(config, timesteps={"name": "gamma"}, sampler="ddim")
             say("the paper's recipe, to compare with")
             beside = {"paper": _stage("tsopt", own, recipes, run_dir, "paper")}
+        if name == "evaluate" and "tsopt" in stages and recipes[0].cut is not None and _sets_the_whole_beside(config):
+            beside["uncut"] = _uncut(config, recipes, run_dir)
         more: dict[str, Any] = {"beside": beside} if name == "evaluate" and beside else {}
         recipes = _stage(name, config, recipes, run_dir, **more) or recipes
     return recipes
+
+
+def _uncut(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
+    """Recipes of the whole model for as much work as those of the cut one, searched the same way."""
+    say("the whole model at as many multiply-accumulates, to compare with")
+    search = dataclasses.replace(config.tsopt, num_inference_steps=_affordable(config, recipes), reference="self")
+    own = dataclasses.replace(config, depth=None, tsopt=search)
+    whole = Recipe(task=recipes[0].task, model=recipes[0].model)
+    return _stage("tsopt", own, [whole], run_dir, "uncut")
+
+
+def _affordable(config: Config, recipes: list[Recipe]) -> list[int]:
+    """Steps of the whole model that each recipe's work pays for, the most first."""
+    recipe, task = recipes[0], make_task(config, recipes[0].task)
+    model = shared_model(recipe.task, recipe.model, **loading_settings(config, recipe))
+    whole, cut = (
+        gmacs_of_a_step(task, pipeline, config.resolution_px) for pipeline in (model.pipeline, model.for_recipe(recipe))
+    )
+    counts = {affordable_steps(len(called_steps(r.plan)), cut, whole) for r in recipes if r.plan is not None}
+    return sorted(counts, reverse=True)
 
 
 def _stage(
@@ -88,6 +114,10 @@ def _leaves_the_paper(config: Config) -> bool:
     stochastic = registry.load("sampler", config.sampler).SAMPLER.STOCHASTIC
     papers = config.timesteps["name"] == "gamma" and config.sampler == "ddim"
     return config.compress.paper and config.evaluate.alternatives and not papers and not stochastic
+
+
+def _sets_the_whole_beside(config: Config) -> bool:
+    return config.compress.uncut and config.evaluate.alternatives
 
 
 def _stage_config(name: str, config: Config, recipe: Recipe) -> Config:

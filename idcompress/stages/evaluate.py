@@ -20,7 +20,7 @@ from ..bench.comparison import (
     at_uniform_steps,
     paired,
     plain_systems,
-    plan_row,
+    searched_row,
     system_of,
     words,
 )
@@ -63,8 +63,8 @@ def run(
     Writes metrics.json, per_image.csv and images/, for several recipes in a folder steps_N/ each. Makes no recipe.
 
     Args:
-        beside: names of other recipes for the same model, as many steps each, whose plans are alternatives; their
-            searches have seen no other photographs.
+        beside: names of other recipes whose plans are alternatives: for the same model, as many steps each, or for the
+            whole model, as many as the same work pays for. Their searches have seen no other photographs.
     """
     recipes = [with_depth(recipe, config) for recipe in recipes]
     portions = Portions(config, recipes[0])
@@ -74,13 +74,7 @@ def run(
             continue  # a finished part of an interrupted run
         _warn_where_it_differs(config, recipe)
         with timing.record() as seconds:
-            others = {
-                name: other.plan
-                for name, made in (beside or {}).items()
-                for other in made
-                if other.plan is not None and other.num_inference_steps == recipe.num_inference_steps
-            }
-            result = _evaluate(config, portions, recipe, folder, others)
+            result = _evaluate(config, portions, recipe, folder, beside or {})
         files.write_json(folder / "metrics.json", {**result, "timing": timing.summary(seconds)})
     return []
 
@@ -152,12 +146,10 @@ def _warn_where_it_differs(config: Config, recipe: Recipe) -> None:
         warn(f"num_inference_steps={config.num_inference_steps}, the recipe says {given}")
 
 
-def _evaluate(config: Config, portions: Portions, recipe: Recipe, folder: Path, others: Mapping[str, Plan]) -> Row:
-    """Measure one recipe and write its files but metrics.json, whose content is returned.
-
-    Args:
-        others: plans of the same model to set beside its own, by name.
-    """
+def _evaluate(
+    config: Config, portions: Portions, recipe: Recipe, folder: Path, beside: Mapping[str, Sequence[Recipe]]
+) -> Row:
+    """Measure one recipe and write its files but metrics.json, whose content is returned."""
     # 1. what is run: the three systems, other samplers that the task reports, and what costs as much
     bench = portions.open(0)
     ready = {name: bench.metric(name) for name in bench.available(config.evaluate.metrics)}
@@ -175,11 +167,14 @@ def _evaluate(config: Config, portions: Portions, recipe: Recipe, folder: Path, 
     if config.evaluate.alternatives and systems["compressed"] != systems["original"]:
         calls = spent["network_calls"]["compressed"] / num_branches(plan.guidance)
         plain = plain_systems(len(called_steps(plan)), spent["gmacs"], calls)
-        plain += [plan_row(name, other, plan) for name, other in others.items() if other != plan]
         systems |= {words(row): system_of(row, bench, pipeline, plan) for row in plain}
+        for name, model, other in _others(beside, recipe, plan, plain[0]["num_inference_steps"]):
+            row = searched_row(name, model, other, plan, spent["gmacs"])
+            systems[words(row)] = System(bench.model.pipeline if model == "original" else pipeline, other)
+            plain.append(row)
         for row in plain:
             if row["model"] == "original":
-                row["images"] = shown[words(row)] = f"plain_{row['sampler']}"
+                row["images"] = shown[words(row)] = f"{row.get('name', 'plain')}_{row['sampler']}"
 
     # 2. their images, a portion at a time, measured and written
     depth_skipped = None if recipe.cut is None else recipe
@@ -203,7 +198,11 @@ def _evaluate(config: Config, portions: Portions, recipe: Recipe, folder: Path, 
     # 4. files, and the same on the terminal
     files.write_text(folder / "per_image.csv", _per_image(examples, list(ready), values))
     recipe_file = files.write_json(folder / "evaluated_recipe.json", recipe.to_json())
-    _print(metrics, plain, samplers, list(ready), f"{recipe.kept}, {len(plan)} steps")
+    title = f"{recipe.kept}, {len(plan)} steps"
+    _print(metrics, plain, samplers, list(ready), title)
+    for row in plain:
+        if row.get("name") == "uncut":
+            _say_where_the_cut_costs(row, list(ready), title)
     return {
         "version": 1,
         "task": recipe.task,
@@ -244,6 +243,21 @@ def _systems(config: Config, bench: Bench, pipeline: Any, plan: Plan, original: 
             systems[f"original{ending}"] = System(full, by[0], reference=f"original{ending}")
             systems[f"compressed{ending}"] = System(pipeline, by[1], reference=f"original{ending}")
     return systems
+
+
+def _others(
+    beside: Mapping[str, Sequence[Recipe]], recipe: Recipe, plan: Plan, affordable: int
+) -> Iterator[tuple[str, str, Plan]]:
+    """Other plans to set beside a recipe's: name, model and plan.
+
+    Args:
+        affordable: steps of the whole model that the plan's work pays for.
+    """
+    for name, made in beside.items():
+        for other in made:
+            model, steps = ("compressed", len(plan)) if other.cut == recipe.cut else ("original", affordable)
+            if other.plan is not None and other.plan != plan and len(other.plan) == steps:
+                yield name, model, other.plan
 
 
 def _endings(config: Config, bench: Bench) -> dict[str, str]:
@@ -413,6 +427,22 @@ def _alternative_line(row: Row, names: Sequence[str]) -> str:
             text += f": {name} {_number(row['metrics'][name]['value'])}; "
             return text + f"compressed is {difference['verdict']} ({_number(difference['mean'])} [{low}, {high}])"
     return f"{text}: the same images"
+
+
+def _say_where_the_cut_costs(row: Row, names: Sequence[str], title: str) -> None:
+    """Say it where the whole model, searched the same way, is surely better for as much work.
+
+    As everywhere, by the first metric that compares image by image.
+    """
+    found = next((name for name in names if row["metrics"][name].get("compressed_minus_this")), None)
+    difference = {} if found is None else row["metrics"][found]["compressed_minus_this"]
+    if found is not None and difference["verdict"] == "worse":
+        steps, value = row["num_inference_steps"], row["metrics"][found]["value"]
+        warn(
+            f"the whole model in {steps} searched steps works no more than {title}, and is better: {found} "
+            f"{_number(value)} against {_number(value + difference['mean'])}. This cut saves memory, not work; the "
+            "whole model's recipe lies in the folder uncut"
+        )
 
 
 def _number(value: float | None) -> str:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 from torch import Tensor
 
+from ..adapters.layers import names_of_layers
 from ..bench.early_stop import EarlyStop, Positions
 from ..bench.fitting import Lists
 from ..bench.translate import wants_coefficients
 from ..config import Config
 from ..console import say
-from ..core.plan import Plan, Step
+from ..core.plan import Plan
 from ..errors import IdcError
 from ..metrics._metric import ImageMetric, MetricValue, in_words, perfect_ones, together
 from ..runs import files
@@ -67,9 +69,10 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             better=scores.better if len(scores.stop.looks) > 1 else None,
             teacher=reference_run,
             denoiser=lambda plan=plan: bench.denoisers(pipeline, plan, reference_run().final),
+            layers=names_of_layers(pipeline.unet),
         )
-        found = scores.score(schedule.timesteps)
-        plan = lists.finished(_over(plan, schedule.timesteps))
+        found = scores.score(schedule.timesteps, schedule.skip)
+        plan = lists.finished(_over(plan, schedule.timesteps, schedule.skip))
         # 4. the recipe
         say(_line(bench.metric(metric), sign, num_inference_steps, schedule, uniform, found))
         summaries.append(_summary(metric, sign, uniform_timesteps, schedule, uniform, found))
@@ -98,8 +101,8 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     return made
 
 
-def _over(plan: Plan, timesteps: list[float]) -> Plan:
-    return dataclasses.replace(plan, steps=tuple(map(Step, timesteps)))
+def _over(plan: Plan, timesteps: Sequence[float], skip: Sequence[tuple[str, ...]] = ()) -> Plan:
+    return dataclasses.replace(plan, steps=Plan.over(timesteps, skip=skip).steps)
 
 
 class Scores:
@@ -129,16 +132,17 @@ class Scores:
         fits = wants_coefficients(plan.sampler)  # which takes all images anyway
         self.stop = EarlyStop.of(self.bench, [metric], None if fits else confidence)
 
-    def score(self, timesteps: list[float], **known: float) -> float:
+    def score(self, timesteps: list[float], skip: Sequence[tuple[str, ...]] = (), **known: float) -> float:
         """The mean over all images. Where all equal their references there is nothing better: infinity.
 
         Args:
+            skip: layers that each step passes by, if any do.
             known: goes into the trace's row, like gamma=0.8.
 
         Raises:
             IdcError: nothing was compared, so there is no score.
         """
-        value = self._look(timesteps, self.stop.looks[-1], known)
+        value = self._look(timesteps, self.stop.looks[-1], known, skip)
         return math.inf if value.value is None else self.sign * value.value
 
     def better(self, timesteps: list[float], other: list[float], **known: tuple[float, float]) -> bool:
@@ -154,18 +158,22 @@ class Scores:
             found = self.stop.better(self._at(timesteps, look, ours), self._at(other, look, theirs), look)
             if found is not None:
                 return found is (self.sign > 0)
-        return self.score(timesteps, **ours) > self.score(other, **theirs)
+        return self.score(timesteps, (), **ours) > self.score(other, (), **theirs)
 
     def _at(self, timesteps: list[float], look: Positions, known: dict[str, float]) -> MetricValue:
         """The values of a look's images, and no others."""
         value, looked = self._look(timesteps, look, known), {self.bench.examples[position].index for position in look}
         return MetricValue(value.value, {i: number for i, number in value.per_image.items() if i in looked})
 
-    def _look(self, timesteps: list[float], look: Positions, known: dict[str, float]) -> MetricValue:
+    def _look(
+        self, timesteps: list[float], look: Positions, known: dict[str, float], skip: Sequence[tuple[str, ...]] = ()
+    ) -> MetricValue:
         """What is known of a list, from these images at least."""
-        tried = _over(self.plan, timesteps)
+        tried = _over(self.plan, timesteps, skip)
         row: dict[str, Any] = {"num_inference_steps": len(tried), **known, "timesteps": list(tried.timesteps)}
-        seen = self.trace.last(num_inference_steps=len(tried), timesteps=row["timesteps"])
+        skipped = [list(step.skip) for step in tried.steps] if any(step.skip for step in tried.steps) else None
+        row |= {} if skipped is None else {"skip": skipped}
+        seen = self.trace.last(num_inference_steps=len(tried), timesteps=row["timesteps"], skip=skipped)
         earlier, looked = MetricValue(None, {}), 0
         if seen is not None and (seen[self.metric] is not None or self.metric in seen.get("perfect", ())):
             numbers = {int(index): number for index, number in seen.get("per_image", {}).items()}
@@ -183,14 +191,14 @@ class Scores:
         if value.value is None and not value.perfect:
             raise IdcError(f"tsopt.metric={self.metric} cannot judge a list: {value.note}; choose another")
         row.pop("perfect", None)
-        skipped = len(self.bench.examples) - len(look)
+        unseen = len(self.bench.examples) - len(look)
         self.trace.append(
             row
             | {self.metric: value.value, **perfect_ones({self.metric: value})}
-            | {"num_images": len(look), "num_skipped": skipped, "per_image": value.per_image}
+            | {"num_images": len(look), "num_skipped": unseen, "per_image": value.per_image}
             | {"evaluation_seconds": round(time.perf_counter() - began, 3)}
         )
-        few = f"  ({len(look)} of {len(self.bench.examples)} images)" if skipped else ""
+        few = f"  ({len(look)} of {len(self.bench.examples)} images)" if unseen else ""
         named = _named({name: row[name] for name in known})
         say(f"  {named}{self.metric} {in_words(value.value, perfect=value.perfect)}{few}")
         return value

@@ -161,17 +161,24 @@ def test_compress_takes_the_best_list_and_sampler_and_shows_what_the_papers_reci
     assert (recipe.sampler, recipe.provenance[-1]["strategy"]) == ("fitted", "pattern")
     assert (papers.sampler, papers.provenance[-1]["strategy"]) == ("ddim", "gamma")
     assert recipe.cut == papers.cut and recipe.parent == papers.parent
-    *_, row = json.loads(Path("run/evaluate/metrics.json").read_text())["alternatives"]
+    *_, row, whole = json.loads(Path("run/evaluate/metrics.json").read_text())["alternatives"]
     assert (row["name"], row["sampler"], row["timesteps"]) == ("paper", "ddim", list(papers.timesteps))
+    # and what the whole model would give for as much work
+    uncut = Recipe.load("run/uncut")
+    assert (uncut.cut, uncut.sampler, uncut.provenance[-1]["strategy"]) == (None, "fitted", "pattern")
+    assert (whole["name"], whole["model"], whole["timesteps"]) == ("uncut", "original", list(uncut.timesteps))
+    assert len(uncut.timesteps) <= len(recipe.timesteps) and 0.5 < whole["gmacs_ratio"] < 1.5
+    worse = whole["metrics"]["psnr"]["compressed_minus_this"]["verdict"] == "worse"
+    assert ("This cut saves memory, not work" in result.out) == worse
     # what the recipe itself is evaluated to
     own = idc("evaluate", "recipe=run/paper", words[0], *EVALUATED, "evaluate.num_samples=2", "hydra.run.dir=own")
     assert own.code == 0, own.err
     psnr = json.loads(Path("own/metrics.json").read_text())["metrics"]["psnr"]["compressed"]
     assert row["metrics"]["psnr"]["value"] == pytest.approx(psnr, abs=1e-6)
     assert "  paper: compressed model, 3 searched steps by ddim: psnr" in result.out
-    assert "The paper's own recipe (a searched gamma and DDIM, experiment=paper) at 3 steps" in (
-        Path("run/report/report.md").read_text()
-    )
+    report = Path("run/report/report.md").read_text()
+    assert "The paper's own recipe (a searched gamma and DDIM, experiment=paper) at 3 steps" in report
+    assert f"The whole model, searched like this plan, for as much work at {len(uncut.timesteps)} steps" in report
 
 
 def test_the_papers_experiment_is_the_papers_own(idc, random_model):

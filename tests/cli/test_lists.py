@@ -63,3 +63,36 @@ def test_pattern_judges_on_few_images_first(idc, random_model):
     assert found[0] == found[1]
     assert skipped[0] > 0 == skipped[1]
     assert sampled[0] < sampled[1]
+
+
+def test_autodiffusion_trades_layers_for_steps(idc, random_model):
+    """The published form with layers: the plan names those that each step passes by, and every command follows it."""
+    words = ("task=ip2p", f"model.path={random_model('ip2p')}", *SCALES["ip2p"], *SMALL)
+    words += ("tsopt.num_inference_steps=4", "timesteps=autodiffusion", "timesteps.most_skipped=0.6")
+    words += ("timesteps.population=6", "timesteps.epochs=9", "timesteps.mutations=2", "timesteps.crossovers=2")
+    result = idc("tsopt", *words, "hydra.run.dir=run")
+    assert result.code == 0, result.err
+    rows = [json.loads(line) for line in Path("run/trace.jsonl").read_text().splitlines()]
+    keys = [json.dumps([row["timesteps"], row.get("skip")]) for row in rows]
+    assert len({*keys}) == len(keys) and any(any(row.get("skip", ())) for row in rows)
+    assert any(len(row["timesteps"]) > 4 for row in rows)
+    again = idc("tsopt", *words, "hydra.run.dir=run")
+    assert again.code == 0 and Path("run/trace.jsonl").read_text().count("\n") == len(rows)
+
+    chosen = max((row for row in rows if any(row.get("skip", ()))), key=lambda row: row["psnr"])
+    value = json.loads(Path("run/recipe.json").read_text())
+    value["plan"]["steps"] = [
+        {"timestep": timestep, "depth": None, "passes": "all", "refresh": True, "skip": skip}
+        for timestep, skip in zip(chosen["timesteps"], chosen["skip"], strict=True)
+    ]
+    Path("layers.json").write_text(json.dumps(value))
+    result = idc(
+        "evaluate", "recipe=layers.json", "evaluate.num_samples=2", "evaluate.metrics=[psnr]", "hydra.run.dir=measured"
+    )
+    assert result.code == 0, result.err
+    measured = json.loads(Path("measured/metrics.json").read_text())["metrics"]["gmacs"]
+    assert measured["compressed"] < measured["original"]
+    value["plan"]["steps"][0]["skip"] = ["conv_in"]
+    Path("wrong.json").write_text(json.dumps(value))
+    result = idc("evaluate", "recipe=wrong.json", "evaluate.num_samples=2", "hydra.run.dir=wrong")
+    assert result.code == 2 and "passes 'conv_in' by, which is no such layer of this U-Net" in result.err

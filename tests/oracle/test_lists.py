@@ -10,7 +10,7 @@ import torch
 from idcompress import registry
 from idcompress.core.ddim import Ddim, ddim_step, without_cache
 from idcompress.core.dynamic_programme import cheapest_ways, jump_costs
-from idcompress.core.evolution import evolve
+from idcompress.core.evolution import evolve, evolve_layers
 from idcompress.core.pattern import pattern_descent
 from idcompress.core.plan import Plan
 from idcompress.core.process import CLEAN, Prediction, RectifiedFlow, VariancePreserving, scaled_linear_alphas_cumprod
@@ -136,6 +136,29 @@ def test_autodiffusion_scores_499_lists():
     again = Counted(score.best)
     assert evolve(again, 5, first=(999, 749, 499, 249, 0), seed=3) == found and again.asked == score.asked
     assert evolve(Counted(score.best), 5, first=(999, 749, 499, 249, 0), seed=4) != found
+
+
+def test_layers_that_are_passed_by_pay_for_further_steps():
+    """Every individual runs at most as many layers as whole steps would; shares open from 0, and layers do change."""
+    asked = []
+
+    def score(calls):  # a step is worth 1, and a layer that is passed by, other than the third, costs a tenth
+        asked.append(calls)
+        return len(calls) - sum(layer != 3 for _, skipped in calls for layer in skipped) / 10
+
+    first = (999, 749, 499, 249, 0)
+    found = evolve_layers(score, 5, 8, most_skipped=0.2, first=first, seed=1)
+    assert found.evaluations == len(asked) == len({*asked}) == 749
+    for calls in asked:
+        nodes, skipped = [node for node, _ in calls], [layer for _, layers in calls for layer in layers]
+        assert nodes == sorted({*nodes}, reverse=True) and 0 <= nodes[-1] <= nodes[0] <= 999
+        assert all(list(layers) == sorted({*layers}) and {*layers} <= {*range(8)} for _, layers in calls)
+        assert len(calls) * 8 - len(skipped) <= 5 * 8 and len(skipped) <= 0.2 * len(calls) * 8
+    assert not any(layers for calls in asked[:49] for _, layers in calls)
+    assert {len(calls) for calls in asked} == {5, 6}
+    assert len(found.best) == 6 and found.value > 5.3  # eight layers pay for the sixth step, some of them the free one
+    assert evolve_layers(score, 5, 8, most_skipped=0.2, first=first, seed=1) == found
+    assert evolve_layers(score, 5, 8, most_skipped=0.0, epochs=3, seed=1).best[0][1] == ()
 
 
 def test_a_descent_finds_the_best_list_and_is_never_worse_than_its_start():

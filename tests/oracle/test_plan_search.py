@@ -25,7 +25,9 @@ def toy(seed, deep=1.0):
     generator = torch.Generator().manual_seed(seed)
     levels = [torch.randn(4, 8, generator=generator) / 3 for _ in range(3)]
 
-    def parts_at(depth):
+    def parts_at(step):
+        depth = step.depth
+
         def outputs(state, timestep, passes, side, given):
             found, hidden = {}, torch.zeros(len(state), 4) if given is None else given
             for level in reversed(range(depth or 3)):

@@ -9,6 +9,10 @@ from .table import Cell, Table
 from .values import SAMPLERS, formatted, metric_label, number, quality_names, share, verdict
 
 _MODELS = {"original": "full model", "compressed": "compressed model"}
+_SEARCHED = {
+    "paper": "The paper's own recipe (a searched gamma and DDIM, experiment=paper)",
+    "uncut": "The whole model, searched like this plan, for as much work",
+}
 
 
 def table(compression: Compression) -> Table | None:
@@ -49,22 +53,22 @@ def sentence(compression: Compression) -> str:
             beaten = verdicts.count("better")
             parts.append(f"{name} {beaten} of {len(rows)}" + ("" if beaten else ", no gain"))
     text = f"Plain plans of the same cost that the compressed one beats: {'; '.join(parts) or 'none, no gain'}."
-    return " ".join([text, *_of_the_paper(compression)])
+    return " ".join([text, *_of_searched_ones(compression)])
 
 
-def _of_the_paper(compression: Compression) -> list[str]:
-    """What the paper's own recipe would give, by the first metric that tells the two apart, for every step count."""
+def _of_searched_ones(compression: Compression) -> list[str]:
+    """What other searched plans would give, by the first metric that tells the two apart, for every step count."""
     said = []
     for evaluation in compression.evaluations:
         for row in evaluation.alternatives:
-            names = [n for n in quality_names(evaluation) if _difference(row, n)] if row.get("name") == "paper" else []
+            names = [n for n in quality_names(evaluation) if _difference(row, n)] if "name" in row else []
             for name in names[:1]:
                 metric = evaluation.values[name]
                 value = formatted(name, metric, row["metrics"][name]["value"])
-                ours = number(name, metric, "compressed")
+                ours, whose = number(name, metric, "compressed"), _SEARCHED[row["name"]]
                 said.append(
-                    "The paper's own recipe (a searched gamma and DDIM, experiment=paper) at "
-                    f"{evaluation.steps} steps: {metric_label(name, metric)} {value}, compressed {ours}."
+                    f"{whose} at {row['num_inference_steps']} steps: {metric_label(name, metric)} {value}, compressed "
+                    f"at {evaluation.steps} {ours}."
                 )
     return said
 
@@ -73,6 +77,8 @@ def _label(row: dict[str, Any]) -> str:
     """An alternative's name in the table."""
     if row.get("name") == "paper":
         return "compressed model, the paper's recipe\nsearched gamma, DDIM"
+    if row.get("name") == "uncut":
+        return f"full model, searched like this plan\n{SAMPLERS[row['sampler']]}"
     steps = "searched" if "timesteps" in row else "uniform"
     return f"{_MODELS[row['model']]}, {steps} steps\n{SAMPLERS[row['sampler']]}"
 

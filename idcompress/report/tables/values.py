@@ -10,7 +10,13 @@ from .table import MISSING
 
 SPACE = "\N{NO-BREAK SPACE}"  # between a number and its unit
 BASELINE = "_mean_colour"  # ends the name of what a flat picture scores by a metric
-SAMPLERS = {"ddim": "DDIM", "ancestral": "ancestral (DDIM with eta 1)", "dpm_solver": "DPM-Solver++ 2M"}
+SAMPLERS = {
+    "ddim": "DDIM",
+    "ancestral": "ancestral (DDIM with eta 1)",
+    "dpm_solver": "DPM-Solver++ 2M",
+    "unipc": "UniPC",
+    "fitted": "the fitted sampler",
+}
 
 
 def quality_names(evaluation: Evaluation) -> list[str]:
