@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from ..console import warn
 from ..errors import IdcError
 from . import files
 from .trace import Trace
@@ -127,13 +128,16 @@ def is_main_process() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
-def open_run(stage: str, task: str, model: str, digest: str, explicit: Path | None = None) -> RunDir:
+def open_run(
+    stage: str, task: str, model: str, digest: str, explicit: Path | None = None, *, keep_finished: bool = False
+) -> RunDir:
     """Open the folder of a run: the newest unfinished one with the same digest, else a new one.
 
     Args:
         stage, task, model: names that make up the path below ./outputs.
         digest: of the resolved configuration and the input recipe.
         explicit: a folder that the user chose (hydra.run.dir); what another run left there is set aside, not lost.
+        keep_finished: open a finished run of the same digest in that folder as it is, if its results are whole.
 
     Raises:
         IdcError: the folder cannot be written, or another running process holds it.
@@ -145,7 +149,7 @@ def open_run(stage: str, task: str, model: str, digest: str, explicit: Path | No
         return RunDir(explicit, True, info)
     try:
         if explicit is not None:
-            return _open_explicit(explicit, info)
+            return _open_explicit(explicit, info, keep_finished=keep_finished)
         parent = OUTPUTS / task / model / stage
         parent.mkdir(parents=True, exist_ok=True)
         for path in sorted(parent.iterdir(), reverse=True):
@@ -183,7 +187,7 @@ def _begin(path: Path, info: dict[str, Any], *, explicit: bool = False) -> RunDi
     return run
 
 
-def _open_explicit(path: Path, info: dict[str, Any]) -> RunDir:
+def _open_explicit(path: Path, info: dict[str, Any], *, keep_finished: bool) -> RunDir:
     path.mkdir(parents=True, exist_ok=True)
     found = read_info(path)
     if found is None:
@@ -197,6 +201,8 @@ def _open_explicit(path: Path, info: dict[str, Any]) -> RunDir:
             files.remove_temporaries(path)
         return RunDir(path, True, found, lock, explicit=True)
     lock.close()
+    if keep_finished and found["digest"] == info["digest"] and _is_whole(path):
+        return RunDir(path, True, found, explicit=True)
     if not found.get("own_folder") or Path.cwd().resolve().is_relative_to(path.resolve()):
         raise IdcError(f"{path} holds another run beside other things; choose another hydra.run.dir")
     number = next(n for n in range(1, 10_000) if not path.with_name(f"{path.name}.{n}").exists())
@@ -260,6 +266,16 @@ def check_results(run: Path) -> None:
             raise IdcError(f"{path} is missing, which the run had written; repeat the run")
         if files.file_digest(path) != digest:
             raise IdcError(f"{path} was changed or damaged after the run had written it; repeat the run")
+
+
+def _is_whole(run: Path) -> bool:
+    """Whether a finished run still has its results; says which one it has not."""
+    try:
+        check_results(run)
+    except IdcError as error:
+        warn(f"{error}; it is done again")
+        return False
+    return True
 
 
 def recipes_of(run: Path) -> list[Path]:

@@ -24,6 +24,9 @@ from ._ready import made_ready
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+# Stages whose results are not in their run folder alone: a sweep repeats them even where they are finished.
+WRITE_ELSEWHERE = ("convert", "export", "report")
+
 
 @dataclass
 class Run:
@@ -88,8 +91,14 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
         "recipes": [recipe.digest for recipe in recipes],
         **({"thresholds": config.depth_search.thresholds} if changed else {}),
     }
-    run_dir = open_run(stage, config.task.name, model_label(config), files.digest(identity), explicit(hydra_config))
+    chosen = explicit(hydra_config)
+    keep = is_of_sweep(hydra_config) and stage not in WRITE_ELSEWHERE and config.output.path is None
+    label = model_label(config)
+    run_dir = open_run(stage, config.task.name, label, files.digest(identity), chosen, keep_finished=keep)
     if not is_main_process():
+        return Run(config, recipes, run_dir, config.recipe)
+    if run_dir.finished:
+        say(f"finished before: {show(run_dir.path)}")
         return Run(config, recipes, run_dir, config.recipe)
     if run_dir.resumed:
         say(f"continuing the interrupted run {show(run_dir.path)}")
@@ -99,6 +108,11 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
     several = len(paths) > 1  # a folder of steps_*/recipe.json
     resolved = str((paths[0].parents[1] if several else paths[0]).resolve()) if paths else "none"
     return Run(config, recipes, run_dir, resolved)
+
+
+def is_of_sweep(hydra_config: Any) -> bool:
+    """Whether Hydra's configuration of a job is that of a sweep's."""
+    return getattr(hydra_config.mode, "name", None) == "MULTIRUN"
 
 
 def explicit(hydra_config: Any) -> Path | None:
