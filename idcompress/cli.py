@@ -50,7 +50,7 @@ def usage() -> str:
             "",
             "  idc <command> --help       what it does, its keys, examples",
             "  idc <command> --cfg job    the whole configuration it would run with",
-            "  idc <command> -m a=1,2     a sweep over values",
+            "  idc <command> -m a=1,2     a sweep over values; hydra.sweep.dir=FOLDER ends it with a table",
             "  idc -sc install=bash       shell completion (bash, zsh, fish)",
         ]
     )

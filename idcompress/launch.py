@@ -196,6 +196,8 @@ def execute(command: str, run: Run) -> None:
 
 def _refuse_values_of_groups(error: ValueError | RecursionError, arguments: Sequence[str]) -> None:
     """Raise IdcError for what Hydra's own parts raise plain errors for: values that no group and no number can have."""
+    if str(error).startswith("Only one of --run"):
+        raise IdcError(str(error)) from None
     if str(error).startswith("Config group override"):
         groups = [path.name for path in configuration.conf_dir().iterdir() if path.is_dir()]
         wrong = next((a for a in arguments if a.partition("=")[0].lstrip("+") in groups), "a group")

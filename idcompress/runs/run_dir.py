@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -79,7 +80,14 @@ class RunDir:
         return bool(self.info["finished"])
 
     def finish(self) -> None:
-        """Mark the run as complete; its recipes can now be found by later stages. The scaffolding goes."""
+        """Mark the run as complete; its recipes can now be found by later stages. The scaffolding goes.
+
+        Raises:
+            IdcError: the folder vanished in the meantime, with what the run had written.
+        """
+        if self._vanished():
+            self.release()
+            raise IdcError(f"{self.path} was taken away while the run was using it; the same command begins it again")
         self.info["finished"] = True
         self.info["results"] = {
             str(path.relative_to(self.path)): files.file_digest(path)
@@ -95,9 +103,16 @@ class RunDir:
 
     def release(self) -> None:
         """Let other processes have the folder; the end of this one does it too."""
+        if self._vanished():  # what was written since is this run's, as the same command must see
+            with suppress(OSError):
+                self._write_info()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def _vanished(self) -> bool:
+        """Whether the folder's run.json, which is written first, is gone from it."""
+        return not self.finished and self.path.is_dir() and not (self.path / "run.json").is_file()
 
     def discard_if_empty(self) -> None:
         """Undo the opening of a new run without any result: a mistake was found before any work.
@@ -266,6 +281,12 @@ def check_results(run: Path) -> None:
             raise IdcError(f"{path} is missing, which the run had written; repeat the run")
         if files.file_digest(path) != digest:
             raise IdcError(f"{path} was changed or damaged after the run had written it; repeat the run")
+
+
+def was_set_aside(run: Path, top: Path) -> bool:
+    """Whether a run below `top`, or a folder that it lies in, is NAME.1 or so beside the NAME that came after it."""
+    between = [run, *run.parents][: len(run.relative_to(top).parts)]
+    return any(path.suffix[1:].isdigit() and path.with_suffix("").is_dir() for path in between)
 
 
 def _is_whole(run: Path) -> bool:
