@@ -85,10 +85,8 @@ def test_a_lost_process_is_one_line():
     from joblib.externals.loky.process_executor import TerminatedWorkerError
     from submitit.core.utils import UncompletedJobError
 
-    for error in (
-        TerminatedWorkerError("A worker was terminated.\n\nexit codes {SIGKILL(-9)}"),
-        UncompletedJobError("x"),
-    ):
+    killed = TerminatedWorkerError("A worker was terminated.\n\nexit codes {SIGKILL(-9)}")
+    for error in (killed, UncompletedJobError("x")):
         line = str(sweeps.lost_job(error))
         assert line.startswith("the process of a job ended early: ") and "\n" not in line
     assert sweeps.lost_job(ValueError("a fault of the program")) is None

@@ -1,7 +1,7 @@
 """Every stage is stopped at random moments, by SIGKILL, SIGTERM or Ctrl-C, and the same command goes on.
 
-What it leaves in the end is what an undisturbed run leaves, but for what the clock says. Runs are forked from a server that
-has imported everything, so that the moments fall into the work.
+What it leaves in the end is what an undisturbed run leaves, but for what the clock says. Runs are forked from a server
+that has imported everything, so that the moments fall into the work.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,42 +22,57 @@ from PIL import Image
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 SMOKE = ("experiment=smoke", "recipe=none")
+PLAN = [
+    "recipe=none",
+    "num_inference_steps=6",
+    "plan.macs=0.45",
+    "plan.menu=[timesteps,depth]",
+    "plan.depths=[5]",
+    "plan.lists=[trailing,gits]",
+    "plan.patterns=[full,every_2nd]",
+    "plan.samplers=[fitted]",
+    "plan.fills=[hold]",
+    "plan.num_fitted=1",
+    "plan.num_searched=1",
+    "plan.num_validated=1",
+    "plan.num_certified=2",
+    "plan.max_step_images=24",
+]
+ROWS = [
+    "compare.num_inference_steps=[2,3]",
+    "compare.num_searched=2",
+    "compare.num_evaluated=2",
+    "compare.num_images=1",
+    "compare.metrics=[psnr]",
+    "compare.rows.unipc=null",
+    "compare.rows.best=null",
+]
+STUDY = [
+    "study=guidance",
+    "study.num_searched=1",
+    "study.scales=[1.0,1.5]",
+    "study.num_inference_steps=[2]",
+    "study.reference_steps=4",
+    "study.num_evaluated=2",
+    "timesteps.gamma=0.8",
+]
 # Command -> moments, and words that make a small run of it. 100 moments in all.
 COMMANDS = {
     "compress": (13, ("experiment=smoke",)),
     "depth-search": (9, ("experiment=smoke", "depth_search.min_depth=9", "depth_search.whole_curve=true")),
     "finetune": (12, (*SMOKE, "depth=9", "trainer.max_steps=4", "finetune.checkpoint_every_n_steps=1")),
-    "tsopt": (9, (*SMOKE, "tsopt.num_inference_steps=[3,2]", "sampler=fitted")),
-    "plan": (
-        10,
-        ("recipe=none", "num_inference_steps=6", "plan.macs=0.45", "plan.menu=[timesteps,depth]", "plan.depths=[5]")
-        + (
-            "plan.patterns=[full,every_2nd]",
-            "plan.lists=[trailing,gits]",
-            "plan.samplers=[fitted]",
-            "plan.fills=[hold]",
-        )
-        + ("plan.num_fitted=1", "plan.num_searched=1", "plan.num_validated=1", "plan.num_certified=2")
-        + ("plan.max_step_images=24",),
-    ),
+    "tsopt": (9, (*SMOKE, "sampler=fitted", "fit.folds=1")),
+    "plan": (10, PLAN),
     "evaluate": (9, (*SMOKE, "depth=9", "evaluate.num_samples=4")),
-    "compare": (
-        9,
-        (*SMOKE, "compare.num_inference_steps=[2,3]", "compare.num_searched=2", "compare.num_evaluated=2")
-        + ("compare.num_images=1", "compare.metrics=[psnr]", "compare.rows.unipc=null", "compare.rows.best=null"),
-    ),
-    "study": (
-        9,
-        (*SMOKE, "study=guidance", "study.num_searched=1", "study.scales=[1.0,1.5]", "study.num_inference_steps=[2]")
-        + ("study.reference_steps=4", "study.num_evaluated=2", "timesteps.gamma=0.8"),
-    ),
+    "compare": (9, (*SMOKE, *ROWS)),
+    "study": (9, (*SMOKE, *STUDY)),
     "translate": (10, ("recipe=none", "num_inference_steps=3", "image=pictures", "prompt=make it warmer")),
     "export": (10, ("recipe=none", "depth=9", "export.path=run/exported")),
 }
 # Of the clock and the machine alone; pages show times.
 CLOCK = ("timing.json", "written.jsonl", "environment.json", "log.txt", "report.html", "report.md", "metrics.csv")
-# Times and how much was sampled anew; digests of files that hold times.
-UNEQUAL = ("timing", "results")
+# Times and how much was sampled anew; digests of files that hold times; a commit may be made while this test runs.
+UNEQUAL = ("timing", "results", "code")
 LIMIT_S = 600
 
 
@@ -82,7 +98,7 @@ def server():
     return context
 
 
-def start(server, folder: Path, command: str, words: tuple[str, ...], model: Path):
+def start(server, folder: Path, command: str, words: Sequence[str], model: Path):
     if not folder.is_dir():
         (folder / "pictures").mkdir(parents=True)
         for shade in range(4):

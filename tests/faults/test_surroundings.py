@@ -28,9 +28,7 @@ def test_a_picture_that_is_a_program_is_not_run(idc, random_model, tmp_path, mon
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
     picture = Path("picture.jpg")
-    picture.write_bytes(
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n0 0 moveto\nshowpage\n%%EOF\n"
-    )
+    picture.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n%%EOF\n")
     command = ("translate", f"model.path={random_model('ip2p')}", "recipe=none", "prompt=make it red")
     assert "picture.jpg" in one_line(idc(*command, "image=picture.jpg"))
     assert not ran.exists()
