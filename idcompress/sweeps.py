@@ -129,7 +129,8 @@ def lost_job(error: Exception) -> IdcError | None:
     if type(error).__module__.partition(".")[0] not in _LAUNCHERS:
         return None
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")] or [type(error).__name__]
-    why = lines[0] if lines[-1] == lines[0] else f"{lines[0]} {lines[-1]}"
+    first = lines[0].partition(". ")[0]
+    why = first if len(lines) == 1 else f"{first}: {lines[-1]}"
     return IdcError(
         f"the process of a job ended early: {why}; the same command with the same hydra.sweep.dir runs what is missing"
     )
