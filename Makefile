@@ -70,4 +70,4 @@ smoke: setup ## every stage of every task in seconds
 clean: ## remove the environment and the caches, never outputs/
 	rm -rf $(VENV) $(TOOLS) .mypy_cache .ruff_cache .pytest_cache
 
-.PHONY: help setup lock demo benchmarks test lint type format smoke clean
+.PHONY: help setup lock demo benchmarks results test lint type format smoke clean

@@ -6,7 +6,6 @@ Hydra's, which `launch` runs. Nothing heavy is imported before a command is know
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import signal
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import __version__, console, registry, words
-from .errors import IdcError, did_you_mean
+from .errors import IdcError, did_you_mean, of_the_system
 
 ALIASES = {"timestep-search": "tsopt"}
 # Commands that run no stage and leave no run folder.
@@ -51,7 +50,7 @@ def usage() -> str:
             "",
             "  idc <command> --help       what it does, its keys, examples",
             "  idc <command> --cfg job    the whole configuration it would run with",
-            "  idc <command> -m a=1,2     a sweep over values",
+            "  idc <command> -m a=1,2     a sweep over values; hydra.sweep.dir=FOLDER ends it with a table",
             "  idc -sc install=bash       shell completion (bash, zsh, fish)",
         ]
     )
@@ -88,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(1)
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        fail(_of_the_system(error))
+        fail(of_the_system(error))
     except TerminatedError as stop:
         fail(str(stop), code=128 + signal.SIGTERM)
     except KeyboardInterrupt as stop:
@@ -106,21 +105,6 @@ def _in_short(message: str) -> str:
     words = (w if len(w) <= 500 else f"{w[:200]}...({len(w):,} characters)...{w[-40:]}" for w in message.split())
     line = " ".join(words)
     return line if len(line) <= 4000 else f"{line[:2500]} ...({len(line):,} characters)... {line[-800:]}"
-
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def _of_the_system(error: OSError) -> str:
-    """What the system refused, with advice that fits the reason."""
-    what = error.strerror or str(error) or type(error).__name__
-    if error.filename is not None:
-        what = f"{os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename}: {what}"
-    if error.errno in _NO_ROOM:
-        return f"{what}; make room there, or choose another hydra.run.dir or output.path; the same command continues"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{what}; change its permissions, or choose another place"
-    return f"{what}; if it went away, bring it back; the same command continues what it had begun"
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Errors that the user can mend: one line, exit code 2."""
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 
 
@@ -42,6 +44,21 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     """The tail of an error about an unknown name: the nearest valid one, else all of them."""
     known = list(known)
     return nearest(name, known) or (f"; there are: {', '.join(known)}" if known else "; there are none")
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def of_the_system(error: OSError) -> str:
+    """What the system refused, with advice that fits the reason."""
+    what = error.strerror or str(error) or type(error).__name__
+    if error.filename is not None:
+        what = f"{os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename}: {what}"
+    if error.errno in _NO_ROOM:
+        return f"{what}; make room there, or choose another hydra.run.dir or output.path; the same command continues"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{what}; change its permissions, or choose another place"
+    return f"{what}; if it went away, bring it back; the same command continues what it had begun"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -27,7 +27,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, OverrideParseException
-from hydra.experimental.callback import Callback
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -35,10 +34,10 @@ from omegaconf.errors import OmegaConfBaseException
 import __main__
 
 from . import config as configuration
-from . import console, registry, words
-from .errors import IdcError, is_out_of_memory
+from . import console, registry, sweeps, words
+from .errors import IdcError, is_out_of_memory, of_the_system
 from .runs import places, timing
-from .stages._run import Run, in_processes, out_of_memory, start
+from .stages._run import Run, in_processes, is_of_sweep, out_of_memory, start
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -55,18 +54,16 @@ class Program:
         executable: the script that was run.
         main_module: the module that was run by `python -m`, else None.
         flags: the flags about configuration files, with their values.
-        process: id of the process in which the user's command runs.
     """
 
     executable: str
     main_module: str | None
     flags: Sequence[str]
-    process: int
 
     @classmethod
     def this_one(cls, flags: Sequence[str]) -> Program:
         spec = getattr(__main__, "__spec__", None)
-        return cls(str(Path(sys.argv[0]).resolve()), None if spec is None else spec.name, flags, os.getpid())
+        return cls(str(Path(sys.argv[0]).resolve()), None if spec is None else spec.name, flags)
 
     def describe(self, command: str, overrides: Sequence[str], run: Run) -> None:
         """Make sys.argv and `__main__` name this job, with the recipe and the folder that were resolved for it.
@@ -91,33 +88,8 @@ class PackagedConfigs(SearchPathPlugin):  # type: ignore[misc]
         search_path.append("idcompress", f"file://{configuration.conf_dir()}")
 
 
-class SweepRefusedError(BaseException):
-    """A sweep that must not begin; Hydra turns what else a callback raises into a warning."""
-
-
-class SweepFolder(Callback):  # type: ignore[misc]
-    """Looks at hydra.sweep.dir before Hydra writes its multirun.yaml there, over whatever has the name.
-
-    That of another sweep is set aside, as `open_run` does with its jobs' folders.
-    """
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        path = Path(config.hydra.sweep.dir) / "multirun.yaml"
-        if not os.path.lexists(path):
-            return
-        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() and not path.is_symlink() else ""
-        if not text.startswith("hydra:\n  run:\n"):  # as Hydra's own begin
-            raise SweepRefusedError(
-                f"{path.parent} holds {path.name}, which no sweep has made and this one would write over; choose "
-                "another hydra.sweep.dir"
-            )
-        if text != OmegaConf.to_yaml(config):
-            free = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
-            path.rename(next(aside for aside in free if not os.path.lexists(aside)))
-
-
 def run(command: str, arguments: Sequence[str], flags: Sequence[str]) -> None:
-    """Compose the configuration and run the command's stage, once or once per job of a sweep.
+    """Compose the configuration and run the command's stage, once or once per job of a sweep, which ends with a table.
 
     Args:
         arguments: for Hydra, flags first.
@@ -136,11 +108,12 @@ def run(command: str, arguments: Sequence[str], flags: Sequence[str]) -> None:
     task = functools.partial(run_job, command=command, program=Program.this_one(flags), failures=failures)
     # Hydra wants these of a task and names its jobs after the module, which users know as the command line.
     task.__module__, task.__name__ = "idcompress.cli", command  # type: ignore[attr-defined]
+    sweeps.SweepFolder.begun = None
     shown = _configuration_as_typed() if _shows_configuration(arguments) else nullcontext()
     with _command_line([f"idc {command}", *arguments]), shown, _exceptions_pass() as user_wants_traceback:
         try:
             hydra.main(config_path=str(configuration.conf_dir()), config_name="config", version_base="1.3")(task)()
-        except SweepRefusedError as refusal:
+        except sweeps.SweepRefusedError as refusal:
             raise IdcError(str(refusal)) from None
         except (HydraException, OmegaConfBaseException) as error:
             if user_wants_traceback:
@@ -149,6 +122,14 @@ def run(command: str, arguments: Sequence[str], flags: Sequence[str]) -> None:
         except (ValueError, RecursionError) as error:
             _refuse_values_of_groups(error, arguments)
             raise
+        except Exception as error:
+            lost = sweeps.lost_job(error)
+            if lost is None:
+                raise
+            failures.append(lost)
+    sweep = sweeps.SweepFolder.begun
+    if sweep is not None:
+        failures += [*sweep.failures(), *_table(sweep, flags)]
     if len(failures) == 1:
         raise failures[0]
     if failures:
@@ -158,20 +139,42 @@ def run(command: str, arguments: Sequence[str], flags: Sequence[str]) -> None:
 def run_job(composed: DictConfig, *, command: str, program: Program, failures: list[IdcError]) -> None:
     """One job, in whatever process a launcher chose for it.
 
-    A user's mistake is noted in `failures`, so that the sweep's other jobs still run and Hydra prints no traceback.
-    In another process than the launcher's the exception itself is raised, and the launcher hands it back.
+    A user's mistake is noted, in `failures` or beside the sweep's other jobs: those still run, and Hydra prints no
+    traceback.
     """
+    job = HydraConfig.get()
     try:
         with _process_as_it_was():
-            job = HydraConfig.get()
             run = start(command.replace("-", "_"), composed, job)
-            overrides = OmegaConf.to_container(job.overrides.task, resolve=False)  # a prompt may hold ${...}
-            program.describe(command, list(map(str, overrides or ())), run)
+            if run.run_dir.finished:
+                return
+            # A prompt may hold ${...}.
+            overrides = list(map(str, OmegaConf.to_container(job.overrides.task, resolve=False) or ()))
+            if is_of_sweep(job):
+                run.run_dir.info["words"] = overrides
+            program.describe(command, overrides, run)
             execute(command, run)
     except IdcError as error:
-        if os.getpid() != program.process:
+        if is_of_sweep(job):
+            sweeps.note_failure(job, str(error))
+        else:
+            failures.append(error)
+    except OSError as error:
+        if not is_of_sweep(job):
             raise
-        failures.append(error)
+        sweeps.note_failure(job, of_the_system(error))
+
+
+def _table(sweep: sweeps.Sweep, flags: Sequence[str]) -> list[IdcError]:
+    """Lay out what a sweep has evaluated since its last table; why that was not possible, if it was not."""
+    if not sweep.wants_table():
+        return []
+    table = {"runs": sweep.folder, "recipe": "none", "hydra.run.dir": sweep.folder / sweeps.TABLE}
+    try:
+        run("compare", [*flags, *(words.override(key, str(value)) for key, value in table.items())], flags)
+    except IdcError as error:
+        return [error]
+    return []
 
 
 def execute(command: str, run: Run) -> None:
@@ -197,6 +200,8 @@ def execute(command: str, run: Run) -> None:
 
 def _refuse_values_of_groups(error: ValueError | RecursionError, arguments: Sequence[str]) -> None:
     """Raise IdcError for what Hydra's own parts raise plain errors for: values that no group and no number can have."""
+    if str(error).startswith("Only one of --run"):
+        raise IdcError(str(error)) from None
     if str(error).startswith("Config group override"):
         groups = [path.name for path in configuration.conf_dir().iterdir() if path.is_dir()]
         wrong = next((a for a in arguments if a.partition("=")[0].lstrip("+") in groups), "a group")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from diffusers.optimization import get_scheduler
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
@@ -467,6 +469,9 @@ def make_trainer(arguments: dict[str, Any], folder: Path, callbacks: list[Any], 
     """
     plugins = arguments.pop("plugins", None) or []
     plugins = [*(plugins if isinstance(plugins, list) else [plugins]), StreamedCheckpoints()]
+    if SLURMEnvironment.detect() and os.environ.get("SLURM_NTASKS") == "1":
+        # Slurm started this process alone: those of the other devices are Lightning's to start, as anywhere else.
+        plugins.append(LightningEnvironment())
     try:
         return pl.Trainer(
             **arguments,

@@ -15,7 +15,7 @@ import yaml
 from ..errors import IdcError, shown
 from ..runs import files
 from ..runs.recipe import Recipe
-from ..runs.run_dir import OUTPUTS, check_results, read_info
+from ..runs.run_dir import OUTPUTS, check_results, read_info, was_set_aside
 from ..runs.trace import Trace
 
 _WARNING = " WARNING warning: "
@@ -228,7 +228,7 @@ def collect(folder: Path, num_images: int) -> Compression:
 
 
 def evaluations_in(folder: Path) -> list[tuple[str, Evaluation]]:
-    """Every evaluation anywhere in a folder with its path in there, in the order of the paths.
+    """Every evaluation anywhere in a folder with its path in there, in the order of the paths; not what was set aside.
 
     Raises:
         IdcError: no such folder, or a file of an evaluation is not as one should be.
@@ -236,6 +236,7 @@ def evaluations_in(folder: Path) -> list[tuple[str, Evaluation]]:
     if not folder.is_dir():
         raise IdcError(f"runs={folder}: no such folder")
     found = {path.parent for path in folder.rglob("metrics.json") if (path.parent / "evaluated_recipe.json").is_file()}
+    found = {path for path in found if not was_set_aside(path, folder)}
     for path in {run for place in found for run in (place, place.parent) if read_info(run)}:
         check_results(path)
     return [(str(path.relative_to(folder)), _evaluation(path)) for path in sorted(found)]

@@ -34,7 +34,7 @@ def compose(value: Row, pictures: Sequence[Picture], folder: Path) -> list[Block
         folder: holds images/.
     """
     blocks: list[Block] = [Heading(f"{value['title']}", TITLE), Text(sentence(value), lead=True)]
-    blocks += [Heading("Quality over cost"), *pictures]
+    blocks += [Heading("Quality over cost"), *pictures] if pictures else []
     for name in value["blocks"]:
         blocks += [Heading(f"Table: {name}" if name else "Table"), table(value, name)]
     for kind in kinds(value)[1:]:

@@ -6,10 +6,12 @@ import fcntl
 import os
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from ..console import warn
 from ..errors import IdcError
 from . import files
 from .places import is_main_process
@@ -79,7 +81,14 @@ class RunDir:
         return bool(self.info["finished"])
 
     def finish(self) -> None:
-        """Mark the run as complete; its recipes can now be found by later stages. The scaffolding goes."""
+        """Mark the run as complete; its recipes can now be found by later stages. The scaffolding goes.
+
+        Raises:
+            IdcError: the folder vanished in the meantime, with what the run had written.
+        """
+        if self._vanished():
+            self.release()
+            raise IdcError(f"{self.path} was taken away while the run was using it; the same command begins it again")
         self.info["finished"] = True
         self.info["results"] = {
             str(path.relative_to(self.path)): files.file_digest(path)
@@ -95,9 +104,16 @@ class RunDir:
 
     def release(self) -> None:
         """Let other processes have the folder; the end of this one does it too."""
+        if self._vanished():  # what was written since is this run's, as the same command must see
+            with suppress(OSError):
+                self._write_info()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def _vanished(self) -> bool:
+        """Whether the folder's run.json, which is written first, is gone from it."""
+        return not self.finished and self.path.is_dir() and not (self.path / "run.json").is_file()
 
     def discard_if_empty(self) -> None:
         """Undo the opening of a new run without any result: a mistake was found before any work.
@@ -123,13 +139,16 @@ class RunDir:
         files.write_json(self.path / "run.json", self.info)
 
 
-def open_run(stage: str, task: str, model: str, digest: str, explicit: Path | None = None) -> RunDir:
+def open_run(
+    stage: str, task: str, model: str, digest: str, explicit: Path | None = None, *, keep_finished: bool = False
+) -> RunDir:
     """Open the folder of a run: the newest unfinished one with the same digest, else a new one.
 
     Args:
         stage, task, model: names that make up the path below ./outputs.
         digest: of the resolved configuration and the input recipe.
         explicit: a folder that the user chose (hydra.run.dir); what another run left there is set aside, not lost.
+        keep_finished: open a finished run of the same digest in that folder as it is, if its results are whole.
 
     Raises:
         IdcError: the folder cannot be written, or another running process holds it.
@@ -141,7 +160,7 @@ def open_run(stage: str, task: str, model: str, digest: str, explicit: Path | No
         return RunDir(explicit, True, read_info(explicit) or info)  # of the first process, whose words were others
     try:
         if explicit is not None:
-            return _open_explicit(explicit, info)
+            return _open_explicit(explicit, info, keep_finished=keep_finished)
         parent = OUTPUTS / task / model / stage
         parent.mkdir(parents=True, exist_ok=True)
         for path in sorted(parent.iterdir(), reverse=True):
@@ -179,7 +198,7 @@ def _begin(path: Path, info: dict[str, Any], *, explicit: bool = False) -> RunDi
     return run
 
 
-def _open_explicit(path: Path, info: dict[str, Any]) -> RunDir:
+def _open_explicit(path: Path, info: dict[str, Any], *, keep_finished: bool) -> RunDir:
     path.mkdir(parents=True, exist_ok=True)
     found = read_info(path)
     if found is None:
@@ -193,6 +212,8 @@ def _open_explicit(path: Path, info: dict[str, Any]) -> RunDir:
             files.remove_temporaries(path)
         return RunDir(path, True, found, lock, explicit=True)
     lock.close()
+    if keep_finished and found["digest"] == info["digest"] and _is_whole(path):
+        return RunDir(path, True, found, explicit=True)
     if not found.get("own_folder") or Path.cwd().resolve().is_relative_to(path.resolve()):
         raise IdcError(f"{path} holds another run beside other things; choose another hydra.run.dir")
     number = next(n for n in range(1, 10_000) if not path.with_name(f"{path.name}.{n}").exists())
@@ -256,6 +277,22 @@ def check_results(run: Path) -> None:
             raise IdcError(f"{path} is missing, which the run had written; repeat the run")
         if files.file_digest(path) != digest:
             raise IdcError(f"{path} was changed or damaged after the run had written it; repeat the run")
+
+
+def was_set_aside(run: Path, top: Path) -> bool:
+    """Whether a run below `top`, or a folder that it lies in, is NAME.1 or so beside the NAME that came after it."""
+    between = [run, *run.parents][: len(run.relative_to(top).parts)]
+    return any(path.suffix[1:].isdigit() and path.with_suffix("").is_dir() for path in between)
+
+
+def _is_whole(run: Path) -> bool:
+    """Whether a finished run still has its results; says which one it has not."""
+    try:
+        check_results(run)
+    except IdcError as error:
+        warn(f"{error}; it is done again")
+        return False
+    return True
 
 
 def recipes_of(run: Path) -> list[Path]:

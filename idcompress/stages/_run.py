@@ -28,6 +28,9 @@ from ._ready import made_ready
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+# Stages whose results are not in their run folder alone: a sweep repeats them even where they are finished.
+WRITE_ELSEWHERE = ("convert", "export", "report")
+
 
 @dataclass
 class Run:
@@ -96,8 +99,14 @@ def start(stage: str, composed: DictConfig, hydra_config: Any) -> Run:
         "recipes": [recipe.digest for recipe in recipes],
         **({"thresholds": config.depth_search.thresholds} if changed else {}),
     }
-    run_dir = open_run(stage, config.task.name, model_label(config), files.digest(identity), explicit(hydra_config))
+    chosen = explicit(hydra_config)
+    keep = is_of_sweep(hydra_config) and stage not in WRITE_ELSEWHERE and config.output.path is None
+    label = model_label(config)
+    run_dir = open_run(stage, config.task.name, label, files.digest(identity), chosen, keep_finished=keep)
     if not is_main_process():
+        return Run(config, recipes, run_dir, config.recipe)
+    if run_dir.finished:
+        say(f"finished before: {show(run_dir.path)}")
         return Run(config, recipes, run_dir, config.recipe)
     if run_dir.resumed:
         say(f"continuing the interrupted run {show(run_dir.path)}")
@@ -149,6 +158,11 @@ def in_processes(
 def processes_of(config: Config) -> int:
     """How many processes share the work of a search or an evaluation."""
     return config.devices * config.num_nodes
+
+
+def is_of_sweep(hydra_config: Any) -> bool:
+    """Whether Hydra's configuration of a job is that of a sweep's."""
+    return getattr(hydra_config.mode, "name", None) == "MULTIRUN"
 
 
 def explicit(hydra_config: Any) -> Path | None:

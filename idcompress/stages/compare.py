@@ -34,7 +34,7 @@ from ..runs.evaluation import COSTS
 from ..runs.places import is_main_process
 from ..runs.ranks import agreed
 from ..runs.recipe import Recipe
-from ..runs.run_dir import RunDir
+from ..runs.run_dir import RunDir, read_info
 from ._lab import Arm, Lab, Target
 from ._run import code_state, show, with_depth
 from ._values import data_of
@@ -96,12 +96,16 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             value = _of_finished(config, Path(config.runs))
     else:
         value = _compare(config, with_depth(recipes[0], config), run_dir, **_settings(config))
-    picture, drawing = charts(report.charts(value), value["title"])
+    drawn = report.charts(value)
     files.write_json(run_dir / "compare.json", value)
     files.write_text(run_dir / "compare.csv", report.to_csv(value))
-    files.write_bytes(run_dir / "compare.png", picture.data)
-    files.write_text(run_dir / "compare.svg", drawing)
-    blocks = report.compose(value, [picture], run_dir.path)
+    pictures = []
+    if drawn:  # nothing is where no metric has a number
+        picture, drawing = charts(drawn, value["title"])
+        files.write_bytes(run_dir / "compare.png", picture.data)
+        files.write_text(run_dir / "compare.svg", drawing)
+        pictures.append(picture)
+    blocks = report.compose(value, pictures, run_dir.path)
     files.write_text(run_dir / "report.md", page.to_markdown(blocks))
     written = files.write_text(run_dir / "report.html", page.to_html(blocks))
     say(report.to_text(value))
@@ -368,28 +372,36 @@ def _recipe_file(given: str) -> Path:
 def _of_finished(config: Config, folder: Path) -> dict[str, Any]:
     """What compare.json holds, of the evaluations that were finished in a folder, a sweep's for example.
 
+    Several tasks have a block each; a row's differences are to the first of its block.
+
     Raises:
-        IdcError: there are none, or they are of different tasks.
+        IdcError: there are none.
     """
     found = dict(evaluations_in(folder))
     if not found:
         raise IdcError(f"runs={folder}: no finished evaluation (metrics.json beside per_image.csv) lies in that folder")
-    tasks = sorted({str(evaluation.metrics["task"]) for evaluation in found.values()})
-    if len(tasks) > 1:
-        raise IdcError(
-            f"runs={folder}: the evaluations are of several tasks ({', '.join(tasks)}); name a folder of one"
-        )
-    first = next(iter(found.values()))
-    rows = [_finished_row(path, evaluation, first, config.seed) for path, evaluation in found.items()]
+    firsts: dict[str, Evaluation] = {}  # of each task
+    for evaluation in found.values():
+        firsts.setdefault(str(evaluation.metrics["task"]), evaluation)
+    several, first = len(firsts) > 1, next(iter(firsts.values()))
+    shown = _job_words({path: evaluation.folder for path, evaluation in found.items()})
+    rows = [
+        _finished_row(path, evaluation, firsts[task], config.seed)
+        | {"label": " ".join([path, *shown[path]]), "block": task if several else ""}
+        for path, evaluation in found.items()
+        for task in [str(evaluation.metrics["task"])]
+    ]
     models = list(dict.fromkeys(str(evaluation.metrics["model"]) for evaluation in found.values()))
-    same = all(_images_of(evaluation) == _images_of(first) for evaluation in found.values())
+    same = all(
+        _images_of(evaluation) == _images_of(firsts[str(evaluation.metrics["task"])]) for evaluation in found.values()
+    )
     return {
         "version": 1,
-        "task": tasks[0],
+        "task": ", ".join(firsts),
         "model": ", ".join(models),
         "compare": "runs",
-        "title": f"{page.task_words(tasks[0])}: finished runs",
-        "blocks": [""],
+        "title": f"{', '.join(map(page.task_words, firsts))}: finished runs",
+        "blocks": [*firsts] if several else [""],
         "reference": {"num_inference_steps": first.original_steps, "sampler": first.metrics.get("sampler", "ddim")},
         "num_images": len(first.rows),
         "rows": rows,
@@ -401,6 +413,16 @@ def _of_finished(config: Config, folder: Path) -> dict[str, Any]:
         ],
         "facts": {"folder": str(folder), "code": code_state()},
     }
+
+
+def _job_words(folders: Mapping[str, Path]) -> dict[str, list[str]]:
+    """The words that a sweep gave each job and not all of them; none where the runs are no sweep's."""
+    words: dict[str, list[str]] = {}
+    for path, folder in folders.items():
+        info = next(filter(None, map(read_info, (folder, folder.parent))), {})
+        words[path] = [str(word) for word in info.get("words", ())]
+    common = set.intersection(*map(set, words.values()))
+    return {path: [word for word in own if word not in common] for path, own in words.items()}
 
 
 def _finished_row(path: str, evaluation: Evaluation, first: Evaluation, seed: int) -> dict[str, Any]:

@@ -371,10 +371,15 @@ def test_a_damaged_photograph_is_named_and_too_many_stop(idc, command, work):
 
 
 def test_two_processes_train_what_one_does(idc, command, work):
-    """Through the installed command and a sweep: the same samples, split, give the same losses and weights."""
+    """Through the installed command and a sweep: the same samples, split, give the same losses and weights.
+
+    The environment is that of a Slurm job with one task, in which Lightning would wait for Slurm to start the others.
+    """
     assert idc(*command(), "hydra.run.dir=one").code == 0
     sweep = ["-m", "seed=0,1", "trainer.devices=2", "trainer.accelerator=cpu", "hydra.sweep.dir=two"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "SLURM_JOB_NAME": "finetune", "SLURM_JOB_ID": "7"}
+    environment |= dict.fromkeys(("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE"), "1")
+    environment |= dict.fromkeys(("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"), "0")
     done = subprocess.run([IDC, *command(), *sweep], cwd=work, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     one, two, other = (losses(work / name) for name in ("one", "two/0", "two/1"))

@@ -539,3 +539,13 @@ def test_the_uniform_list_of_any_strategy_is_found(folder: Path) -> None:
         del row["gamma"]
     run_folders.write(top / "tsopt/trace.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     assert collect(top / "evaluate", 2).uniform_timesteps(3) == run_folders.UNIFORM[3]
+
+
+def test_the_same_chart_has_the_same_bytes():
+    """Drawings name their parts; random names would make two equal runs differ."""
+    from idcompress.report.figures import charts
+    from idcompress.types import Chart, Series
+
+    chart = Chart("steps", "psnr (dB)", [Series("uniform", [(5.0, 20.0), (10.0, 25.0)])])
+    (first, drawing), (second, again) = charts([chart], "alt"), charts([chart], "alt")
+    assert first.data == second.data and drawing == again
