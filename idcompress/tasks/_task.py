@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import registry
+from ..adapters.following import following
 from ..adapters.graphs import Graph
 from ..adapters.pipeline import decode_latents, vae_scale_factor, working_size
 from ..core.plan import Plan
@@ -75,6 +76,7 @@ class Task(ABC):
         separate_components: pipeline components that may lie in a repository of their own -> their diffusers class.
         getting_weights: what to do where no hub repository has the published weights.
         networks_of_a_step: the pipeline components that are called at every step, the U-Net first.
+        passes_of_pipeline: the guidance passes in the order of its pipeline's batches, by their numbers in `parts`.
         unet_inputs: how many latents, side by side, the U-Net takes: 1 for the noisy ones alone.
         unet_mask_channels: channels of a mask that it takes beside them.
         encodes_image: whether the input image goes through the autoencoder's encoder.
@@ -101,6 +103,7 @@ class Task(ABC):
     separate_components: ClassVar[Mapping[str, str]] = {}
     getting_weights: ClassVar[str] = "give model.path=FOLDER"
     networks_of_a_step: ClassVar[tuple[str, ...]] = ("unet",)
+    passes_of_pipeline: ClassVar[tuple[int, ...]] = (0,)
     unet_inputs: ClassVar[int] = 1
     unet_mask_channels: ClassVar[int] = 0
     encodes_image: ClassVar[bool] = True
@@ -127,6 +130,19 @@ class Task(ABC):
     def runnable(cls, pipeline: Any) -> Any:
         """A loaded pipeline in a class that takes its networks: `pipeline_class` does, unless a task knows better."""
         return pipeline
+
+    @classmethod
+    def following(cls, pipeline: Any, plan: Plan, scheduler: Any) -> Any:
+        """A pipeline like this one that follows a plan whose steps differ in what they compute.
+
+        Args:
+            scheduler: with the plan's timesteps, sampler and numbers.
+
+        Raises:
+            IdcError: the plan repeats a timestep.
+        """
+        side = next(iter(cls.networks_of_a_step[1:]), None)
+        return following(pipeline, plan, cls.passes_of_pipeline, side, scheduler)
 
     @abstractmethod
     def example(

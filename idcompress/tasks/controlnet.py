@@ -39,6 +39,7 @@ class Task(_task.Task):
     pipeline_class = "StableDiffusionControlNetPipeline"
     separate_components = {"controlnet": "ControlNetModel"}  # noqa: RUF012  read only
     networks_of_a_step = ("unet", "controlnet")
+    passes_of_pipeline = (1, 0)
     encodes_image = False  # the branch takes pixels
     trained = ("unet", "controlnet")
     conditioning_dropout = 0.5  # of the captions

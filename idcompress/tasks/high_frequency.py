@@ -38,6 +38,7 @@ class Task(_beside.Task):
         "none are published (the paper trained its own, Sec. S5): train a model of InstructPix2Pix's architecture on "
         "pairs of restored and true photographs, and give its folder by model.path=FOLDER"
     )
+    passes_of_pipeline = (0, 1, 2)
     unet_inputs = 2  # the restored picture's latents beside the noisy ones
     numpy_example = _task.NumpyExample(
         start="""\

@@ -45,6 +45,7 @@ class Task(_beside.Task):
     pipeline_class = "StableDiffusionInpaintPipeline"
     own_pipeline_class = "InpaintPipeline"
     further_arguments = {"mask_image": "Image.open('mask.png').convert('L')"}  # noqa: RUF012
+    passes_of_pipeline = (1, 0)
     unet_inputs = 2  # the masked picture's latents beside the noisy ones
     unet_mask_channels = 1
     guidance_scales = ("guidance_scale",)

@@ -35,6 +35,7 @@ class Task(_task.Task):
 
     name = "ip2p"
     pipeline_class = "StableDiffusionInstructPix2PixPipeline"
+    passes_of_pipeline = (0, 1, 2)
     unet_inputs = 2  # the picture's latents beside the noisy ones
     conditioning_dropout = 0.05  # of each of the three cases
     guidance_scales = ("guidance_scale", "image_guidance_scale")
