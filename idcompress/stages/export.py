@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.following import check_followed
+from ..adapters.graphs import graphs_of_plan
 from ..adapters.pipeline import check_weights, own_pipeline, vae_scale_factor
 from ..adapters.unet import depth as depth_of
 from ..adapters.unet import full_depth
+from ..bench.translate import networks_of
 from ..config import Config
 from ..console import say, warn
 from ..core.plan import Plan
+from ..core.reuse import computed
 from ..costs.parameters import count_parameters
 from ..errors import IdcError
 from ..export.card import Card, evaluation_of, licence_of
@@ -212,12 +215,18 @@ def write_diffusers(config: Config, recipe: Recipe, task: Task, plan: Plan, cut:
 def write_onnx(config: Config, recipe: Recipe, task: Task, plan: Plan, cut: Any, folder: Path) -> Written:
     """ONNX graphs, compared with torch; folded, in place, if the user wants it."""
     followed = dataclasses.replace(plan, sampler="ddim", coefficients=None)
-    exported = own_pipeline(cut, None if recipe.free_steps else followed)
+    exported = own_pipeline(cut, None if recipe.free_steps else followed.all_whole)
     graphs, timesteps = task.graphs(exported), [int(timestep) for timestep in plan.timesteps]
+    of_a_step, really = {*task.networks_of_a_step}, None
+    if not plan.is_plain:
+        really = computed(plan, networks_of(task, cut, plan))
+        common = {graph.name for graph in graphs} - of_a_step
+        graphs = graphs_of_plan(task.graphs, exported, really, task.networks_of_a_step[1:])
+        of_a_step = {graph.name for graph in graphs} - common
     precision = config.export.precision
     inside = {g.name: "float16" for g in graphs} if precision != "float32" else {}
     if precision == "int8":
-        inside |= {g.name: "int8" for g in graphs if g.name in task.networks_of_a_step}
+        inside |= {g.name: "int8" for g in graphs if g.name in of_a_step}
     errors, saved, sizes = export_onnx(exported, graphs, folder, timesteps, fold=config.export.fold, precisions=inside)
     process = process_of(cut.scheduler)
     example = numpy_code(
@@ -227,6 +236,7 @@ def write_onnx(config: Config, recipe: Recipe, task: Task, plan: Plan, cut: Any,
         [process.level(timestep) for timestep in plan.timesteps],
         dict(plan.guidance),
         coefficients=plan.coefficients,
+        plan=really,
         prediction_type=cut.scheduler.config.prediction_type,
         latent_channels=cut.vae.config.latent_channels,
         factor=vae_scale_factor(cut),

@@ -44,7 +44,10 @@ class NumpyExample:
 
     Attributes:
         start: lines that make `sample`, the noise to begin with, and what else the loop needs.
-        output: lines that make `output`, what the network says about `sample` at `timestep`, guidance included.
+        inputs: lines that make `inputs`, those of the U-Net by name, of `sample` at `timestep`; of several guidance
+            passes, which lie side by side in the batch, the one that samples without guidance comes first.
+        combine: lines that make `output`, with guidance, of `outputs`, a pass each.
+        side: the graph of a side network. It gets `inputs`, and `beside`, by name, which `start` makes.
         decode: lines that make `decoded`, the result (1, 3, H, W) in [-1, 1], of the last `sample`.
         prompts: one for each branch of guidance; the first asks for something, as the example of every card does. None
             where the task takes no text.
@@ -54,7 +57,9 @@ class NumpyExample:
     """
 
     start: str
-    output: str
+    inputs: str
+    combine: str = "(output,) = outputs"
+    side: str = ""
     decode: str = 'decoded = vae_decoder(latents=sample)["decoded"]'
     prompts: tuple[str, ...] = ()
     image_range: tuple[int, int] = (-1, 1)

@@ -44,9 +44,9 @@ class Task(_beside.Task):
         start="""\
 text, image_latents = text_encoder(input_ids=ids), vae_encoder(image=image)["mean"]
 sample = rng.standard_normal(image_latents.shape, np.float32)""",
-        output="""\
+        inputs="""\
 noisy = np.concatenate([sample, image_latents], axis=1)
-output = unet(sample=noisy, timestep=np.array(timestep), **text)["model_output"]""",
+inputs = {{"sample": noisy, "timestep": np.array(timestep), **text}}""",
         prompts=("",),
     )
 

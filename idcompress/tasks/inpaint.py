@@ -62,9 +62,9 @@ text = text_encoder(input_ids=ids)
 image_latents = vae_encoder(image=image * (mask < 0.5))["mean"]
 given = np.concatenate([mask[..., ::{factor}, ::{factor}], image_latents], axis=1)
 sample = rng.standard_normal(image_latents.shape, np.float32)""",
-        output="""\
+        inputs="""\
 noisy = np.concatenate([sample, given], axis=1)
-output = unet(sample=noisy, timestep=np.array(timestep), **text)["model_output"]""",
+inputs = {{"sample": noisy, "timestep": np.array(timestep), **text}}""",
         prompts=("",),
         note="the empty prompt needs no guidance, so the program has none",
     )

@@ -49,10 +49,12 @@ class Task(_task.Task):
 text, image_latents = text_encoder(input_ids=ids), vae_encoder(image=image)["mean"]
 images = np.concatenate([image_latents, image_latents, 0 * image_latents])
 sample = rng.standard_normal(image_latents.shape, np.float32)""",
-        output="""\
+        inputs="""\
 noisy = np.concatenate([sample.repeat(3, axis=0), images], axis=1)
-both, image, null = unet(sample=noisy, timestep=np.array(timestep), **text)["model_output"][:, None]
-output = null + {guidance_scale} * (both - image) + {image_guidance_scale} * (image - null)""",
+inputs = {{"sample": noisy, "timestep": np.array(timestep), **text}}""",
+        combine="""\
+both, with_image, null = outputs
+output = null + {guidance_scale} * (both - with_image) + {image_guidance_scale} * (with_image - null)""",
         prompts=("make it warmer", "", ""),
     )
 
