@@ -2,7 +2,7 @@
 
     python -m scripts.full_size ip2p FOLDER --image-px 128
     python -m scripts.rehearsal ip2p FOLDER --out docs/results/full_size.json
-    python -m scripts.rehearsal ip2p FOLDER --out docs/results/full_size.json --plan
+    python -m scripts.rehearsal ip2p FOLDER --out docs/results/full_size_plan.json --plan
 
 Runs README's commands one after the other, at few steps and on few of the packaged photographs: the numbers say what a
 machine must have and what is in the way, not how good a picture is. Each command has a process of its own, branched off
@@ -149,9 +149,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, help="folder to run in [a temporary one]")
     parser.add_argument("--depth", type=int, default=9, help="of the fine-tuning [9]")
     parser.add_argument("--only", help="run this command alone; the stored rows of the others stay")
-    parser.add_argument("--plan", action="store_true", help="the commands about plans instead, stored as TASK_plan")
+    parser.add_argument("--plan", action="store_true", help="the commands about plans instead")
     options = parser.parse_args(argv)
-    name = f"{options.task}_plan" if options.plan else options.task
     out, here = options.out.resolve(), Path.cwd()
     side = 8 * int(json.loads((options.folder / "unet" / "config.json").read_text())["sample_size"])
     with tempfile.TemporaryDirectory() as temporary:
@@ -160,10 +159,10 @@ def main(argv: list[str] | None = None) -> None:
         rows, failed = _run_all(options, work)
         os.chdir(here)
     stored = files.read_json(out, "results") if out.is_file() else {"version": 1, "values": {}}
-    kept = stored["values"].get(name, []) if options.only else []
-    stored["values"][name] = [row for row in kept if row["command"].split()[1] != options.only] + rows
+    kept = stored["values"].get(options.task, []) if options.only else []
+    stored["values"][options.task] = [row for row in kept if row["command"].split()[1] != options.only] + rows
     stored |= {
-        "command": f"python -m scripts.rehearsal {options.task} FOLDER",
+        "command": f"python -m scripts.rehearsal {options.task} FOLDER{' --plan' * options.plan}",
         "commit": code_state().rpartition("+")[2],
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": f"{os.environ.get('OMP_NUM_THREADS', 'all')} thread(s) of {environment()['cpu']}",

@@ -190,8 +190,8 @@ def _dropped_layers(block: Any, keep: int, *, at_end: bool) -> list[nn.Module]:
 def sharing(model: Model, without: Iterable[nn.Module] = ()) -> Model:
     """A model with modules of its own over the parameters and buffers of another, and without some submodules.
 
-    It is compiled if the other is, by torch.compile's defaults. A dropped member of a ModuleList leaves a gap in the names and none in the order (KeyedModuleList); any other
-    dropped submodule becomes None.
+    It is compiled if the other is, by torch.compile's defaults. A dropped member of a ModuleList leaves a gap in the
+    names and none in the order (KeyedModuleList); any other dropped submodule becomes None.
     """
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     memo |= {id(module): None for module in without}

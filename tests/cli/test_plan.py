@@ -1,5 +1,6 @@
 """`idc plan` on the command line: what it leaves, who takes it, restrictions, and interruptions."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from idcompress import Recipe, load_pipeline
@@ -85,6 +87,30 @@ def test_what_a_search_leaves(planned, idc, random_model):
     found = json.loads(Path("evaluated/metrics.json").read_text())["metrics"]
     assert found["psnr"]["compressed"] > 0
     assert found["gmacs"]["ratio"] * found["network_calls"]["ratio"] == pytest.approx(metrics["macs_ratio"])
+
+
+def test_compiled_evaluations_compile_every_depth(planned, idc, random_model, monkeypatch):
+    compiled, called, forward = [], [], UNet2DConditionModel.forward
+
+    def compile(module):
+        def call(*args, **kwargs):
+            compiled.append(type(module).__name__.endswith("UNet2DConditionModel"))
+            return module._call_impl(*args, **kwargs)
+
+        module._compiled_call_impl = call
+
+    @functools.wraps(forward)
+    def counted(unet, *args, **kwargs):
+        called.append(len(compiled) > 0)
+        return forward(unet, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile)
+    monkeypatch.setattr(UNet2DConditionModel, "forward", counted)
+    task = ("task=ip2p", f"model.path={random_model('ip2p')}", "recipe=run", "evaluate.compile=true")
+    few = ("evaluate.num_samples=1", "evaluate.latency=false", "num_inference_steps=6", "evaluate.metrics=[psnr]")
+    result = idc("evaluate", *task, *few, "evaluate.alternatives=false", "hydra.run.dir=compiled")
+    assert result.code == 0, result.err
+    assert sum(compiled) == sum(called) >= len(planned.plan)
 
 
 def test_the_same_seed_and_an_interruption_give_the_same_plan(planned, idc, common, monkeypatch):

@@ -43,7 +43,7 @@ def test_a_plan_goes_from_its_search_to_an_exported_folder(folder, tmp_path, mon
     with pytest.raises(SystemExit) as end:
         rehearsal.main(["ip2p", str(folder), "--out", str(out), "--work", str(work), "--plan"])
     assert end.value.code == 0
-    rows = json.loads(out.read_text())["values"]["ip2p_plan"]
+    rows = json.loads(out.read_text())["values"]["ip2p"]
     assert [row["command"].split()[1] for row in rows] == ["plan", "evaluate", "translate", "export"]
     assert rows[0]["command"] == "idc plan recipe=none" and rows[0]["U-Net calls"] > 10
     recipe = Recipe.load(work / "planned")

@@ -1,7 +1,7 @@
 """The boundary network: one module at each depth, hidden states in and out, however it is run.
 
-Zeros in are depth-skip, the true hidden state in is the whole network, both bit for bit: compiled, channels last, in half
-precision, with a control branch or a structure encoder beside it, and in batches of images and guidance passes.
+Zeros in are depth-skip, the true hidden state in is the whole network, both bit for bit: compiled, channels last, in
+half precision, with a control branch or a structure encoder beside it, and in batches of images and guidance passes.
 """
 
 from functools import cache
@@ -137,7 +137,7 @@ def test_compiled_each_depth_is_one_graph(networks, kind):
     networks = networks(kind)
     call, cut = Call(networks, 2), cut_networks(networks, DEPTH)
     stages = {None: giving(networks["unet"], [DEPTH]), DEPTH: cut["unet"]}
-    steps, deep, wanted = [(None, 900), (DEPTH, 700), (None, 400), (DEPTH, 100)], {}, []
+    steps = [(None, 900), (DEPTH, 700), (None, 400), (DEPTH, 100)]
 
     def run():
         states, outputs = {}, []
