@@ -231,7 +231,7 @@ class ZeroHidden(nn.Module):
 
     def forward(self, sample: Tensor, *_: Any) -> Tensor:
         # The official code feeds float32 zeros whatever the weights are; the activation dtype is what it means.
-        batch, _, *size = sample.shape
+        batch, size = sample.shape[0], sample.shape[2:]
         if not sample.is_contiguous() and sample.is_contiguous(memory_format=torch.channels_last):
             return sample.new_zeros(batch, *size, self.hidden_channels).permute(0, 3, 1, 2)
         return sample.new_zeros(batch, self.hidden_channels, *size)
