@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ..core.plan import Plan, Step
 from ..core.reuse import Networks, computed, stand_in
 from ..errors import IdcError
 from .deep_features import call_unet, giving
+from .layers import check_layers, without_layers
 from .pipeline import with_components
 from .side_networks import cut_networks, stored_levels
 
@@ -73,7 +74,8 @@ class FollowsPlan:
         plan = self._really
         kept = {step.depth for step in plan.steps if step.depth is not None} if plan.fill != "zero" else set()
         stages = self._stages(plan)
-        unets = {depth: giving(stage["unet"], kept) for depth, stage in stages.items()}
+        parts = {(step.depth, step.skip) for step in plan.steps}
+        unets = {(depth, skip): giving(without_layers(stages[depth]["unet"], skip), kept) for depth, skip in parts}
         sides = {depth: stage.get(self.side) for depth, stage in stages.items()}
         copy = with_components(self, {"scheduler": pipeline.scheduler})
         copy.__class__ = type(self).__bases__[1]
@@ -115,9 +117,11 @@ def following(pipeline: Any, plan: Plan, order: tuple[int, ...], side: str | Non
         scheduler: with the plan's timesteps, sampler and numbers.
 
     Raises:
-        IdcError: a timestep is repeated, see `check_followed`.
+        IdcError: a timestep is repeated, see `check_followed`, or a step passes a layer by that is not there.
     """
     check_followed(plan)
+    for step in plan.steps:
+        check_layers(pipeline.unet, step.skip)
     made = with_components(pipeline, {"scheduler": scheduler})
     namespace = {"plan": plan, "side": side, "order": order, "unplanned": pipeline, "__module__": __name__}
     made.__class__ = type(type(pipeline).__name__, (FollowsPlan, type(pipeline)), namespace)
@@ -138,7 +142,7 @@ class _Run:
 
     Args:
         plan: with what is really computed.
-        unets, sides: by depth.
+        unets, sides: by depth, U-Nets also by the layers that they pass by.
         text: place of the pass with the text in a batch of all passes.
         passes: how many the pipeline's batches hold.
     """
@@ -146,8 +150,8 @@ class _Run:
     def __init__(
         self,
         plan: Plan,
-        unets: dict[int | None, Any],
-        sides: dict[int | None, Any],
+        unets: Mapping[tuple[int | None, tuple[str, ...]], Any],
+        sides: Mapping[int | None, Any],
         text: int,
         passes: Callable[[], int],
     ) -> None:
@@ -167,7 +171,8 @@ class _Run:
         if step.depth is not None and self.plan.fill != "zero":
             states = [self.hidden[tile, place, step.depth] for place in places]
             deep = torch.cat([stand_in(step.timestep, found) for found in states])
-        output, found = call_unet(self.unets[step.depth], sample, timestep, *args, deep_features=deep, **kwargs)
+        unet = self.unets[step.depth, step.skip]
+        output, found = call_unet(unet, sample, timestep, *args, deep_features=deep, **kwargs)
         goes_on = self.plan.fill == "linear" and step != self.plan.steps[0]  # not from another picture
         for depth, state in found.items():
             for place, one in zip(places, state.chunk(len(places)), strict=True):

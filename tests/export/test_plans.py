@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline
 from idcompress import load_pipeline
 from idcompress.adapters.following import FollowsPlan
 from idcompress.core.plan import Step
+from idcompress.errors import IdcError
 
 from .folders import arguments, export_to, recipe_for
 
@@ -54,6 +55,25 @@ def test_a_cut_without_stock_form(random_model, tmp_path, host):
     assert torch.equal(picture(stock), made)
     with pytest.raises(Exception, match="write a folder that keeps it by idc export"):
         stock.save_pretrained(tmp_path / "again")
+
+
+def test_layers_that_a_step_passes_by(random_model, tmp_path):
+    """In plain diffusers of the whole network; of a cut one, whose stock form has other names, with idcompress."""
+    passed = ("up_blocks.3.resnets.1", "down_blocks.0.attentions.0")
+    steps = (STEPS[0], dataclasses.replace(STEPS[1], skip=passed), *STEPS[2:])
+    made = {}
+    for depth in (None, 8):
+        recipe = planned("controlnet", random_model("controlnet"), depth, steps=steps)
+        folder = export_to(tmp_path / f"{depth}", recipe)
+        made[depth] = picture(load_pipeline(recipe, device="cpu"))
+        assert torch.allclose(picture(load_pipeline(folder, device="cpu")), made[depth], atol=1e-4)
+        assert (folder / "pipeline.py").exists() == (depth is None)
+    stock = DiffusionPipeline.from_pretrained(tmp_path / "None", trust_remote_code=True)
+    assert torch.allclose(picture(stock), made[None], atol=1e-4)
+    nothing = load_pipeline(planned("controlnet", random_model("controlnet"), None), device="cpu")
+    assert not torch.allclose(picture(nothing), made[None], atol=1e-2)
+    with pytest.raises(IdcError, match="plan passes layers by; use export"):
+        export_to(tmp_path / "graphs", recipe, format="onnx")
 
 
 def test_guess_mode_calls_the_branch_for_the_text_alone(random_model):
