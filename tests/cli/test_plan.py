@@ -16,6 +16,7 @@ from idcompress.core.plan import Plan, Step
 from idcompress.core.random import image_generator
 from idcompress.errors import IdcError
 from idcompress.runs.trace import Trace
+from idcompress.sources.load import forget_shared_model
 
 IMAGES = (
     "plan.num_fitted=1",
@@ -89,7 +90,8 @@ def test_what_a_search_leaves(planned, idc, random_model):
     assert found["gmacs"]["ratio"] * found["network_calls"]["ratio"] == pytest.approx(metrics["macs_ratio"])
 
 
-def test_compiled_evaluations_compile_every_depth(planned, idc, random_model, monkeypatch):
+def test_compiled_evaluations_compile_every_depth(planned, idc, random_model, monkeypatch, request):
+    request.addfinalizer(forget_shared_model)  # which stays compiled
     compiled, called, forward = [], [], UNet2DConditionModel.forward
 
     def compile(module):
