@@ -121,6 +121,12 @@ class FixedTimestepsScheduler(DDIMScheduler):
         self._step_index: int | None = None
         self._begin_index: int | None = None
 
+    def without_list(self) -> "FixedTimestepsScheduler":
+        """The same noise schedule and prediction type, for as many steps of DDIM as a run asks for."""
+        config = {name: value for name, value in self.config.items() if name not in _OWN}
+        made: FixedTimestepsScheduler = type(self).from_config(config)
+        return made
+
     @property
     def step_index(self) -> int | None:
         """Position in `timesteps` of the next step; None before the first."""

@@ -2,6 +2,7 @@
 
     python -m scripts.full_size ip2p FOLDER --image-px 128
     python -m scripts.rehearsal ip2p FOLDER --out docs/results/full_size.json
+    python -m scripts.rehearsal ip2p FOLDER --out docs/results/full_size_plan.json --plan
 
 Runs README's commands one after the other, at few steps and on few of the packaged photographs: the numbers say what a
 machine must have and what is in the way, not how good a picture is. Each command has a process of its own, branched off
@@ -55,6 +56,22 @@ TUNE = [
     "trainer.val_check_interval=2",
     "trainer.log_every_n_steps=1",
 ]
+# The full model has three steps, and the plan too little work for three whole ones.
+PLAN = [
+    "num_inference_steps=3",
+    "plan.macs=0.8",
+    "plan.menu=[]",
+    "plan.patterns=[every_2nd]",
+    "plan.lists=[trailing]",
+    "plan.depths=[5]",
+    "plan.samplers=[fitted]",
+    "plan.fills=[hold]",
+    "plan.num_fitted=1",
+    "plan.num_searched=1",
+    "plan.num_validated=1",
+    "plan.num_certified=1",
+    "plan.max_step_images=12",
+]
 PROMPT = {"ip2p": "prompt=make it blue", "controlnet": "prompt=a blue picture", "stablesr": "prompt="}
 
 
@@ -69,6 +86,16 @@ def commands(task: str, photo: Path, depth: int) -> list[list[str]]:
         ["report"],
         ["export", "export.path=small", "export.host=true", "dtype=float16"],
         ["finetune", "recipe=none", f"depth={depth}", *TUNE],
+    ]
+
+
+def commands_of_plan(task: str, photo: Path) -> list[list[str]]:
+    """A search for a plan, and what takes the recipe that it leaves."""
+    return [
+        ["plan", "recipe=none", *PLAN],
+        ["evaluate", *FEW],
+        ["translate", f"image={photo}", PROMPT[task]],
+        ["export", "export.path=planned", "dtype=float16"],
     ]
 
 
@@ -122,6 +149,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, help="folder to run in [a temporary one]")
     parser.add_argument("--depth", type=int, default=9, help="of the fine-tuning [9]")
     parser.add_argument("--only", help="run this command alone; the stored rows of the others stay")
+    parser.add_argument("--plan", action="store_true", help="the commands about plans instead")
     options = parser.parse_args(argv)
     out, here = options.out.resolve(), Path.cwd()
     side = 8 * int(json.loads((options.folder / "unet" / "config.json").read_text())["sample_size"])
@@ -134,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     kept = stored["values"].get(options.task, []) if options.only else []
     stored["values"][options.task] = [row for row in kept if row["command"].split()[1] != options.only] + rows
     stored |= {
-        "command": f"python -m scripts.rehearsal {options.task} FOLDER",
+        "command": f"python -m scripts.rehearsal {options.task} FOLDER{' --plan' * options.plan}",
         "commit": code_state().rpartition("+")[2],
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": f"{os.environ.get('OMP_NUM_THREADS', 'all')} thread(s) of {environment()['cpu']}",
@@ -154,11 +182,11 @@ def _run_all(options: argparse.Namespace, work: Path) -> tuple[list[dict[str, An
     photo = Path(skimage.data.__file__).parent / "astronaut.png"
     row_file, rows, code = work / "row.json", [], 0
     os.chdir(work)
-    for command in commands(task, photo, options.depth):
+    for command in commands_of_plan(task, photo) if options.plan else commands(task, photo, options.depth):
         if options.only in (None, command[0]) and not code:
             code = measure([*command, f"task={task}", "model=official", f"model.path={folder}"], row_file)
             if not code:
-                shown = " ".join(["idc", command[0], *(word for word in command[1:] if word not in FEW + TUNE)])
+                shown = " ".join(["idc", command[0], *(word for word in command[1:] if word not in FEW + TUNE + PLAN)])
                 rows.append({"command": shown.replace(str(photo), "PHOTO"), **files.read_json(row_file, "row")})
     return rows, code
 

@@ -28,15 +28,15 @@ def giving(unet: Any, depths: Iterable[int]) -> Any:
     wanted = tuple(sorted({one for one in depths if one < depth(unet)}))
     if not wanted:
         return unet
-    made = _GIVING.setdefault(unet, {})
-    if wanted not in made:
+    made, key = _GIVING.setdefault(unet, {}), (unet._compiled_call_impl is not None, *wanted)
+    if key not in made:
         copy, shape = sharing(unet), unet_shape(unet)
         layers = [layer for block in copy.up_blocks for layer in block.resnets]
         for one in wanted:
             note = partial(_note, one, skip_plan(shape, one).hidden_channels)
             layers[-one].register_forward_pre_hook(note)
-        made[wanted] = copy
-    return made[wanted]
+        made[key] = copy
+    return made[key]
 
 
 def call_unet(unet: Any, *args: Any, deep_features: Tensor | None = None, **kwargs: Any) -> tuple[Any, dict[int, Any]]:

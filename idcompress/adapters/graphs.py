@@ -5,14 +5,17 @@ The wrappers are for diffusers' own components; those of a task alone stand with
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .pipeline import vae_scale_factor
+from ..core.plan import Plan
+from .deep_features import call_unet, giving
+from .pipeline import vae_scale_factor, with_components
+from .side_networks import cut_networks
 from .unet import full_depth
 
 
@@ -43,7 +46,7 @@ def numbered(name: str, count: int) -> list[str]:
 def example_values(
     pipeline: Any, graphs: Sequence[Graph], batch: int, height: int, width: int, timestep: int
 ) -> dict[str, Tensor]:
-    """Random inputs of all graphs by name, and what torch makes of them.
+    """Random inputs of all graphs by name, and what torch makes of them by name and as "graph/name".
 
     Args:
         height, width: of the latents.
@@ -70,7 +73,59 @@ def example_values(
         values |= graph.values
         outputs = graph.module(*(values[name] for name in graph.inputs))
         values |= zip(graph.outputs, outputs, strict=True)
+        values |= {f"{graph.name}/{name}": made for name, made in zip(graph.outputs, outputs, strict=True)}
     return values
+
+
+def graphs_of_plan(
+    graphs_of: Callable[[Any], list[Graph]], pipeline: Any, plan: Plan, sides: Sequence[str]
+) -> list[Graph]:
+    """The graphs of a pipeline that follows a plan: of the networks of a step one for each depth, as NAME_DEPTH.
+
+    Where steps take hidden states from earlier ones, U-Nets give those out as hidden_DEPTH, beside the model output,
+    and one of a smaller depth takes its own in.
+
+    Args:
+        graphs_of: gives the graphs of a pipeline, see `Task.graphs`.
+        plan: with what is really computed.
+        sides: names of the side networks; of a depth they are there if a step calls them.
+    """
+    kept = {step.depth for step in plan.steps if step.depth is not None}
+    hold = set() if plan.fill == "zero" else kept
+    found = []
+    for graph in graphs_of(with_components(pipeline, {"unet": giving(pipeline.unet, hold)})):
+        found.append(_with_features(graph, None, hold) if graph.name == "unet" else graph)
+        if graph.name != "unet":
+            continue
+        for depth in sorted(kept, reverse=True):
+            stage = with_components(pipeline, cut_networks(pipeline.components, depth))
+            called = [*(sides if any(s.depth == depth and s.refresh for s in plan.steps) else ()), "unet"]
+            of_stage = {g.name: g for g in graphs_of(with_components(stage, {"unet": giving(stage.unet, hold)}))}
+            of_stage["unet"] = _with_features(of_stage["unet"], depth, hold)
+            found += [replace(of_stage[name], name=f"{name}_{depth}") for name in called]
+    return found
+
+
+def _with_features(graph: Graph, depth: int | None, kept: Collection[int]) -> Graph:
+    """A U-Net's graph that gives hidden states out and, cut to a depth that is kept, takes one in."""
+    given = [f"hidden_{depth}"] if depth in kept else []
+    depths = sorted(one for one in kept if depth is None or one < depth)
+    module = _Features(graph.module, bool(given), depths)
+    outputs = [*graph.outputs, *(f"hidden_{one}" for one in depths)]
+    return replace(graph, module=module, inputs=[*graph.inputs, *given], outputs=outputs)
+
+
+class _Features(nn.Module):
+    """A U-Net's graph with the hidden state at its cut as its last input, and those at other cuts as last outputs."""
+
+    def __init__(self, module: nn.Module, is_given: bool, depths: list[int]) -> None:
+        super().__init__()
+        self.module, self.is_given, self.depths = module, is_given, depths
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        arguments, deep = (inputs[:-1], inputs[-1]) if self.is_given else (inputs, None)
+        outputs, found = call_unet(self.module, *arguments, deep_features=deep)
+        return (*outputs, *(found[depth] for depth in self.depths))
 
 
 class TextEncoder(nn.Module):
@@ -115,7 +170,7 @@ class UNet(nn.Module):
         self.unet, self.units = pipeline.unet, full_depth(pipeline.unet) - 1
 
     def forward(
-        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *residuals: Tensor
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *residuals: Tensor, **deep: Tensor
     ) -> tuple[Tensor, ...]:
         control = (
             {
@@ -128,4 +183,4 @@ class UNet(nn.Module):
             if residuals
             else {}
         )
-        return self.unet(sample, timestep, encoder_hidden_states, return_dict=False, **control)
+        return self.unet(sample, timestep, encoder_hidden_states, return_dict=False, **control, **deep)

@@ -35,14 +35,18 @@ def passing_by(pipeline: Any, skip: Sequence[str]) -> Any:
         pipeline: whole, or cut.
         skip: names of layers; those that a cut has dropped are left out anyway.
     """
+    return with_components(pipeline, {"unet": without_layers(pipeline.unet, skip)}) if skip else pipeline
+
+
+def without_layers(unet: Any, skip: Sequence[str]) -> Any:
+    """The same for a U-Net."""
     if not skip:
-        return pipeline
-    unet = sharing(pipeline.unet)
-    present = {*names_of_layers(unet)}
+        return unet
+    made, present = sharing(unet), {*names_of_layers(unet)}
     for name in skip:
         if name in present:
-            unet.set_submodule(name, PassedBy(unet.get_submodule(name)))
-    return with_components(pipeline, {"unet": unet})
+            made.set_submodule(name, PassedBy(made.get_submodule(name)))
+    return made
 
 
 def check_layers(unet: nn.Module, skip: Sequence[str]) -> None:

@@ -4,8 +4,31 @@ from typing import Any
 
 from diffusers import ControlNetModel
 
-from ..core.skip_plan import SkipPlan
+from ..core.skip_plan import SkipPlan, skip_plan
 from .controlnet import keep_first_layers, prune_controlnet
+from .unet import depth, depth_skip, unet_shape
+
+
+def stored_levels(unet: Any) -> int:
+    """Levels that a U-Net has: 13 for Stable Diffusion, those it kept if it was cut or is a cut's stock form."""
+    return depth(unet) - (unet.mid_block is None)
+
+
+def cut_networks(components: dict[str, Any], depth: int, *, stub_kernel: int | None = None) -> dict[str, Any]:
+    """The U-Net cut by depth-skip, and its side networks without what only the dropped levels read, by name.
+
+    Args:
+        components: a pipeline's, by name, "unet" among them; they stay as they are.
+        depth, stub_kernel: see `depth_skip`.
+    """
+    unet = components["unet"]
+    replaced = {"unet": depth_skip(unet, depth, stub_kernel=stub_kernel)}
+    plan = skip_plan(unet_shape(unet), depth)
+    for name, component in components.items():
+        followed = follow_cut(component, replaced["unet"], plan)
+        if followed is not None:
+            replaced[name] = followed
+    return replaced
 
 
 def follow_cut(component: Any, cut_unet: Any, plan: SkipPlan) -> Any:

@@ -190,8 +190,8 @@ def _dropped_layers(block: Any, keep: int, *, at_end: bool) -> list[nn.Module]:
 def sharing(model: Model, without: Iterable[nn.Module] = ()) -> Model:
     """A model with modules of its own over the parameters and buffers of another, and without some submodules.
 
-    A dropped member of a ModuleList leaves a gap in the names and none in the order (KeyedModuleList); any other
-    dropped submodule becomes None.
+    It is compiled if the other is, by torch.compile's defaults. A dropped member of a ModuleList leaves a gap in the
+    names and none in the order (KeyedModuleList); any other dropped submodule becomes None.
     """
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     memo |= {id(module): None for module in without}
@@ -201,6 +201,8 @@ def sharing(model: Model, without: Iterable[nn.Module] = ()) -> Model:
             if isinstance(child, nn.ModuleList) and any(member is None for member in child._modules.values()):
                 kept = {key: member for key, member in child._modules.items() if member is not None}
                 parent._modules[name] = KeyedModuleList(kept)
+    if model._compiled_call_impl is not None:
+        made.compile()
     return made
 
 
@@ -218,7 +220,10 @@ class KeyedModuleList(nn.ModuleList):
 
 
 class ZeroHidden(nn.Module):
-    """Stands in the middle of a cut U-Net: zeros of the hidden state's width at the skip's size, dtype and device."""
+    """Stands in the middle of a cut U-Net: zeros of the hidden state's width at the skip's size, dtype and device.
+
+    They lie in memory as the skip does, channels last or first, so that what is added to them does.
+    """
 
     def __init__(self, hidden_channels: int) -> None:
         super().__init__()
@@ -226,7 +231,10 @@ class ZeroHidden(nn.Module):
 
     def forward(self, sample: Tensor, *_: Any) -> Tensor:
         # The official code feeds float32 zeros whatever the weights are; the activation dtype is what it means.
-        return sample.new_zeros(sample.shape[0], self.hidden_channels, *sample.shape[2:])
+        batch, size = sample.shape[0], sample.shape[2:]
+        if not sample.is_contiguous() and sample.is_contiguous(memory_format=torch.channels_last):
+            return sample.new_zeros(batch, *size, self.hidden_channels).permute(0, 3, 1, 2)
+        return sample.new_zeros(batch, self.hidden_channels, *size)
 
     def extra_repr(self) -> str:
         return f"hidden_channels={self.hidden_channels}"
@@ -264,8 +272,8 @@ def _ignore_dropped_residuals(
         if len(residuals) < wanted:
             raise ValueError(f"a U-Net of depth {wanted} wants {wanted} control residuals, got {len(residuals)}")
         kwargs["down_block_additional_residuals"] = tuple(residuals[:wanted])
-        kwargs["mid_block_additional_residual"] = residuals[0].new_zeros(()) if deep is None else deep
+        kwargs["mid_block_additional_residual"] = 0.0 if deep is None else deep
     elif deep is not None:
-        kwargs["down_block_additional_residuals"] = (deep.new_zeros(()),) * wanted
+        kwargs["down_block_additional_residuals"] = (0.0,) * wanted
         kwargs["mid_block_additional_residual"] = deep
     return args[:2], kwargs  # sample and timestep stay where they were: DeepCache reads them by position

@@ -31,6 +31,13 @@ _PIPELINE = """\
 diffusers' own class of this task takes U-Nets of four latent channels alone, and this one has others, so this folder
 brings its pipeline, `pipeline.py`, whose code runs only with `trust_remote_code=True`: read it first.
 `idcompress.load_pipeline` on this folder takes idcompress's own."""
+_PLAN = """\
+The steps are those of a plan that differ in what they compute: some leave out deep levels, guidance passes or side
+networks, and take what an earlier step had there. No class of diffusers' own can do that, so this folder brings its
+pipeline and its scheduler, `pipeline.py` and `scheduler/fixed_timesteps.py`, whose code runs only with
+`trust_remote_code=True`: read it first. `pipe.computed` has what each step computes; `pipe.disable()` computes
+everything, over as many steps as a call asks for, until `pipe.enable()`. `idcompress.load_pipeline` on this folder
+takes idcompress's own classes."""
 _DEEPCACHE = "DeepCache's `DeepCacheSDHelper` (0.1.1) works on it."
 _DEEPCACHE_STOCK = """\
 DeepCache's `DeepCacheSDHelper` (0.1.1) works on it, once a cut U-Net has a middle block for it to wrap, one that does
@@ -53,6 +60,7 @@ class Card:
         pipeline_class: to load it by.
         takes_timesteps: whether a call of that class has the argument `timesteps`.
         carries_scheduler, carries_pipeline: whether the folder brings the code of its scheduler, of its pipeline.
+        carries_plan: whether it brings the code of both, because its plan's steps differ in what they compute.
         host: the depth whose stock form holds a smaller one; None where nothing is padded.
         dtype: of the weights, as torch spells it without the prefix.
         example: of ONNX, Python that makes output.png from input.png.
@@ -71,6 +79,7 @@ class Card:
     takes_timesteps: bool = False
     carries_scheduler: bool = False
     carries_pipeline: bool = False
+    carries_plan: bool = False
     host: int | None = None
     dtype: str = "float32"
     example: list[str] = field(default_factory=list)
@@ -146,10 +155,14 @@ class Card:
         stock = self.library == "diffusers"
         if self.carries_pipeline:
             lines += [_PIPELINE, ""]
-        if stock and self.recipe.timesteps:
+        if self.carries_plan:
+            lines += [_PLAN, ""]
+        elif stock and self.recipe.timesteps:
             lines += [_CARRIED if self.carries_scheduler else _FOLLOWING, ""]
         if stock and self.recipe.depth and self.task.cut_note:
             lines += [self.task.cut_note, ""]
+        if self.recipe.plan is not None and not self.recipe.plan.is_plain:
+            return lines  # whose plan has such caches of its own
         return [*lines, _DEEPCACHE_STOCK if stock else _DEEPCACHE, ""]
 
     def _graphs(self) -> list[str]:
@@ -203,7 +216,8 @@ class Card:
             load = f"pipe = idcompress.load_pipeline('.', dtype='{self.dtype}')"
             return ["import idcompress", "from PIL import Image", load, image, save]
         trust = ", trust_remote_code=True" if self.carries_scheduler or self.carries_pipeline else ""
-        entry = "DiffusionPipeline" if self.carries_pipeline else self.pipeline_class
+        brings = self.carries_pipeline or self.carries_plan
+        entry = "DiffusionPipeline" if brings else self.pipeline_class
         load = f"pipe = diffusers.{entry}.from_pretrained('.', dtype=torch.{self.dtype}{trust})"
         return ["import diffusers, torch", "from PIL import Image", load, *follow, image, save]
 

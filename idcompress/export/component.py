@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import ast
 import inspect
+import pprint
 import sys
+from collections.abc import Iterable
 from importlib.util import resolve_name
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
+from ..adapters.following import FollowsPlan
+from ..core.plan import Plan
 from ..runs import files
 from ..schedulers import CARRIED
 
@@ -27,6 +32,17 @@ from __future__ import annotations  # some of the types are not here
 
 '''
 
+_FOLLOWING = '''
+
+class {name}(FollowsPlan, {base}):
+    """The pipeline, over the plan of this folder."""
+
+    plan = Plan.from_json(
+{plan}
+    )
+    side, order = {side!r}, {order}
+'''
+
 
 def carry_scheduler(pipeline: Any, folder: Path) -> None:
     """Put the scheduler's class into a saved pipeline folder, as scheduler/fixed_timesteps.py, and name it there."""
@@ -34,6 +50,28 @@ def carry_scheduler(pipeline: Any, folder: Path) -> None:
     files.write_text(folder / "scheduler" / f"{CARRIED}.py", standalone(entry))
     index = files.read_json(folder / "model_index.json", "model")
     files.write_json(folder / "model_index.json", index | {"scheduler": [CARRIED, entry.__name__]})
+
+
+def carry_plan(pipeline: Any, folder: Path) -> None:
+    """Put the class of a pipeline that follows a plan into its saved folder, as pipeline.py, and name it there.
+
+    Args:
+        pipeline: of `adapters.following`; its scheduler's class is put there, too.
+    """
+    base = type(pipeline).__bases__[1]
+    stock = base.__module__.partition(".")[0] == "diffusers"
+    text = standalone(
+        FollowsPlan, Plan, *([] if stock else [base]), imports=["import diffusers"] * stock
+    ) + _FOLLOWING.format(
+        name=base.__name__,
+        base=f"diffusers.{base.__name__}" if stock else base.__name__,
+        plan=indent(pprint.pformat(pipeline.plan.to_json(), width=112, compact=True, sort_dicts=False), " " * 8),
+        side=pipeline.side,
+        order=pipeline.order,
+    )
+    files.write_text(folder / f"{CARRIED_PIPELINE}.py", text)
+    _name_pipeline(base.__name__, folder)
+    carry_scheduler(pipeline, folder)
 
 
 def carry_pipeline(pipeline: Any, folder: Path) -> bool:
@@ -46,20 +84,24 @@ def carry_pipeline(pipeline: Any, folder: Path) -> bool:
     if entry.__module__.partition(".")[0] == "diffusers":
         return False
     files.write_text(folder / f"{CARRIED_PIPELINE}.py", standalone(entry))
-    index = files.read_json(folder / "model_index.json", "model")
-    files.write_json(folder / "model_index.json", index | {"_class_name": [CARRIED_PIPELINE, entry.__name__]})
+    _name_pipeline(entry.__name__, folder)
     return True
 
 
-def standalone(entry: type[Any]) -> str:
-    """The text of a module with a class and whatever it uses of this program; other libraries are imported.
+def _name_pipeline(class_name: str, folder: Path) -> None:
+    index = files.read_json(folder / "model_index.json", "model")
+    files.write_json(folder / "model_index.json", index | {"_class_name": [CARRIED_PIPELINE, class_name]})
+
+
+def standalone(*entries: type[Any], imports: Iterable[str] = ()) -> str:
+    """The text of a module with some classes and whatever they use of this program; other libraries are imported.
 
     Raises:
         ValueError: two things that are used have the same name.
     """
     package = __name__.partition(".")[0]
     sources: dict[str, _Source] = {}
-    imports: dict[str, None] = {}
+    imported = dict.fromkeys(imports)
     origins: dict[str, str] = {}
     parts: list[str] = []
 
@@ -76,10 +118,10 @@ def standalone(entry: type[Any]) -> str:
             if origin.partition(".")[0] == package:
                 need(name, origin)
             else:
-                imports[ast.unparse(_alone(node, name))] = None
+                imported[ast.unparse(_alone(node, name))] = None
             return
         if origins.setdefault(name, module) != module:
-            raise ValueError(f"{entry.__name__} uses {name} of {module} and of {origins[name]}")
+            raise ValueError(f"{entries[0].__name__} uses {name} of {module} and of {origins[name]}")
         if node in source.taken:
             return
         source.taken.append(node)
@@ -87,9 +129,10 @@ def standalone(entry: type[Any]) -> str:
             need(used, module)
         parts.append(source.text(node))
 
-    need(entry.__name__, entry.__module__)
-    summary = (inspect.getdoc(sys.modules[entry.__module__]) or "").partition("\n")[0]
-    return _HEAD.format(summary=summary) + "\n".join(sorted(imports)) + "\n\n\n" + "\n\n\n".join(parts) + "\n"
+    for entry in entries:
+        need(entry.__name__, entry.__module__)
+    summary = (inspect.getdoc(sys.modules[entries[0].__module__]) or "").partition("\n")[0]
+    return _HEAD.format(summary=summary) + "\n".join(sorted(imported)) + "\n\n\n" + "\n\n\n".join(parts) + "\n"
 
 
 class _Source:
@@ -105,6 +148,8 @@ class _Source:
                 self.named |= {alias.asname or alias.name: node for alias in node.names}
             elif isinstance(node, (ast.ClassDef, ast.FunctionDef)):
                 self.named[node.name] = node
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                self.named[node.target.id] = node
             elif isinstance(node, ast.Assign):
                 self.named |= {target.id: node for target in node.targets if isinstance(target, ast.Name)}
 

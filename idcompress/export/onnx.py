@@ -198,6 +198,6 @@ def largest_error(graph: Graph, values: dict[str, Tensor], path: Path) -> float:
     feeds = {entry.name: values[entry.name].numpy() for entry in session.get_inputs()}
     errors = []
     for name, made in zip(graph.outputs, session.run(graph.outputs, feeds), strict=True):
-        wanted = values[name].numpy()
+        wanted = values[f"{graph.name}/{name}"].numpy()
         errors.append(np.abs(made - wanted).max() / max(np.abs(wanted).max(), 1e-12))
     return float(np.max(errors))

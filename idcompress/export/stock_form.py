@@ -171,7 +171,8 @@ def stock_pipeline(pipeline: Any, plan: Plan | None) -> Any:
 
     Args:
         plan: what its scheduler follows, if there is one: by ancestral sampling, or else by DDIM. No stock scheduler
-            knows fitted numbers: with them it is FixedTimestepsScheduler, whose code the folder has to bring.
+            knows fitted numbers, or leaves something out of a step: then it is FixedTimestepsScheduler, whose code the
+            folder has to bring.
 
     Raises:
         ValueError: no depth has one.
@@ -184,8 +185,8 @@ def stock_pipeline(pipeline: Any, plan: Plan | None) -> Any:
         levels = len(replaced["unet"].config.block_out_channels)
         replaced["controlnet"] = stock_controlnet(pipeline.controlnet, levels)
     if plan is not None:
-        scheduler = stock_scheduler if plan.coefficients is None else fixed_scheduler
-        replaced["scheduler"] = scheduler(pipeline, plan)
+        plain = plan.coefficients is None and plan.is_plain
+        replaced["scheduler"] = (stock_scheduler if plain else fixed_scheduler)(pipeline, plan.all_whole)
     return with_components(pipeline, replaced)
 
 

@@ -3,12 +3,11 @@
 from functools import partial
 from typing import Any, Literal
 
-from ..adapters.side_networks import follow_cut
+from ..adapters.side_networks import cut_networks, stored_levels
 from ..adapters.stub import fit_stub
-from ..adapters.unet import cut_ends, depth_skip, unet_shape
-from ..adapters.unet import depth as depth_of
+from ..adapters.unet import cut_ends
 from ..core.cut import Cut
-from ..core.skip_plan import check_depth, skip_plan
+from ..core.skip_plan import check_depth
 from ..errors import IdcError
 from ..types import CutRequest
 
@@ -60,7 +59,7 @@ def apply(components: dict[str, Any], cut: Cut) -> dict[str, Any]:
     Raises:
         IdcError: the cut names no depth, or one that this U-Net does not have.
     """
-    depth, kernel, unet = cut.choice.get("depth"), cut.choice.get("stub_kernel"), components["unet"]
+    depth, kernel = cut.choice.get("depth"), cut.choice.get("stub_kernel")
     if type(depth) is not int or cut != chosen(depth, fill=cut.choice.get("fill", "zeros"), stub_kernel=kernel or 1):
         raise IdcError(f"a cut by depth_skip must name a depth and at most a stub, got {dict(cut.choice)}")
     if kernel not in (None, 1, 3):
@@ -72,13 +71,7 @@ def apply(components: dict[str, Any], cut: Cut) -> dict[str, Any]:
         raise IdcError(f"{error}; change depth=") from None
     if depth == present:
         return {}
-    replaced = {"unet": depth_skip(unet, depth, stub_kernel=kernel)}
-    plan = skip_plan(unet_shape(unet), depth)
-    for name, component in components.items():
-        followed = follow_cut(component, replaced["unet"], plan)
-        if followed is not None:
-            replaced[name] = followed
-    return replaced
+    return cut_networks(components, depth, stub_kernel=kernel)
 
 
 def is_calibrated(cut: Cut) -> bool:
@@ -123,5 +116,4 @@ def words(components: dict[str, Any], cut: Cut | None) -> str:
 
 def levels(components: dict[str, Any]) -> int:
     """Levels that a pipeline's U-Net has: 13 for Stable Diffusion, those it kept if it was cut or exported."""
-    unet = components["unet"]
-    return depth_of(unet) - (unet.mid_block is None)
+    return stored_levels(components["unet"])

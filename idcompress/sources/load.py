@@ -15,8 +15,7 @@ from torch import nn
 
 from .. import registry
 from ..adapters.fold import fold_pipeline
-from ..adapters.following import following
-from ..adapters.pipeline import check_resolution, choose_device, choose_dtype, own_pipeline
+from ..adapters.pipeline import check_resolution, choose_device, choose_dtype, fixed_scheduler, own_pipeline
 from ..console import say
 from ..core.plan import Plan
 from ..errors import IdcError, is_out_of_memory
@@ -204,9 +203,9 @@ def load_pipeline(
 
     The U-Net is cut to the recipe's depth and the scheduler follows its timesteps, so the pipeline is called as ever:
     its `num_inference_steps` is overruled by the list, and eta 0 by the recipe's ancestral sampling. `save_pretrained`
-    writes a folder that loads here again. Where the recipe's plan leaves levels or side networks out of some steps, the
-    pipeline follows it, too, but cannot be saved: `pipeline.computed` has the steps, and `disable()` and `enable()` let
-    it compute everything and follow the plan again.
+    writes a folder that loads here again. Where the recipe's plan leaves levels, guidance passes or side networks out
+    of some steps, the pipeline follows it, too: `pipeline.computed` has the steps, and `disable()` and `enable()` let
+    it compute everything and follow the plan again. What saves such a pipeline is `idc export`.
 
     Args:
         path_or_recipe: a Recipe, a recipe.json, a folder that holds one, or a diffusers pipeline folder.
@@ -237,11 +236,14 @@ def _load(path_or_recipe: str | Path | Recipe, device: str, dtype: str) -> Any:
     model = load_source(recipe.task, recipe.model, device=device, dtype=dtype)
     if recipe.plan is not None and recipe.plan.coefficients is not None:
         recipe.check_fit(recipe.plan, model.process.to_json())
-    pipeline, plan = model.for_recipe(recipe), None if recipe.free_steps else recipe.plan
+    return _by_plan(recipe.task, model.for_recipe(recipe), None if recipe.free_steps else recipe.plan)
+
+
+def _by_plan(task: str, pipeline: Any, plan: Plan | None) -> Any:
+    """A cut pipeline that follows a plan, if there is one."""
     if plan is None or plan.is_plain:
         return own_pipeline(pipeline, plan)
-    side = next(iter(registry.load("task", recipe.task).Task.networks_of_a_step[1:]), None)
-    return following(pipeline, plan, lambda depth: model.cut_further(pipeline, depth), side)
+    return registry.load("task", task).Task.following(pipeline, plan, fixed_scheduler(pipeline, plan.all_whole))
 
 
 def _load_folder(folder: Path, device: str, dtype: str) -> Any:
@@ -251,6 +253,8 @@ def _load_folder(folder: Path, device: str, dtype: str) -> Any:
         if pipeline_class in (entry.pipeline_class, entry.own_pipeline_class):
             source = {"name": folder.name, "path": str(folder)}
             pipeline = load_source(task, source, device=device, dtype=dtype, prune="none").pipeline
+            if exported is not None and exported.plan is not None and not exported.plan.is_plain:
+                return _by_plan(task, pipeline, exported.plan)
             timesteps = pipeline.scheduler.config.get("timesteps")
             if timesteps is None:
                 return own_pipeline(pipeline, None)

@@ -26,10 +26,12 @@ from ..bench.comparison import (
 )
 from ..bench.costs import called_steps, costs, network_calls
 from ..bench.selection import choose_photographs
+from ..bench.translate import networks_of
 from ..config import Config
 from ..console import say, warn
 from ..core.guidance import num_branches
 from ..core.plan import Plan
+from ..core.reuse import computed
 from ..core.stats import bootstrap_interval
 from ..images.pictures import save_png
 from ..metrics._metric import ImageMetric, MetricValue, perfect_ones
@@ -146,6 +148,15 @@ def _warn_where_it_differs(config: Config, recipe: Recipe) -> None:
         warn(f"num_inference_steps={config.num_inference_steps}, the recipe says {given}")
 
 
+def _compile(bench: Bench, pipeline: Any, plan: Plan) -> None:
+    """Compile, in place, the networks of the whole model, of a cut one, and of that at the depths of a plan."""
+    depths = {*computed(plan, networks_of(bench.task, pipeline, plan)).depths}
+    cut = [bench.at_depth(pipeline)(depth) for depth in depths if depth is not None]
+    for sampled in (bench.model.pipeline, pipeline, *cut):
+        for network in bench.task.networks(sampled):
+            network.compile()
+
+
 def _evaluate(
     config: Config, portions: Portions, recipe: Recipe, folder: Path, beside: Mapping[str, Sequence[Recipe]]
 ) -> Row:
@@ -160,8 +171,7 @@ def _evaluate(
         wanted = partial(costs, bench, pipeline, plan, original, latency=config.evaluate.latency)
         spent = agreed(wanted, "costs")
     if config.evaluate.compile:
-        for network in (*bench.task.networks(bench.model.pipeline), *bench.task.networks(pipeline)):
-            network.compile()
+        _compile(bench, pipeline, plan)
     systems = _systems(config, bench, pipeline, plan, original)
     shown, plain = {name: name for name in systems}, list[Row]()
     if config.evaluate.alternatives and systems["compressed"] != systems["original"]:

@@ -8,16 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..adapters.following import check_followed
+from ..adapters.graphs import graphs_of_plan
 from ..adapters.pipeline import check_weights, own_pipeline, vae_scale_factor
 from ..adapters.unet import depth as depth_of
 from ..adapters.unet import full_depth
+from ..bench.translate import networks_of
 from ..config import Config
 from ..console import say, warn
 from ..core.plan import Plan
+from ..core.reuse import computed
 from ..costs.parameters import count_parameters
 from ..errors import IdcError
 from ..export.card import Card, evaluation_of, licence_of
-from ..export.component import carry_pipeline, carry_scheduler
+from ..export.component import carry_pipeline, carry_plan, carry_scheduler
 from ..export.numpy_sampler import numpy_code
 from ..export.onnx import check_packages, export_onnx
 from ..export.stock_form import (
@@ -75,7 +79,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     plan = sampled_plan(config, recipe, model.process)
     if recipe.plan is not None:  # a folder is the recipe's own model, whatever else is asked for on the command line
         plan = dataclasses.replace(plan, guidance=recipe.guidance)
-    check_plan(plan)
+    check_plan(plan, config)
     cut = model.for_recipe(recipe)
     check_weights(cut)
     task = make_task(config, recipe.task)
@@ -149,13 +153,20 @@ def check_format(config: Config) -> None:
         )
 
 
-def check_plan(plan: Plan) -> None:
-    """Raise IdcError for a plan that neither a pipeline folder nor a graph without memory can follow."""
-    if not plan.is_plain:
+def check_plan(plan: Plan, config: Config) -> None:
+    """Raise IdcError for a plan whose steps differ in what they compute, where no folder can follow it."""
+    if plan.is_plain:
+        return
+    if config.export.fold:
         raise IdcError(
-            "no exported folder can hold this recipe's plan, whose steps differ in what they compute; keep the recipe, "
-            "which idcompress.load_pipeline and idc translate follow, or search one that can be exported, by "
-            "plan.patterns=[full] and plan.menu=[timesteps,sampler]"
+            "export.fold=true wants a plan whose steps all compute the same, and this recipe's do not; drop it"
+        )
+    if config.export.format == "diffusers":
+        check_followed(plan)
+    elif any(step.skip for step in plan.steps):
+        raise IdcError(
+            "export.format=onnx has a graph for each depth, and a step of this recipe's plan passes layers by; use "
+            "export.format=diffusers"
         )
 
 
@@ -164,16 +175,22 @@ def write_diffusers(config: Config, recipe: Recipe, task: Task, plan: Plan, cut:
     followed = None if recipe.free_steps else plan
     depth = depth_of(cut.unet)
     obstacle, branch = stock_obstacle(cut.unet, depth), branch_obstacle(cut)
+    if recipe.cut is not None and any(step.skip for step in plan.steps):
+        branch = branch or "its plan passes layers by, which stock classes number otherwise in a cut"
     host = host_depth(cut.unet) if config.export.host and obstacle else None
+    varied = followed is not None and not followed.is_plain
     fitted = followed is not None and followed.coefficients is not None
     stock = branch is None and (obstacle is None or host is not None)
-    exported = (stock_pipeline if stock else own_pipeline)(cut, followed)
+    exported = stock_pipeline(cut, followed) if stock else own_pipeline(cut, followed and plan.all_whole)
     save_pipeline(exported, folder)
-    brings = stock and carry_pipeline(exported, folder)
+    brings = stock and not varied and carry_pipeline(exported, folder)
     if stock:
         inside = f" inside that of depth {host}" if host else ""
         how = "follow the timesteps"
-        if fitted:
+        if varied:
+            carry_plan(task.following(exported, plan, exported.scheduler), folder)
+            how = "run the plan, by a pipeline and a scheduler that the folder brings"
+        elif fitted:
             carry_scheduler(exported, folder)
             how = "run the fitted steps, by a scheduler that the folder brings"
         if brings:
@@ -191,8 +208,9 @@ def write_diffusers(config: Config, recipe: Recipe, task: Task, plan: Plan, cut:
         card={
             "library": "diffusers" if stock else "idcompress",
             "pipeline_class": type(exported).__name__,
-            "carries_scheduler": stock and fitted,
+            "carries_scheduler": stock and (fitted or varied),
             "carries_pipeline": brings,
+            "carries_plan": stock and varied,
             "takes_timesteps": "timesteps" in inspect.signature(type(exported).__call__).parameters,
             "host": host,
             "dtype": str(exported.unet.dtype).removeprefix("torch."),
@@ -204,12 +222,18 @@ def write_diffusers(config: Config, recipe: Recipe, task: Task, plan: Plan, cut:
 def write_onnx(config: Config, recipe: Recipe, task: Task, plan: Plan, cut: Any, folder: Path) -> Written:
     """ONNX graphs, compared with torch; folded, in place, if the user wants it."""
     followed = dataclasses.replace(plan, sampler="ddim", coefficients=None)
-    exported = own_pipeline(cut, None if recipe.free_steps else followed)
+    exported = own_pipeline(cut, None if recipe.free_steps else followed.all_whole)
     graphs, timesteps = task.graphs(exported), [int(timestep) for timestep in plan.timesteps]
+    of_a_step, really = {*task.networks_of_a_step}, None
+    if not plan.is_plain:
+        really = computed(plan, networks_of(task, cut, plan))
+        common = {graph.name for graph in graphs} - of_a_step
+        graphs = graphs_of_plan(task.graphs, exported, really, task.networks_of_a_step[1:])
+        of_a_step = {graph.name for graph in graphs} - common
     precision = config.export.precision
     inside = {g.name: "float16" for g in graphs} if precision != "float32" else {}
     if precision == "int8":
-        inside |= {g.name: "int8" for g in graphs if g.name in task.networks_of_a_step}
+        inside |= {g.name: "int8" for g in graphs if g.name in of_a_step}
     errors, saved, sizes = export_onnx(exported, graphs, folder, timesteps, fold=config.export.fold, precisions=inside)
     process = process_of(cut.scheduler)
     example = numpy_code(
@@ -219,6 +243,7 @@ def write_onnx(config: Config, recipe: Recipe, task: Task, plan: Plan, cut: Any,
         [process.level(timestep) for timestep in plan.timesteps],
         dict(plan.guidance),
         coefficients=plan.coefficients,
+        plan=really,
         prediction_type=cut.scheduler.config.prediction_type,
         latent_channels=cut.vae.config.latent_channels,
         factor=vae_scale_factor(cut),

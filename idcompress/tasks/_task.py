@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import registry
+from ..adapters.following import following
 from ..adapters.graphs import Graph
 from ..adapters.pipeline import decode_latents, vae_scale_factor, working_size
 from ..core.plan import Plan
@@ -43,7 +44,10 @@ class NumpyExample:
 
     Attributes:
         start: lines that make `sample`, the noise to begin with, and what else the loop needs.
-        output: lines that make `output`, what the network says about `sample` at `timestep`, guidance included.
+        inputs: lines that make `inputs`, those of the U-Net by name, of `sample` at `timestep`; of several guidance
+            passes, which lie side by side in the batch, the one that samples without guidance comes first.
+        combine: lines that make `output`, with guidance, of `outputs`, a pass each.
+        side: the graph of a side network. It gets `inputs`, and `beside`, by name, which `start` makes.
         decode: lines that make `decoded`, the result (1, 3, H, W) in [-1, 1], of the last `sample`.
         prompts: one for each branch of guidance; the first asks for something, as the example of every card does. None
             where the task takes no text.
@@ -53,7 +57,9 @@ class NumpyExample:
     """
 
     start: str
-    output: str
+    inputs: str
+    combine: str = "(output,) = outputs"
+    side: str = ""
     decode: str = 'decoded = vae_decoder(latents=sample)["decoded"]'
     prompts: tuple[str, ...] = ()
     image_range: tuple[int, int] = (-1, 1)
@@ -75,6 +81,7 @@ class Task(ABC):
         separate_components: pipeline components that may lie in a repository of their own -> their diffusers class.
         getting_weights: what to do where no hub repository has the published weights.
         networks_of_a_step: the pipeline components that are called at every step, the U-Net first.
+        passes_of_pipeline: the guidance passes in the order of its pipeline's batches, by their numbers in `parts`.
         unet_inputs: how many latents, side by side, the U-Net takes: 1 for the noisy ones alone.
         unet_mask_channels: channels of a mask that it takes beside them.
         encodes_image: whether the input image goes through the autoencoder's encoder.
@@ -101,6 +108,7 @@ class Task(ABC):
     separate_components: ClassVar[Mapping[str, str]] = {}
     getting_weights: ClassVar[str] = "give model.path=FOLDER"
     networks_of_a_step: ClassVar[tuple[str, ...]] = ("unet",)
+    passes_of_pipeline: ClassVar[tuple[int, ...]] = (0,)
     unet_inputs: ClassVar[int] = 1
     unet_mask_channels: ClassVar[int] = 0
     encodes_image: ClassVar[bool] = True
@@ -127,6 +135,19 @@ class Task(ABC):
     def runnable(cls, pipeline: Any) -> Any:
         """A loaded pipeline in a class that takes its networks: `pipeline_class` does, unless a task knows better."""
         return pipeline
+
+    @classmethod
+    def following(cls, pipeline: Any, plan: Plan, scheduler: Any) -> Any:
+        """A pipeline like this one that follows a plan whose steps differ in what they compute.
+
+        Args:
+            scheduler: with the plan's timesteps, sampler and numbers.
+
+        Raises:
+            IdcError: the plan repeats a timestep.
+        """
+        side = next(iter(cls.networks_of_a_step[1:]), None)
+        return following(pipeline, plan, cls.passes_of_pipeline, side, scheduler)
 
     @abstractmethod
     def example(

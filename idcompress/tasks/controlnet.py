@@ -39,6 +39,7 @@ class Task(_task.Task):
     pipeline_class = "StableDiffusionControlNetPipeline"
     separate_components = {"controlnet": "ControlNetModel"}  # noqa: RUF012  read only
     networks_of_a_step = ("unet", "controlnet")
+    passes_of_pipeline = (1, 0)
     encodes_image = False  # the branch takes pixels
     trained = ("unet", "controlnet")
     conditioning_dropout = 0.5  # of the captions
@@ -50,12 +51,13 @@ class Task(_task.Task):
     cut_note = "Guess mode of the shortened control branch weighs its residuals differently than the full one's."
     numpy_example = _task.NumpyExample(
         start="""\
-text, images = text_encoder(input_ids=ids), image.repeat(2, axis=0)
+text, beside = text_encoder(input_ids=ids), {{"controlnet_cond": image.repeat(2, axis=0)}}
 sample = rng.standard_normal((1, {latent_channels}, size[1] // {factor}, size[0] // {factor}), np.float32)""",
-        output="""\
-inputs = {{"sample": sample.repeat(2, axis=0), "timestep": np.array(timestep), **text}}
-with_text, null = unet(**inputs, **controlnet(**inputs, controlnet_cond=images))["model_output"][:, None]
+        inputs='inputs = {{"sample": sample.repeat(2, axis=0), "timestep": np.array(timestep), **text}}',
+        combine="""\
+with_text, null = outputs
 output = null + {guidance_scale} * (with_text - null)""",
+        side="controlnet",
         prompts=("a bright photograph", ""),
         image_range=(0, 1),
     )

@@ -38,14 +38,15 @@ class Task(_beside.Task):
         "none are published (the paper trained its own, Sec. S5): train a model of InstructPix2Pix's architecture on "
         "pairs of restored and true photographs, and give its folder by model.path=FOLDER"
     )
+    passes_of_pipeline = (0, 1, 2)
     unet_inputs = 2  # the restored picture's latents beside the noisy ones
     numpy_example = _task.NumpyExample(
         start="""\
 text, image_latents = text_encoder(input_ids=ids), vae_encoder(image=image)["mean"]
 sample = rng.standard_normal(image_latents.shape, np.float32)""",
-        output="""\
+        inputs="""\
 noisy = np.concatenate([sample, image_latents], axis=1)
-output = unet(sample=noisy, timestep=np.array(timestep), **text)["model_output"]""",
+inputs = {{"sample": noisy, "timestep": np.array(timestep), **text}}""",
         prompts=("",),
     )
 

@@ -45,6 +45,7 @@ class Task(_beside.Task):
     pipeline_class = "StableDiffusionInpaintPipeline"
     own_pipeline_class = "InpaintPipeline"
     further_arguments = {"mask_image": "Image.open('mask.png').convert('L')"}  # noqa: RUF012
+    passes_of_pipeline = (1, 0)
     unet_inputs = 2  # the masked picture's latents beside the noisy ones
     unet_mask_channels = 1
     guidance_scales = ("guidance_scale",)
@@ -61,9 +62,9 @@ text = text_encoder(input_ids=ids)
 image_latents = vae_encoder(image=image * (mask < 0.5))["mean"]
 given = np.concatenate([mask[..., ::{factor}, ::{factor}], image_latents], axis=1)
 sample = rng.standard_normal(image_latents.shape, np.float32)""",
-        output="""\
+        inputs="""\
 noisy = np.concatenate([sample, given], axis=1)
-output = unet(sample=noisy, timestep=np.array(timestep), **text)["model_output"]""",
+inputs = {{"sample": noisy, "timestep": np.array(timestep), **text}}""",
         prompts=("",),
         note="the empty prompt needs no guidance, so the program has none",
     )

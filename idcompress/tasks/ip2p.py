@@ -35,6 +35,7 @@ class Task(_task.Task):
 
     name = "ip2p"
     pipeline_class = "StableDiffusionInstructPix2PixPipeline"
+    passes_of_pipeline = (0, 1, 2)
     unet_inputs = 2  # the picture's latents beside the noisy ones
     conditioning_dropout = 0.05  # of each of the three cases
     guidance_scales = ("guidance_scale", "image_guidance_scale")
@@ -48,10 +49,12 @@ class Task(_task.Task):
 text, image_latents = text_encoder(input_ids=ids), vae_encoder(image=image)["mean"]
 images = np.concatenate([image_latents, image_latents, 0 * image_latents])
 sample = rng.standard_normal(image_latents.shape, np.float32)""",
-        output="""\
+        inputs="""\
 noisy = np.concatenate([sample.repeat(3, axis=0), images], axis=1)
-both, image, null = unet(sample=noisy, timestep=np.array(timestep), **text)["model_output"][:, None]
-output = null + {guidance_scale} * (both - image) + {image_guidance_scale} * (image - null)""",
+inputs = {{"sample": noisy, "timestep": np.array(timestep), **text}}""",
+        combine="""\
+both, with_image, null = outputs
+output = null + {guidance_scale} * (both - with_image) + {image_guidance_scale} * (with_image - null)""",
         prompts=("make it warmer", "", ""),
     )
 

@@ -68,10 +68,10 @@ class Task(_task.Task):
         start="""\
 encoded = vae_encoder(image=image)
 image_latents = encoded["mean"] + encoded["std"] * rng.standard_normal(encoded["mean"].shape, np.float32)
+beside = {{"image_latents": image_latents}}
 sample = rng.standard_normal(image_latents.shape, np.float32)""",
-        output="""\
-structure = structure_encoder(image_latents=image_latents, timestep=np.array(timestep))
-output = unet(sample=sample, timestep=np.array(timestep), **structure)["model_output"]""",
+        inputs='inputs = {{"sample": sample, "timestep": np.array(timestep)}}',
+        side="structure_encoder",
         decode="""\
 fidelity_weight = np.array(0.5, np.float32)  # 0: realistic .. 1: faithful
 decoded = vae_decoder(latents=sample, fidelity_weight=fidelity_weight, **encoded)["decoded"]

@@ -1,5 +1,6 @@
 """`idc plan` on the command line: what it leaves, who takes it, restrictions, and interruptions."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from idcompress import Recipe, load_pipeline
@@ -14,6 +16,7 @@ from idcompress.core.plan import Plan, Step
 from idcompress.core.random import image_generator
 from idcompress.errors import IdcError
 from idcompress.runs.trace import Trace
+from idcompress.sources.load import forget_shared_model
 
 IMAGES = (
     "plan.num_fitted=1",
@@ -85,6 +88,31 @@ def test_what_a_search_leaves(planned, idc, random_model):
     found = json.loads(Path("evaluated/metrics.json").read_text())["metrics"]
     assert found["psnr"]["compressed"] > 0
     assert found["gmacs"]["ratio"] * found["network_calls"]["ratio"] == pytest.approx(metrics["macs_ratio"])
+
+
+def test_compiled_evaluations_compile_every_depth(planned, idc, random_model, monkeypatch, request):
+    request.addfinalizer(forget_shared_model)  # which stays compiled
+    compiled, called, forward = [], [], UNet2DConditionModel.forward
+
+    def compile(module):
+        def call(*args, **kwargs):
+            compiled.append(type(module).__name__.endswith("UNet2DConditionModel"))
+            return module._call_impl(*args, **kwargs)
+
+        module._compiled_call_impl = call
+
+    @functools.wraps(forward)
+    def counted(unet, *args, **kwargs):
+        called.append(len(compiled) > 0)
+        return forward(unet, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile)
+    monkeypatch.setattr(UNet2DConditionModel, "forward", counted)
+    task = ("task=ip2p", f"model.path={random_model('ip2p')}", "recipe=run", "evaluate.compile=true")
+    few = ("evaluate.num_samples=1", "evaluate.latency=false", "num_inference_steps=6", "evaluate.metrics=[psnr]")
+    result = idc("evaluate", *task, *few, "evaluate.alternatives=false", "hydra.run.dir=compiled")
+    assert result.code == 0, result.err
+    assert sum(compiled) == sum(called) >= len(planned.plan)
 
 
 def test_the_same_seed_and_an_interruption_give_the_same_plan(planned, idc, common, monkeypatch):
@@ -187,19 +215,11 @@ def test_what_cannot_be_searched_is_one_clear_line(idc, common, words, message):
     assert re.search(message, result.err.strip().splitlines()[-1]), result.err
 
 
-@pytest.mark.parametrize("form", ["diffusers", "onnx"])
-def test_no_folder_holds_steps_that_differ(planned, idc, random_model, form):
-    task = ("task=ip2p", f"model.path={random_model('ip2p')}", "recipe=run")
-    result = idc("export", *task, f"export.format={form}", "export.path=folder")
-    assert result.code == 2 and not Path("folder").exists()
-    assert "whose steps differ in what they compute; keep the recipe" in result.err
-
-
 @pytest.mark.parametrize("task", ["ip2p", "controlnet", "stablesr"])
 def test_a_pipeline_follows_the_plan_as_translate_does(idc, random_model, task):
-    """The same noise gives the same picture, twice in a row."""
+    """The same noise gives the same picture, twice in a row, and from the folder that it is exported to."""
     scales = {"ip2p": {"guidance_scale": 1.5, "image_guidance_scale": 1.0}, "controlnet": {"guidance_scale": 1.5}}
-    steps = (Step(999), Step(700), Step(400, 5, refresh=False), Step(100, 7))
+    steps = (Step(999), Step(700), Step(400, 5, "held", False), Step(100, 7), Step(40, 5, "text"))
     plan = Plan(steps, fill="linear", guidance=scales.get(task, {}))
     model = {"name": "tiny", "path": str(random_model(task)), "repositories": None, "revision": None}
     recipe = Recipe(task=task, model=model, plan=plan, free_steps=False)
@@ -214,7 +234,7 @@ def test_a_pipeline_follows_the_plan_as_translate_does(idc, random_model, task):
     made = np.asarray(Image.open("out/in.png")).astype(int)
 
     pipeline = load_pipeline("plan", device="cpu", dtype="float32")
-    assert [step.depth for step in pipeline.computed] == [None, None, 5, 7]
+    assert [step.depth for step in pipeline.computed] == [None, None, 5, 7, 5]
     noise = torch.randn((1, 4, 8, 8), generator=image_generator(0, 0))
     arguments = {"latents": noise, "output_type": "np"}
     if task == "stablesr":
@@ -236,16 +256,27 @@ def test_a_pipeline_follows_the_plan_as_translate_does(idc, random_model, task):
     pipeline.enable()
     assert np.array_equal(pipeline(**arguments, generator=image_generator(0, -1)).images[0] * 255, own)
 
+    result = idc("export", *same[:3], "export.path=folder")
+    assert result.code == 0, result.err
+    again = load_pipeline("folder", device="cpu", dtype="float32")
+    assert again.computed == pipeline.computed
+    assert np.array_equal(again(**arguments, generator=image_generator(0, -1)).images[0] * 255, own)
+    folder = (f"task={task}", "model.path=folder", "recipe=none", "image=in.png", "dtype=float32", "prompt=darker")
+    result = idc("translate", *folder, "hydra.run.dir=there")
+    assert result.code == 0, result.err
+    assert np.array_equal(np.asarray(Image.open("there/in.png")), made)
 
-@pytest.mark.parametrize(
-    ("steps", "says"),
-    [
-        ((Step(999), Step(400, 5), Step(400, 5)), "repeats a timestep"),
-        ((Step(999), Step(400, 5, passes="text")), "leaves some out"),
-    ],
-)
-def test_a_plan_that_no_stock_pipeline_can_follow_is_refused(random_model, steps, says):
+
+def test_a_plan_that_no_stock_pipeline_can_follow_is_refused(random_model):
     model = {"name": "tiny", "path": str(random_model("ip2p")), "repositories": None, "revision": None}
-    plan = Plan(steps, guidance={"guidance_scale": 1.5, "image_guidance_scale": 1.0})
-    with pytest.raises(IdcError, match=says):
-        load_pipeline(Recipe(task="ip2p", model=model, plan=plan, free_steps=False), device="cpu")
+    steps, guidance = (Step(999), Step(400, 5), Step(400, 5)), {"guidance_scale": 1.5, "image_guidance_scale": 1.0}
+    recipe = Recipe(task="ip2p", model=model, plan=Plan(steps, guidance=guidance), free_steps=False)
+    with pytest.raises(IdcError, match="repeats a timestep"):
+        load_pipeline(recipe, device="cpu")
+
+
+def test_what_no_folder_can_hold_is_refused(planned, idc, random_model):
+    task = ("task=ip2p", f"model.path={random_model('ip2p')}", "recipe=run")
+    result = idc("export", *task, "export.format=onnx", "export.fold=true", "export.path=folder")
+    assert result.code == 2 and not Path("folder").exists()
+    assert "export.fold=true wants a plan whose steps all compute the same" in result.err

@@ -8,7 +8,7 @@ import pytest
 from scripts.benchmarks import RESULTS as FOLDER
 from scripts.results import RESULTS, of_comparison, of_curve, of_tunings
 
-OTHERS = {"latency_h200", "full_size"}  # of scripts of their own, which say how they are made
+OTHERS = {"latency_h200", "full_size", "full_size_plan"}  # of scripts of their own, which say how they are made
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.json")))

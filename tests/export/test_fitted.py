@@ -62,11 +62,15 @@ def test_the_scheduler_refuses_what_its_numbers_were_not_fitted_for():
         scheduler.step(start, 981, start, eta=1.0)
 
 
+def in_numpy(sample, timestep):
+    return {"model_output": np.tanh(np.roll(sample, 1, 1) * 0.7 + timestep / 2000)}
+
+
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 def test_the_numpy_program_steps_as_the_loop_does(rows):
     example = NumpyExample(
         start="sample = start",
-        output="output = np.tanh(np.roll(sample, 1, 1) * 0.7 + timestep / 2000)",
+        inputs='inputs = {{"sample": sample, "timestep": timestep}}',
         decode="decoded = sample",
     )
     process = VariancePreserving(scaled_linear_alphas_cumprod(), "v_prediction")
@@ -75,7 +79,7 @@ def test_the_numpy_program_steps_as_the_loop_does(rows):
     first = next(i for i, line in enumerate(lines) if line.startswith("timesteps ="))
     last = next(i for i, line in enumerate(lines) if line.startswith("pixels ="))
     start = torch.randn(1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
-    names = {"np": np, "start": start.numpy()}
+    names = {"np": np, "start": start.numpy(), "unet": in_numpy}
     exec("\n".join(lines[first:last]), names)
     plan = Plan(tuple(map(Step, TIMESTEPS)), coefficients=tuple(map(tuple, rows)))
     wanted = sample(without_cache(network), start, plan, process, SAMPLER)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from idcompress import Recipe, load_pipeline, registry
 from idcompress.adapters.pipeline import own_pipeline
-from idcompress.core.plan import Plan
+from idcompress.core.plan import Plan, Step
 from idcompress.errors import IdcError
 from idcompress.export import onnx
 from idcompress.models.stablesr import pipeline as stablesr
@@ -121,6 +121,35 @@ def test_fitted_steps_sample_alike_in_numpy(task, random_model, tmp_path, said, 
     made = run_card(folder, monkeypatch)["pixels"]
     assert np.abs(made - in_process(fitted, picture, monkeypatch)).max() <= 1e-4
     assert np.abs(made - in_process(recipe, picture, monkeypatch)).max() > 1e-3
+
+
+PLANS = {
+    "ip2p": ("linear", ("unet", "unet_5", "unet_3")),
+    "controlnet": ("hold", ("unet", "unet_5", "unet_3", "controlnet", "controlnet_5", "controlnet_3")),
+    "stablesr": (
+        "zero",
+        ("unet", "unet_5", "unet_3", "structure_encoder", "structure_encoder_5", "structure_encoder_3"),
+    ),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_plan_is_a_graph_for_each_depth(task, random_model, tmp_path, said, monkeypatch):
+    """The card's program holds hidden states, guidance differences and side networks' outputs as load_pipeline does."""
+    fill, graphs = PLANS[task]
+    steps = (Step(981), Step(700), Step(640, 5, "held", False), Step(300, 3), Step(3, 5, "text", False))
+    recipe = recipe_for(task, random_model(task), None)
+    plan = dataclasses.replace(recipe.plan, steps=steps, fill=fill)
+    recipe = dataclasses.replace(recipe, plan=plan)
+    folder = export_to(tmp_path / "graphs", recipe, format="onnx")
+    assert {path.stem for path in folder.glob("*.onnx")} == GRAPHS[task] | {*graphs}
+    assert max(Recipe.load(folder).provenance[-1]["errors"].values()) <= 1e-5
+    picture = noise(16 if task == "stablesr" else 32)
+    picture.save(folder / "input.png")
+    made = run_card(folder, monkeypatch)["pixels"]
+    assert np.abs(made - in_process(recipe, picture, monkeypatch)).max() <= 1e-4
+    whole = dataclasses.replace(recipe, plan=plan.all_whole)
+    assert np.abs(made - in_process(whole, picture, monkeypatch)).max() > 1e-3
 
 
 @pytest.mark.parametrize(("precision", "difference"), [("float16", 0.01), ("int8", 0.2)])

@@ -1,6 +1,7 @@
 """Exported folders in plain diffusers, where idcompress cannot be imported."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from idcompress import load_pipeline, registry
+from idcompress import Recipe, load_pipeline, registry
+from idcompress.adapters.following import FollowsPlan
 from idcompress.bench.translate import translate
+from idcompress.core.plan import Step
 from idcompress.errors import IdcError
 from idcompress.export.component import standalone
 from idcompress.schedulers import FixedTimestepsScheduler
@@ -79,6 +82,30 @@ def fitted(tmp_path, idc):
     return folders
 
 
+@pytest.fixture
+def planned(tmp_path, monkeypatch):
+    """folder -> recipe whose steps leave out levels, guidance passes and side networks; one has fitted numbers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Recipe, "check_fit", lambda *_: None)  # the numbers are ours
+    folders = {}
+    rows = ((0.05, -0.1), (0.02, 0.1, -0.2), (0.1, -0.1), (-0.05, 0.2, -0.1, 0.05), ())
+    for task, depth, fill in (
+        ("ip2p", None, "linear"),
+        ("controlnet", 9, "hold"),
+        ("inpaint", None, "zero"),
+    ):
+        recipe = recipe_for(task, None, depth)
+        steps = (Step(970), Step(700, 7), Step(640, 5, "held", False), Step(300), Step(40, 3, "text"))
+        plan = dataclasses.replace(recipe.plan, steps=steps, fill=fill)
+        if task == "ip2p":
+            plan = dataclasses.replace(plan, sampler="fitted", coefficients=rows)
+        recipe = recipe.derive({"stage": "plan"}, plan=plan)
+        folder = export_to(tmp_path / f"{task}_planned", recipe, sampler=plan.sampler)
+        noise(64).save(folder / "input.png"), noise(64).save(folder / "mask.png")
+        folders[folder] = recipe
+    return folders
+
+
 def run_cards(exported, *python):
     """Run the code of each card where idcompress cannot be imported, and look at the picture that it wrote."""
     environment = os.environ | {"HF_MODULES_CACHE": str(next(iter(exported)).parent / "modules")}
@@ -100,7 +127,7 @@ def check(folder, recipe):
     ours = pipe(prompt, image=noise(64), num_inference_steps=steps, **further, output_type="pt").images[0]
     theirs = torch.tensor(list(Image.open(folder / "output.png").tobytes())).view(64, 64, 3).permute(2, 0, 1)
     assert (ours * 255 - theirs).abs().max() <= 0.5 + 1e-4 * 255
-    if recipe.plan.coefficients is not None:
+    if recipe.task in PROMPTS and not (recipe.plan.is_plain and recipe.plan.coefficients is None):
         looped = by_the_loop(recipe, prompt)
         assert (looped * 255 - theirs).abs().max() <= 0.5 + 1e-4 * 255
         plain = by_the_loop(dataclasses.replace(recipe, plan=without_numbers(recipe.plan)), prompt)
@@ -112,11 +139,13 @@ def by_the_loop(recipe, prompt):
     model = load_source(recipe.task, recipe.model, device="cpu", dtype="float32")
     image = torch.tensor(np.asarray(noise(64))).permute(2, 0, 1) / 255
     example = Example(7, "", "", image, prompt, condition=image)
-    return translate(registry.load("task", recipe.task).Task(), model.for_recipe(recipe), [example], recipe.plan)[0]
+    task, pipeline = registry.load("task", recipe.task).Task(), model.for_recipe(recipe)
+    return translate(task, pipeline, [example], recipe.plan, at_depth=lambda d: model.cut_further(pipeline, d))[0]
 
 
 def without_numbers(plan):
-    return dataclasses.replace(plan, sampler="ddim", coefficients=None)
+    """The plan that computes everything, by DDIM."""
+    return dataclasses.replace(plan.all_whole, sampler="ddim", coefficients=None)
 
 
 def test_plain_diffusers_runs_the_card(exported):
@@ -141,6 +170,25 @@ def test_plain_diffusers_runs_fitted_steps(fitted):
             load_pipeline(folder, device="cpu")
 
 
+def test_plain_diffusers_follows_plans(planned):
+    """By the pipeline and the scheduler that the folder brings, and only where they are trusted."""
+    run_cards(planned, sys.executable)
+    for folder, recipe in planned.items():
+        base = registry.load("task", recipe.task).Task
+        own = base.own_pipeline_class or base.pipeline_class
+        assert json.loads((folder / "model_index.json").read_text())["_class_name"] == ["pipeline", own]
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            diffusers.DiffusionPipeline.from_pretrained(folder)
+        text = (folder / "pipeline.py").read_text()
+        assert "import idcompress" not in text and "from idcompress" not in text
+    ours = load_pipeline(folder, device="cpu")
+    assert isinstance(ours, FollowsPlan) and ours.plan == recipe.plan
+    assert ours.computed == load_pipeline(recipe, device="cpu").computed
+    (folder / "pipeline.py").write_text(text + "\n")
+    with pytest.raises(IdcError, match=r"pipeline\.py was changed"):
+        load_pipeline(folder, device="cpu")
+
+
 def test_a_class_that_stands_alone_brings_what_it_uses():
     names = {}
     exec(compile(standalone(FixedTimestepsScheduler), "fixed_timesteps.py", "exec"), names)
@@ -149,7 +197,7 @@ def test_a_class_that_stands_alone_brings_what_it_uses():
 
 
 @pytest.mark.slow
-def test_a_second_environment(exported, fitted, tmp_path):
+def test_a_second_environment(exported, fitted, planned, tmp_path):
     """The same in an environment of its own that has diffusers, transformers and no idcompress."""
     home = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
@@ -161,4 +209,4 @@ def test_a_second_environment(exported, fitted, tmp_path):
     python = home / "bin/python"
     absent = subprocess.run([python, "-I", "-c", "import idcompress"], capture_output=True, check=False)
     assert absent.returncode == 1
-    run_cards(exported | fitted, python, "-I")
+    run_cards(exported | fitted | planned, python, "-I")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from idcompress import Recipe
 from scripts import full_size, rehearsal
 
 
@@ -34,3 +35,17 @@ def test_a_command_is_measured_in_a_process_of_its_own(folder, tmp_path, monkeyp
         rehearsal.main(arguments)
     assert end.value.code == 2
     assert json.loads(out.read_text())["values"]["ip2p"] == [other]
+
+
+def test_a_plan_goes_from_its_search_to_an_exported_folder(folder, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    out, work = tmp_path / "full_size.json", tmp_path / "work"
+    with pytest.raises(SystemExit) as end:
+        rehearsal.main(["ip2p", str(folder), "--out", str(out), "--work", str(work), "--plan"])
+    assert end.value.code == 0
+    rows = json.loads(out.read_text())["values"]["ip2p"]
+    assert [row["command"].split()[1] for row in rows] == ["plan", "evaluate", "translate", "export"]
+    assert rows[0]["command"] == "idc plan recipe=none" and rows[0]["U-Net calls"] > 10
+    recipe = Recipe.load(work / "planned")
+    assert not recipe.plan.is_plain
+    assert (work / "planned/pipeline.py").is_file()

@@ -53,9 +53,9 @@ class UNet(nn.Module):
         self.unet = pipeline.unet
         self.register_buffer("prompt", pipeline.encode_prompt(1))
 
-    def forward(self, sample: Tensor, timestep: Tensor, *structure: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, sample: Tensor, timestep: Tensor, *structure: Tensor, **deep: Tensor) -> tuple[Tensor, ...]:
         prompt = self.prompt.expand(sample.shape[0], -1, -1)
-        return self.unet(sample, timestep, prompt, _ByWidth(structure), return_dict=False)
+        return self.unet(sample, timestep, prompt, _ByWidth(structure), return_dict=False, **deep)
 
 
 class _ByWidth(dict[int, Tensor]):
