@@ -95,9 +95,8 @@ def server(tmp_path_factory):
     context.set_forkserver_preload(
         ["idcompress.launch", "idcompress.stages.finetune", "idcompress.stages.compare", "idcompress.stages.export"]
     )
-    first = context.Process(
-        target=work, args=(tmp_path_factory.mktemp("server"), ["--version"])
-    )  # starts the server, which takes its imports
+    # The server starts with the first process, and takes its imports then.
+    first = context.Process(target=work, args=(tmp_path_factory.mktemp("server"), ["--version"]))
     first.start()
     first.join()
     return context
