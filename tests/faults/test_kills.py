@@ -89,12 +89,16 @@ def work(folder: Path, words: list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def server():
+def server(tmp_path_factory):
     """A context whose processes begin with everything imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["idcompress.launch", "idcompress.stages.finetune", "idcompress.stages.compare", "idcompress.stages.export"]
     )
+    # The server starts with the first process, and takes its imports then.
+    first = context.Process(target=work, args=(tmp_path_factory.mktemp("server"), ["--version"]))
+    first.start()
+    first.join()
     return context
 
 
@@ -154,6 +158,7 @@ def test_a_run_that_was_stopped_anywhere_ends_as_one_that_was_not(tmp_path, rand
     for moment in range(moments):
         folder, number = tmp_path / f"{moment}", SIGNALS[moment % len(SIGNALS)]
         stopped = start(server, folder, command, words, model)
+        began = time.monotonic()
         stopped.join(draw.uniform(0.05, took))
         if stopped.is_alive():
             os.kill(stopped.pid, number)
@@ -161,6 +166,8 @@ def test_a_run_that_was_stopped_anywhere_ends_as_one_that_was_not(tmp_path, rand
             stops += 1
             assert stopped.exitcode is not None, "it goes on"
             assert not re.search(r"^Traceback", output_of(folder), re.MULTILINE), output_of(folder)
+        else:  # faster than the ones before
+            took = min(took, time.monotonic() - began)
         if stopped.exitcode != 0:
             again = start(server, folder, command, words, model)
             again.join(LIMIT_S)
