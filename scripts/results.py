@@ -117,6 +117,40 @@ def of_images_compared(run: Path) -> str:
     return " ".join(json.loads((run / "compare.json").read_text())["notes"][:1])
 
 
+def of_certificates(run: Path) -> Tables:
+    """Plans under budgets, each beside its rivals on images that no search has seen."""
+    rows = []
+    for found in json.loads((run / "metrics.json").read_text())["plans"]:
+        certificate = found["certificate"]
+        reference, unit = certificate["references"][0], certificate["unit"]
+        title = f"{certificate['metric'].upper()} to {reference}'s result{f', {unit}' if unit else ''}"
+        plan = {"label": f"**the plan for {found['budget']['macs']:g} of the work**", "plain": False}
+        plan |= {name: found[name] for name in ("num_inference_steps", "macs_ratio")} | {"against": certificate["plan"]}
+        for one in (plan, *certificate["rivals"]):
+            values = one["against"][reference]
+            rows.append(
+                {
+                    "": f"full model, {one['label']}" if one["plain"] else one["label"],
+                    "steps": one["num_inference_steps"],
+                    "MACs": one["macs_ratio"],
+                    title: "exact" if values.get("perfect") else values["value"],
+                    **{f"{kind} ones": of["value"] for kind, of in values["by_kind"].items()},
+                    "worst tenth": values["worst_tenth"],
+                    "the plan is more by": values.get("plan_minus_this") or None,
+                }
+            )
+    return {"plans": rows}
+
+
+def of_unseen_images(run: Path) -> str:
+    found = json.loads((run / "metrics.json").read_text())
+    counted, spent = found["num_images"], [f"{row['step_images']:,}" for row in found["plans"]]
+    return (
+        f"Fitted on {counted['fitted']} images, searched on {counted['searched']}, chosen on {counted['validated']}, "
+        f"measured on {counted['certified']} others; {' and '.join(spent)} step-images of search."
+    )
+
+
 def of_study(run: Path) -> Tables:
     """The table of a study, and its answer in a sentence."""
     value = json.loads((run / "study.json").read_text())
@@ -197,6 +231,16 @@ RESULTS: dict[str, Result] = {
             f"task={task} 'compare.guidance={{guidance_scale: [3.0,7.5]}}' 'compare.num_inference_steps=[8]'"
         )
         for task in ("ip2p", "controlnet")
+    },
+    **{
+        f"plan_{name}": Result(f"idc plan recipe=none {keys}", of_certificates, of_unseen_images)
+        for name, keys in {
+            "ip2p": "task=ip2p 'plan.macs=[0.08,0.11]'",
+            "ip2p_guidance_3": "task=ip2p plan.macs=0.11 guidance_scale=3",
+            "ip2p_guidance_7": "task=ip2p plan.macs=0.11 guidance_scale=7.5",
+            "controlnet": "task=controlnet plan.macs=0.08",
+            "stablesr": "task=stablesr plan.macs=0.05",
+        }.items()
     },
     "compare_schedules": _comparison("task=ip2p compare=schedules"),
     "compare_table4": _comparison("task=ip2p compare=table4"),
