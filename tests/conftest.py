@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import logging
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -113,9 +114,11 @@ class Result:
 
 
 @pytest.fixture
-def idc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+def idc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Result]]:
     """Run a command line in an empty folder and catch what a user would see."""
-    from idcompress import cli
+    from idcompress import cli, console
 
     work = tmp_path / "work"
     work.mkdir()
@@ -131,4 +134,8 @@ def idc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         out, err = capfd.readouterr()
         return Result(code, out, err)
 
-    return run
+    yield run
+    for handler in [*console.log.handlers]:  # the folder of the last run's log.txt is gone when another test warns
+        if isinstance(handler, logging.FileHandler):
+            console.log.removeHandler(handler)
+            handler.close()
