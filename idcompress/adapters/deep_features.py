@@ -7,14 +7,12 @@ import threading
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from ..core.skip_plan import skip_plan
-from .unet import depth, sharing, unet_shape
+from .unet import changed, depth, unet_shape
 
-_GIVING: WeakKeyDictionary[Any, dict[tuple[int, ...], Any]] = WeakKeyDictionary()
 _CALL = threading.local()
 
 
@@ -28,15 +26,14 @@ def giving(unet: Any, depths: Iterable[int]) -> Any:
     wanted = tuple(sorted({one for one in depths if one < depth(unet)}))
     if not wanted:
         return unet
-    made, key = _GIVING.setdefault(unet, {}), (unet._compiled_call_impl is not None, *wanted)
-    if key not in made:
-        copy, shape = sharing(unet), unet_shape(unet)
-        layers = [layer for block in copy.up_blocks for layer in block.resnets]
-        for one in wanted:
-            note = partial(_note, one, skip_plan(shape, one).hidden_channels)
-            layers[-one].register_forward_pre_hook(note)
-        made[key] = copy
-    return made[key]
+    return changed(unet, ("giving", *wanted), partial(_let_give, depths=wanted))
+
+
+def _let_give(unet: Any, depths: Iterable[int]) -> None:
+    shape, layers = unet_shape(unet), [layer for block in unet.up_blocks for layer in block.resnets]
+    for one in depths:
+        note = partial(_note, one, skip_plan(shape, one).hidden_channels)
+        layers[-one].register_forward_pre_hook(note)
 
 
 def call_unet(unet: Any, *args: Any, deep_features: Tensor | None = None, **kwargs: Any) -> tuple[Any, dict[int, Any]]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.guidance import num_branches
 from ..core.plan import Plan, Step
-from ..core.reuse import Networks, computed, stand_in
+from ..core.reuse import Networks, computed, held_depths, joined, part, stand_in
 from ..errors import IdcError
 from .deep_features import call_unet, giving
 from .layers import check_layers, without_layers
@@ -72,7 +72,7 @@ class FollowsPlan:
     def _for_a_call(self) -> Any:
         pipeline: Any = self
         plan = self._really
-        kept = {step.depth for step in plan.steps if step.depth is not None} if plan.fill != "zero" else set()
+        kept = held_depths(plan)
         stages = self._stages(plan)
         parts = {(step.depth, step.skip) for step in plan.steps}
         unets = {(depth, skip): giving(without_layers(stages[depth]["unet"], skip), kept) for depth, skip in parts}
@@ -120,8 +120,7 @@ def following(pipeline: Any, plan: Plan, order: tuple[int, ...], side: str | Non
         IdcError: a timestep is repeated, see `check_followed`, or a step passes a layer by that is not there.
     """
     check_followed(plan)
-    for step in plan.steps:
-        check_layers(pipeline.unet, step.skip)
+    check_layers(pipeline.unet, plan.skipped)
     made = with_components(pipeline, {"scheduler": scheduler})
     namespace = {"plan": plan, "side": side, "order": order, "unplanned": pipeline, "__module__": __name__}
     made.__class__ = type(type(pipeline).__name__, (FollowsPlan, type(pipeline)), namespace)
@@ -236,26 +235,3 @@ class _StandIn:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._network, name)
-
-
-def part(value: Any, place: int, parts: int) -> Any:
-    """One of several equal parts of a batch, of every tensor in a value."""
-    if isinstance(value, Tensor):
-        return value.chunk(parts)[place] if value.ndim and parts > 1 else value
-    if isinstance(value, (list, tuple)):
-        return type(value)(part(one, place, parts) for one in value)
-    if isinstance(value, dict) and parts > 1:
-        return {name: part(one, place, parts) for name, one in value.items()}
-    return value
-
-
-def joined(values: Sequence[Any]) -> Any:
-    """Values whose tensors are parts of a batch, as one."""
-    first = values[0]
-    if len(values) == 1:
-        return first
-    if isinstance(first, Tensor):
-        return torch.cat(list(values)) if first.ndim else first
-    if isinstance(first, (list, tuple)):
-        return type(first)(joined(ones) for ones in zip(*values, strict=True))
-    return first

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.plan import Plan
+from ..core.reuse import held_depths
 from .deep_features import call_unet, giving
 from .pipeline import vae_scale_factor, with_components
 from .side_networks import cut_networks
@@ -91,12 +92,13 @@ def graphs_of_plan(
         sides: names of the side networks; of a depth they are there if a step calls them.
     """
     kept = {step.depth for step in plan.steps if step.depth is not None}
-    hold = set() if plan.fill == "zero" else kept
+    hold = held_depths(plan)
     found = []
     for graph in graphs_of(with_components(pipeline, {"unet": giving(pipeline.unet, hold)})):
-        found.append(_with_features(graph, None, hold) if graph.name == "unet" else graph)
         if graph.name != "unet":
+            found.append(graph)
             continue
+        found.append(_with_features(graph, None, hold))
         for depth in sorted(kept, reverse=True):
             stage = with_components(pipeline, cut_networks(pipeline.components, depth))
             called = [*(sides if any(s.depth == depth and s.refresh for s in plan.steps) else ()), "unet"]

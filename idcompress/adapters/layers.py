@@ -7,6 +7,7 @@ Source: Li et al., AutoDiffusion, ICCV 2023, arXiv 2309.10438, whose layers of t
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from diffusers import Transformer2DModel
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import IdcError
 from .pipeline import with_components
-from .unet import sharing
+from .unet import changed
 
 
 def names_of_layers(unet: nn.Module) -> tuple[str, ...]:
@@ -40,13 +41,14 @@ def passing_by(pipeline: Any, skip: Sequence[str]) -> Any:
 
 def without_layers(unet: Any, skip: Sequence[str]) -> Any:
     """The same for a U-Net."""
-    if not skip:
-        return unet
-    made, present = sharing(unet), {*names_of_layers(unet)}
+    return changed(unet, ("without", *skip), partial(_replace_layers, skip=skip)) if skip else unet
+
+
+def _replace_layers(unet: nn.Module, skip: Sequence[str]) -> None:
+    present = names_of_layers(unet)
     for name in skip:
         if name in present:
-            made.set_submodule(name, PassedBy(made.get_submodule(name)))
-    return made
+            unet.set_submodule(name, PassedBy(unet.get_submodule(name)))
 
 
 def check_layers(unet: nn.Module, skip: Sequence[str]) -> None:

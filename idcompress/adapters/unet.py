@@ -2,8 +2,9 @@
 
 import copy
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from ..core.skip_plan import SkipPlan, UNetShape, skip_plan
 
 Model = TypeVar("Model", bound=nn.Module)
+
+_CHANGED: WeakKeyDictionary[Any, dict[tuple[Any, ...], Any]] = WeakKeyDictionary()
+_MOST_CHANGED = 64
 
 # Configuration entries that say how a network was cut.
 OF_CUTS = ("depth", "stub_kernel", "residuals")
@@ -203,6 +207,23 @@ def sharing(model: Model, without: Iterable[nn.Module] = ()) -> Model:
                 parent._modules[name] = KeyedModuleList(kept)
     if model._compiled_call_impl is not None:
         made.compile()
+    return made
+
+
+def changed(model: Model, key: tuple[Any, ...], change: Callable[[Model], None]) -> Model:
+    """What `sharing` makes of a model, with a change. It is made once, and of many those that were wanted last stay.
+
+    Args:
+        key: names the change.
+    """
+    copies, key = _CHANGED.setdefault(model, {}), (model._compiled_call_impl is not None, *key)
+    made: Model | None = copies.pop(key, None)
+    if made is None:
+        made = sharing(model)
+        change(made)
+    copies[key] = made  # the last one now
+    for oldest in list(copies)[:-_MOST_CHANGED]:
+        copies.pop(oldest, None)
     return made
 
 

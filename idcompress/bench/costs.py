@@ -43,8 +43,7 @@ def costs(bench: Bench, pipeline: Any, plan: Plan, original: Plan, *, latency: b
     full = bench.model.pipeline
     networks = [bench.task.networks(p) for p in (full, pipeline)]
     rows: dict[str, Any] = {}
-    size, tokens = working_size(full, bench.resolution_px) // vae_scale_factor(full), bench.task.encoder_tokens(full)
-    for cost in (Parameters(), Macs(sample_size=size, encoder_tokens=tokens)):
+    for cost in (Parameters(), macs_of(bench.task, full, bench.resolution_px)):
         ours, theirs = (cost.measure(modules) for modules in networks)
         for key in ours:
             rows[key] = _cost(ours[key], theirs[key], cost.unit)
@@ -88,20 +87,23 @@ class Work:
         if key_of_step not in self._measured:
             which = self.pipeline if step.depth is None else self.bench.at_depth(self.pipeline)(step.depth)
             which = passing_by(which, step.skip)
-            task, full = self.bench.task, self.bench.model.pipeline
-            size = working_size(full, self.bench.resolution_px) // vae_scale_factor(full)
-            macs = Macs(sample_size=size, encoder_tokens=task.encoder_tokens(full))
+            task = self.bench.task
+            macs = macs_of(task, self.bench.model.pipeline, self.bench.resolution_px)
             self._measured[key_of_step] = [macs.measure([network]) for network in task.networks(which)]
         unet, *sides = self._measured[key_of_step]
         passes = branches if step.passes == "all" else 1
         return passes * (unet[key] + sum(side[key] for side in sides if step.refresh))
 
 
+def macs_of(task: Task, pipeline: Any, resolution_px: int | None) -> Macs:
+    """The counter of multiply-accumulates at the size that a pipeline samples at, and with its texts."""
+    size = working_size(pipeline, resolution_px) // vae_scale_factor(pipeline)
+    return Macs(sample_size=size, encoder_tokens=task.encoder_tokens(pipeline))
+
+
 def gmacs_of_a_step(task: Task, pipeline: Any, resolution_px: int | None) -> float:
     """Billions of multiply-accumulates of all networks of a step, for one image without guidance."""
-    size, tokens = working_size(pipeline, resolution_px) // vae_scale_factor(pipeline), task.encoder_tokens(pipeline)
-    gmacs: float = Macs(sample_size=size, encoder_tokens=tokens).measure(task.networks(pipeline))["gmacs"]
-    return gmacs
+    return macs_of(task, pipeline, resolution_px).measure(task.networks(pipeline))["gmacs"]
 
 
 def cut_networks(pipeline: Any, cut: Cut) -> Any:

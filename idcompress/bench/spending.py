@@ -15,7 +15,7 @@ from ..adapters.pipeline import with_components
 from ..console import say
 from ..core.guidance import num_branches
 from ..core.plan import Plan, Step
-from ..core.reuse import Parts
+from ..core.reuse import Parts, held_depths
 from ..costs.latency import measure_latency, synchroniser
 from ..errors import IdcError
 from ..runs import ranks
@@ -112,10 +112,9 @@ class Bytes:
 
     def of(self, plan: Plan) -> float:
         """All bytes; a state is held once, and twice where a line is drawn through two."""
-        steps = self.work.computed(plan).steps
-        kept = {step.depth for step in steps if step.depth is not None} if plan.fill != "zero" else set()
-        states = (2 if plan.fill == "linear" else 1) * sum(self.hidden[depth] for depth in kept)
-        return self.weights + states + (0 if all(step.refresh for step in steps) else self.side)
+        really = self.work.computed(plan)
+        states = (2 if plan.fill == "linear" else 1) * sum(self.hidden[depth] for depth in held_depths(really))
+        return self.weights + states + (0 if all(step.refresh for step in really.steps) else self.side)
 
 
 def weights_of(bench: Bench, pipeline: Any) -> int:

@@ -17,7 +17,7 @@ from ..core.ddim import PathNoise
 from ..core.guidance import num_branches
 from ..core.plan import Plan, Step
 from ..core.process import Level, Prediction, Process, check_for_process
-from ..core.reuse import Networks, leaves_out, reusing
+from ..core.reuse import Networks, held_depths, leaves_out, reusing
 from ..core.sample import Beginnings, Denoise, Noise, Sampler, sample
 from ..core.timestep_search import uniform_timesteps
 from ..errors import IdcError, NotFiniteError
@@ -178,7 +178,7 @@ def _by_depth(
             leaves something out, what was computed at a step goes on to the next ones.
     """
     reuses = leaves_out(plan) or len(depths) > 0
-    kept = {*depths, *(step.depth for step in plan.steps if step.depth)} if plan.fill != "zero" else set()
+    kept = {*depths, *held_depths(plan)} if plan.fill != "zero" else set()
     made: dict[tuple[int | None, tuple[str, ...]], Any] = {}
     missing = [step for step in plan.steps if step.depth is not None]
     if missing and at_depth is None:
@@ -186,8 +186,7 @@ def _by_depth(
             f"the step at timestep {missing[0].timestep} names depth {missing[0].depth}, which cannot be had here"
         )
 
-    for step in plan.steps:
-        check_layers(pipeline.unet, step.skip)
+    check_layers(pipeline.unet, plan.skipped)
 
     def at(step: Step) -> Any:
         """The denoiser or, where steps leave something out, the parts of a step's levels and layers; made once."""

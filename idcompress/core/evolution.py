@@ -9,7 +9,6 @@ two lengths lose their ends; here neither happens.
 import random
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import partial
 from typing import Generic, TypeVar
 
 Nodes = tuple[int, ...]
@@ -194,20 +193,21 @@ class _Generations(Generic[Individual]):
         self._breed(lambda: kind.mutated(first), number - 1 - len(self.values), 10 * number)
 
     def add(self) -> None:
-        best = sorted(self.values, key=lambda one: -self.values[one])[: self.parents]
-        made = self._breed(partial(self._of_one, best), self.mutations, 10 * self.mutations)
-        made += self._breed(partial(self._of_two, best), self.crossovers, 10 * self.crossovers)
-        self._breed(self.kind.at_random, self.population - made, 10 * self.population)
+        kind, best = self.kind, sorted(self.values, key=lambda one: -self.values[one])[: self.parents]
+
+        def of_one() -> Individual:
+            return kind.mutated(kind.draw.choice(best))
+
+        def of_two() -> Individual:
+            return kind.crossed(kind.draw.choice(best), kind.draw.choice(best))
+
+        made = self._breed(of_one, self.mutations, 10 * self.mutations)
+        made += self._breed(of_two, self.crossovers, 10 * self.crossovers)
+        self._breed(kind.at_random, self.population - made, 10 * self.population)
 
     def found(self) -> Evolution[Individual]:
         best = max(self.values, key=lambda one: self.values[one])
         return Evolution(best, self.values[best], len(self.values))
-
-    def _of_one(self, best: list[Individual]) -> Individual:
-        return self.kind.mutated(self.kind.draw.choice(best))
-
-    def _of_two(self, best: list[Individual]) -> Individual:
-        return self.kind.crossed(self.kind.draw.choice(best), self.kind.draw.choice(best))
 
     def _breed(self, make: Callable[[], Individual], wanted: int, tries: int) -> int:
         made = 0

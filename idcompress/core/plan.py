@@ -130,6 +130,11 @@ class Plan:
         return all(step.is_whole for step in self.steps)
 
     @property
+    def skipped(self) -> tuple[str, ...]:
+        """Names of the layers that some step passes by."""
+        return tuple(sorted({name for step in self.steps for name in step.skip}))
+
+    @property
     def all_whole(self) -> "Plan":
         """The same timesteps, sampler and numbers, with everything computed at each."""
         return replace(self, steps=tuple(Step(step.timestep) for step in self.steps), fill="zero")

@@ -5,7 +5,7 @@ had there, or what that becomes if it goes on as it did. What no earlier step ha
 says, so that the first step computes everything; `computed` tells which steps a plan comes to, and costs count those.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -120,8 +120,9 @@ def reusing(parts_at: Callable[[Step], Parts], networks: Networks, fill: Fill) -
         passes = networks.passes if really.passes == "all" else 1
         sides = dict(cache.sides)
         if parts.side is not None and really.refresh:
-            sides |= enumerate(_split(parts.side(sample, timestep, passes), passes))
-        side = None if parts.side is None else _joined([sides[number] for number in range(passes)])
+            made = parts.side(sample, timestep, passes)
+            sides |= {number: part(made, number, passes) for number in range(passes)}
+        side = None if parts.side is None else joined([sides[number] for number in range(passes)])
         deep = None
         if really.depth is not None and fill != "zero":
             states = [cache.hidden[number, really.depth] for number in range(passes)]
@@ -130,9 +131,9 @@ def reusing(parts_at: Callable[[Step], Parts], networks: Networks, fill: Fill) -
 
         hidden = dict(cache.hidden)
         for depth, state in found.items():
-            for number, part in enumerate(state.chunk(passes)):
+            for number, own in enumerate(state.chunk(passes)):
                 before = hidden.get((number, depth), ())[-1:] if fill == "linear" else ()
-                hidden[number, depth] = (*before, (step.timestep, part))
+                hidden[number, depth] = (*before, (step.timestep, own))
         difference = cache.difference
         if really.passes == "all":
             output = parts.combine(outputs)
@@ -157,8 +158,12 @@ def whole(parts: Parts) -> Denoise:
 
 def leaves_out(plan: Plan) -> bool:
     """Whether a step takes something from the steps before it; zeros at the cut come from nowhere."""
-    shallow = plan.fill != "zero" and any(step.depth is not None for step in plan.steps)
-    return shallow or any(step.passes != "all" or not step.refresh for step in plan.steps)
+    return bool(held_depths(plan)) or any(step.passes != "all" or not step.refresh for step in plan.steps)
+
+
+def held_depths(plan: Plan) -> set[int]:
+    """Depths at which steps take the hidden state of earlier ones; none where zeros stand for it."""
+    return set() if plan.fill == "zero" else {step.depth for step in plan.steps if step.depth is not None}
 
 
 def stand_in(timestep: float | int, states: tuple[tuple[float | int, Tensor], ...]) -> Tensor:
@@ -169,9 +174,26 @@ def stand_in(timestep: float | int, states: tuple[tuple[float | int, Tensor], ..
     return last + (last - first) * ((timestep - last_timestep) / (last_timestep - first_timestep))
 
 
-def _split(side: Any, passes: int) -> Iterable[Any]:
-    return [side] if passes == 1 else zip(*(part.chunk(passes) for part in side), strict=True)
+def part(value: Any, place: int, parts: int) -> Any:
+    """One of several equal parts of a batch, of every tensor in a value."""
+    if parts == 1:
+        return value
+    if isinstance(value, Tensor):
+        return value.chunk(parts)[place] if value.ndim else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(part(one, place, parts) for one in value)
+    if isinstance(value, dict):
+        return {name: part(one, place, parts) for name, one in value.items()}
+    return value
 
 
-def _joined(sides: list[Any]) -> Any:
-    return sides[0] if len(sides) == 1 else tuple(torch.cat(parts) for parts in zip(*sides, strict=True))
+def joined(values: Sequence[Any]) -> Any:
+    """Values whose tensors are parts of a batch, as one."""
+    first = values[0]
+    if len(values) == 1:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat(list(values)) if first.ndim else first
+    if isinstance(first, (list, tuple)):
+        return type(first)(joined(ones) for ones in zip(*values, strict=True))
+    return first

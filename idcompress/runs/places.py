@@ -18,14 +18,19 @@ def is_main_process() -> bool:
 
 def started_by_a_cluster() -> bool:
     """Whether torchrun or srun has started all processes of a run, and told each its place."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS") or 1) > 1
+    return "TORCHELASTIC_RUN_ID" in os.environ or _is_one_of_slurm()
 
 
 def place_by_slurm(processes: int) -> None:
     """Give a process of a distributed run that srun started its place, where others look for it."""
-    if processes > 1 and int(os.environ.get("SLURM_NTASKS") or 1) > 1 and "SLURM_PROCID" in os.environ:
+    if processes > 1 and _is_one_of_slurm() and "SLURM_PROCID" in os.environ:
         os.environ.setdefault("NODE_RANK", os.environ.get("SLURM_NODEID", "0"))
         os.environ.setdefault("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+
+
+def _is_one_of_slurm() -> bool:
+    """Whether srun has started several tasks."""
+    return int(os.environ.get("SLURM_NTASKS") or 1) > 1
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
             own = dataclasses.replace(config, timesteps={"name": "gamma"}, sampler="ddim")
             say("the paper's recipe, to compare with")
             beside = {"paper": _stage("tsopt", own, recipes, run_dir, "paper")}
-        if name == "evaluate" and "tsopt" in stages and recipes[0].cut is not None and _sets_the_whole_beside(config):
+        if name == "evaluate" and "tsopt" in stages and _sets_the_whole_beside(config, recipes[0]):
             beside["uncut"] = _uncut(config, recipes, run_dir)
         more: dict[str, Any] = {"beside": beside} if name == "evaluate" and beside else {}
         recipes = _stage(name, config, recipes, run_dir, **more) or recipes
@@ -116,8 +116,9 @@ def _leaves_the_paper(config: Config) -> bool:
     return config.compress.paper and config.evaluate.alternatives and not papers and not stochastic
 
 
-def _sets_the_whole_beside(config: Config) -> bool:
-    return config.compress.uncut and config.evaluate.alternatives
+def _sets_the_whole_beside(config: Config, recipe: Recipe) -> bool:
+    """Whether something is cut, and what the whole model gives for as much work is wanted."""
+    return config.compress.uncut and config.evaluate.alternatives and recipe.cut is not None
 
 
 def _stage_config(name: str, config: Config, recipe: Recipe) -> Config:

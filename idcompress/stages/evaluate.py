@@ -427,32 +427,33 @@ def _print(
 
 
 def _alternative_line(row: Row, names: Sequence[str]) -> str:
-    """One alternative, by the first metric that compares image by image."""
-    text = f"  {row.get('name', 'plain')}: {words(row)}"
+    """One alternative, by the metric that tells it apart."""
+    text, name = f"  {row.get('name', 'plain')}: {words(row)}", _telling(row, names)
     text += f", on {row['num_images']} images" if "num_images" in row else ""
-    for name in names:
-        difference = row["metrics"][name].get("compressed_minus_this")
-        if difference:
-            low, high = (_number(bound) for bound in difference["interval"])
-            text += f": {name} {_number(row['metrics'][name]['value'])}; "
-            return text + f"compressed is {difference['verdict']} ({_number(difference['mean'])} [{low}, {high}])"
-    return f"{text}: the same images"
+    if name is None:
+        return f"{text}: the same images"
+    difference = row["metrics"][name]["compressed_minus_this"]
+    low, high = (_number(bound) for bound in difference["interval"])
+    text += f": {name} {_number(row['metrics'][name]['value'])}; "
+    return text + f"compressed is {difference['verdict']} ({_number(difference['mean'])} [{low}, {high}])"
 
 
 def _say_where_the_cut_costs(row: Row, names: Sequence[str], title: str) -> None:
-    """Say it where the whole model, searched the same way, is surely better for as much work.
-
-    As everywhere, by the first metric that compares image by image.
-    """
-    found = next((name for name in names if row["metrics"][name].get("compressed_minus_this")), None)
-    difference = {} if found is None else row["metrics"][found]["compressed_minus_this"]
-    if found is not None and difference["verdict"] == "worse":
-        steps, value = row["num_inference_steps"], row["metrics"][found]["value"]
+    """Say it where the whole model, searched the same way, is surely better for as much work."""
+    name = _telling(row, names)
+    difference = {} if name is None else row["metrics"][name]["compressed_minus_this"]
+    if name is not None and difference["verdict"] == "worse":
+        steps, value = row["num_inference_steps"], row["metrics"][name]["value"]
         warn(
-            f"the whole model in {steps} searched steps works no more than {title}, and is better: {found} "
+            f"the whole model in {steps} searched steps works no more than {title}, and is better: {name} "
             f"{_number(value)} against {_number(value + difference['mean'])}. This cut saves memory, not work; the "
             "whole model's recipe lies in the folder uncut"
         )
+
+
+def _telling(row: Row, names: Sequence[str]) -> str | None:
+    """The first metric that compares an alternative image by image; None where its images are the same."""
+    return next((name for name in names if row["metrics"][name].get("compressed_minus_this")), None)
 
 
 def _number(value: float | None) -> str:

@@ -163,7 +163,7 @@ def check_plan(plan: Plan, config: Config) -> None:
         )
     if config.export.format == "diffusers":
         check_followed(plan)
-    elif any(step.skip for step in plan.steps):
+    elif plan.skipped:
         raise IdcError(
             "export.format=onnx has a graph for each depth, and a step of this recipe's plan passes layers by; use "
             "export.format=diffusers"
@@ -175,7 +175,7 @@ def write_diffusers(config: Config, recipe: Recipe, task: Task, plan: Plan, cut:
     followed = None if recipe.free_steps else plan
     depth = depth_of(cut.unet)
     obstacle, branch = stock_obstacle(cut.unet, depth), branch_obstacle(cut)
-    if recipe.cut is not None and any(step.skip for step in plan.steps):
+    if recipe.cut is not None and plan.skipped:
         branch = branch or "its plan passes layers by, which stock classes number otherwise in a cut"
     host = host_depth(cut.unet) if config.export.host and obstacle else None
     varied = followed is not None and not followed.is_plain

@@ -171,7 +171,7 @@ class Scores:
         """What is known of a list, from these images at least."""
         tried = _over(self.plan, timesteps, skip)
         row: dict[str, Any] = {"num_inference_steps": len(tried), **known, "timesteps": list(tried.timesteps)}
-        skipped = [list(step.skip) for step in tried.steps] if any(step.skip for step in tried.steps) else None
+        skipped = [list(step.skip) for step in tried.steps] if tried.skipped else None
         row |= {} if skipped is None else {"skip": skipped}
         seen = self.trace.last(num_inference_steps=len(tried), timesteps=row["timesteps"], skip=skipped)
         earlier, looked = MetricValue(None, {}), 0
