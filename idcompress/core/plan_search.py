@@ -76,7 +76,7 @@ def neighbours(plan: Plan, menu: Menu, fits: Callable[[Plan], bool], stride: int
     """
     tried = {plan}
     for found in _changed(plan, menu, fits, stride):
-        if found not in tried and _falls(found, menu.last) and fits(found):
+        if found not in tried and _falls(found.timesteps, menu.last) and fits(found):
             tried.add(found)
             yield found
 
@@ -87,8 +87,9 @@ def _changed(plan: Plan, menu: Menu, fits: Callable[[Plan], bool], stride: int) 
     if "timesteps" in menu.moves:
         for place in places:
             for move in (-stride, stride):
-                if steps[place].timestep + move >= 0:
-                    yield _with(plan, place, timestep=steps[place].timestep + move)
+                moved = (*plan.timesteps[:place], steps[place].timestep + move, *plan.timesteps[place + 1 :])
+                if _falls(moved, menu.last):  # no plan has another order
+                    yield _with(plan, place, timestep=moved[place])
     if "depth" in menu.moves:
         # swap two, deepen one, deepen one at another's cost
         for first in places:
@@ -197,6 +198,5 @@ def _below(ladder: Sequence[int | None], depth: int | None) -> Sequence[int | No
     return [one for one in reversed(ladder) if one is not None and (depth is None or one < depth)]
 
 
-def _falls(plan: Plan, last: int) -> bool:
-    steps = plan.timesteps
-    return steps[0] <= last and steps[-1] >= 0 and all(before > after for before, after in pairwise(steps))
+def _falls(timesteps: Sequence[float | int], last: int) -> bool:
+    return timesteps[0] <= last and timesteps[-1] >= 0 and all(a > b for a, b in pairwise(timesteps))

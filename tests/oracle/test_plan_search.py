@@ -9,7 +9,7 @@ import torch
 
 from idcompress.core.ddim import Ddim
 from idcompress.core.plan import Plan, Step
-from idcompress.core.plan_search import Menu, guidance_intervals, local_search, neighbours, patterned
+from idcompress.core.plan_search import STRIDES, Menu, guidance_intervals, local_search, neighbours, patterned
 from idcompress.core.process import VariancePreserving, scaled_linear_alphas_cumprod
 from idcompress.core.reuse import Networks, Parts, computed, reusing
 from idcompress.core.sample import sample, sample_tree
@@ -100,6 +100,15 @@ def test_a_saving_that_costs_nothing_is_found():
     found = searched(full, menu, score, fits)
     assert [step.depth for step in computed(found, NETWORKS).steps] == [None, *[1] * 6]
     assert score(found) > score(full)
+
+
+@pytest.mark.parametrize("stride", STRIDES)
+def test_no_stride_is_too_long_for_nodes_that_are_close(stride):
+    menu = Menu(("timesteps", "depth"), (), (3, 7), ("ddim",), ("hold",))
+    for nodes in ((999, 64, 63, 40), (70, 69, 3), (999, 998, 997), (5,)):
+        for one in neighbours(Plan.over(nodes), menu, lambda one: len(one) <= 5, stride):
+            assert all(a > b for a, b in itertools.pairwise(one.timesteps))
+            assert one.timesteps[0] <= 999 and one.timesteps[-1] >= 0
 
 
 def test_neighbours_stay_in_the_menu_and_the_budget():
