@@ -36,7 +36,8 @@ from idcompress.metrics.canny_f1 import edge_f1
 from idcompress.models.stablesr import StableSRPipeline
 from idcompress.models.tiny.build import STABLESR_PX
 from idcompress.types import Batch, Example
-from scripts.tiny_common import CROP_PX, as_image, cut_crops, list_photos, psnr, read_json, write_json
+from scripts.tiny.files import read_json, write_json
+from scripts.tiny.photos import CROP_PX, as_image, cut_crops, list_photos, psnr
 
 TASKS = ("ip2p", "controlnet", "stablesr", "inpaint", "high_frequency")
 # Crops of each photograph: share of the shorter side, and the position of the crop in what is left, both from 0 to 1.
@@ -462,10 +463,9 @@ def readme(card: dict[str, Any]) -> str:
     for stage, note in card["training"].items():
         cells = (note["samples"], note["batch"], note["learning_rate"], note["seed"], round(note["seconds"] / 60, 1))
         lines.append(f"| {stage} | {' | '.join(map(str, cells))} | {note['processes']} | {note['hardware']} |")
-    script = "train_tiny_stablesr" if task == "stablesr" else "train_tiny"
     lines += [
         "",
-        f"Commands: `scripts/{script}.py`; figures: `scripts/eval_tiny.py`.",
+        "Commands: `scripts/train_tiny.py`; figures: `scripts/eval_tiny.py`.",
         "",
         "## License",
         "",

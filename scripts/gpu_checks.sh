@@ -73,7 +73,7 @@ say "measured"
 
 # 4. Training: what was not trained yet, and longer what was; autoencoder and base stay once others stand on them.
 for shard in 0 1 2 3 4 5; do
-  start 15 "pairs_$shard" "$python" -m scripts.train_tiny_stablesr pairs $data --shard $shard --shards 6 --seconds "$total" ${PAIRS:---rounds 12}
+  start 15 "pairs_$shard" $train pairs $data --shard $shard --shards 6 --seconds "$total" ${PAIRS:---rounds 12}
 done
 shares=""
 add() { # stage, its share in a first call and in a later one

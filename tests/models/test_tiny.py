@@ -22,9 +22,9 @@ from idcompress.models.tiny.build import (
     build_vae,
     silent_attentions,
 )
-from scripts import train_tiny, train_tiny_stablesr
-from scripts.tiny_common import vocabulary
-from scripts.train_tiny import balance_channels, edited
+from scripts import train_tiny
+from scripts.tiny.autoencoder import balance_channels
+from scripts.tiny.photos import edited, vocabulary
 
 TASKS = ("ip2p", "controlnet", "stablesr")
 
@@ -110,12 +110,13 @@ def test_training_pairs_take_the_edit_they_name() -> None:
         torch.testing.assert_close(result, list(EDITS.values())[edit].apply(image[None])[0])
 
 
-@pytest.mark.parametrize("stage", ["vae", "ip2p", "base", "branch", "diffusion", "wrapping"])
+@pytest.mark.parametrize(
+    "stage", ["vae", "ip2p", "base", "branch", "inpaint", "high_frequency", "diffusion", "wrapping"]
+)
 def test_every_stage_of_training_says_what_it_wants(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The whole chain is rehearsed by scripts/gpu_checks.sh at toy size."""
-    script = train_tiny_stablesr if stage in ("diffusion", "wrapping") else train_tiny
     with pytest.raises(SystemExit):
-        script.parse([stage, "--help"])
+        train_tiny.parse([stage, "--help"])
     assert "--seconds" in capsys.readouterr().out
 
 

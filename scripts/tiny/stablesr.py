@@ -1,19 +1,13 @@
-"""Train the embedded model of task=stablesr, starting from the base of scripts/train_tiny.py and its autoencoder.
-
-    python -m scripts.train_tiny_stablesr pairs --data PHOTOS --shard 0 --shards 6   # crops and degraded inputs
-    python -m scripts.train_tiny_stablesr diffusion --data PHOTOS                    # U-Net and structure encoder
-    python -m scripts.train_tiny_stablesr wrapping --lpips SQUEEZENET                # decoder and feature wrapping
-    python -m scripts.train_tiny_stablesr pack --out FOLDER                          # the pipeline folder
+"""The restoration model: pairs degraded by CPUs, the diffusion from the base, the decoder's feature wrapping.
 
 Degrading is work for CPUs: several processes may write shards of pairs while others train; `diffusion` takes them up as
-they come. What holds for scripts/train_tiny.py (resuming, budgets, what lands where) holds here.
+they come.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +19,6 @@ from torch import Tensor, nn
 
 from idcompress.core.ddim import ddim_sample
 from idcompress.core.timestep_search import gamma_timesteps
-from idcompress.export.stock_form import save_pipeline
 from idcompress.images.degrade import degrade
 from idcompress.metrics import lpips
 from idcompress.models.stablesr import EmptyPromptEmbedding, StableSRPipeline, adain_color_fix
@@ -36,27 +29,12 @@ from idcompress.models.tiny.build import (
     build_stablesr_vae,
     build_structure_encoder,
 )
-from scripts.tiny_common import Log, as_image, cut_crops, data_note, list_photos, write_json
-from scripts.train_tiny import (
-    Job,
-    Noise,
-    allow_hidden_skips,
-    averaged,
-    common_keys,
-    data_keys,
-    device_of,
-    encoded,
-    gradient_loss,
-    hide_skips,
-    kept_skips,
-    text_and_unet,
-    tokens_of,
-    train,
-    trained_vae,
-    training_keys,
-    v_loss,
-    write_card,
-)
+
+from .autoencoder import encoded, gradient_loss, trained_vae
+from .diffusion import Noise, allow_hidden_skips, hide_skips, kept_skips, text_and_unet, tokens_of, v_loss
+from .files import Log, averaged, write_json
+from .loop import Job, device_of
+from .photos import as_image, cut_crops, data_note, list_photos
 
 LOOK_EVERY = 400  # batches between two looks for new shards of pairs
 WAIT_SECONDS = 60.0  # for the first one
@@ -66,9 +44,6 @@ def enlarge(low: Tensor) -> Tensor:
     """Inputs (B, 3, h, w) in [0, 1] to four times their size, as task=stablesr enlarges them."""
     enlarged = functional.interpolate(low, scale_factor=4, mode="bicubic", align_corners=False)
     return enlarged.clamp(0, 1)
-
-
-# --- pairs ----------------------------------------------------------------------------------------------------------
 
 
 def run_pairs(args: argparse.Namespace) -> None:
@@ -116,9 +91,6 @@ class Pairs:
                 target = torch.from_numpy(shard["target"]).permute(0, 3, 1, 2)
                 shards.append((target.to(self.device), torch.from_numpy(shard["low"]).to(self.device)))
         return shards
-
-
-# --- diffusion ------------------------------------------------------------------------------------------------------
 
 
 def build_diffusion() -> nn.ModuleDict:
@@ -181,12 +153,8 @@ def diffusion_job(args: argparse.Namespace) -> Job:
     return Job(model, draw, loss)
 
 
-# --- feature wrapping -----------------------------------------------------------------------------------------------
-
-
-def build_pipeline(args: argparse.Namespace) -> StableSRPipeline:
+def build_pipeline(work: Path) -> StableSRPipeline:
     """Assemble the pipeline from the averaged weights of the checkpoints; before `wrapping`, with the first decoder."""
-    work = Path(args.work)
     model = averaged(build_diffusion(), work / "diffusion.pt")
     vae, initial = build_stablesr_vae(), AutoencoderKL.from_pretrained(work / "vae")
     if (work / "wrapping.pt").exists():
@@ -207,7 +175,7 @@ def drawn_samples(args: argparse.Namespace, device: torch.device) -> tuple[Tenso
     Returns:
         targets and enlarged inputs, (N, 3, H, W), 8-bit; latents (N, C, h, w).
     """
-    pipe = build_pipeline(args).to(device)
+    pipe = build_pipeline(Path(args.work)).to(device)
     shards = Pairs(Path(args.work), device).new(12)
     targets, lows = (torch.cat(parts)[: args.count] for parts in zip(*shards, strict=True))
     found, images = [], []
@@ -266,50 +234,8 @@ def wrapping_job(args: argparse.Namespace) -> Job:
     return Job(vae, draw, loss)
 
 
-# --- packing --------------------------------------------------------------------------------------------------------
-
-
-def run_pack(args: argparse.Namespace) -> None:
-    """Write the pipeline folder in half precision, and how it was trained."""
-    work, folder = Path(args.work), Path(args.out) / "stablesr"
-    save_pipeline(build_pipeline(args).to(torch.float16), folder)
-    write_card("stablesr", ("vae", "ip2p", "base", "diffusion", "wrapping"), work, folder)
-
-
 def unpacked(folder: Path) -> dict[str, nn.Module]:
     """What each stage trained, from a packed folder."""
     pipe = StableSRPipeline.from_pretrained(folder).to(torch.float32)
     model = nn.ModuleDict({"unet": pipe.unet, "structure_encoder": pipe.structure_encoder})
     return {"diffusion": model, "wrapping": pipe.vae}
-
-
-# --- command line ---------------------------------------------------------------------------------------------------
-
-
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    on_gpu = torch.cuda.is_available()
-    keys = {"shard": 0, "shards": 1, "rounds": 1, "count": 1024, "seconds": 3600.0}
-    pairs = data_keys(common_keys(commands.add_parser("pairs", help=run_pairs.__doc__), **keys))
-    pairs.set_defaults(run=run_pairs)
-    keys = {"batch": 512 if on_gpu else 16, "lr": 2e-3 if on_gpu else 1e-3, "skip_dropout": 0.3}
-    diffusion = data_keys(training_keys(commands.add_parser("diffusion", help=diffusion_job.__doc__), **keys))
-    diffusion.set_defaults(run=partial(train, diffusion_job))
-    keys = {"batch": 64 if on_gpu else 8, "perceptual": 0.5, "mse": 1.0, "count": 4096 if on_gpu else 768}
-    keys |= {"steps": 10, "sampling_batch": 512 if on_gpu else 16, "lpips": ""}
-    wrapping = training_keys(commands.add_parser("wrapping", help=wrapping_job.__doc__), **keys)
-    wrapping.set_defaults(run=partial(train, wrapping_job), init="")
-    pack = common_keys(commands.add_parser("pack", help=run_pack.__doc__), out="idcompress/models/tiny")
-    pack.set_defaults(run=run_pack)
-    return parser.parse_args(argv)
-
-
-def main() -> None:
-    args = parse()
-    torch.set_num_threads(args.threads)
-    args.run(args)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,18 +1,11 @@
-"""Shared by the training and evaluation scripts of the embedded models: photographs, crops, facts, checkpoints.
-
-Needs torch, numpy and Pillow only, so that it runs on a bare machine.
-"""
+"""Photographs as training wants them: licences, crops, edits, captions."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import itertools
-import json
 import math
-import os
-import platform
-import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from idcompress.images import captions
 from idcompress.images.edits import EDITS, luma
@@ -34,6 +27,8 @@ MAX_SHORT_PX = 384  # a crop shows at least a third of a photograph's shorter si
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
 # Photo sets of a manifest.csv whose licence forbids redistribution of derived weights without a warning.
 RESEARCH_ONLY_MARK = "research"
+_HUE_EDGES = (15.0, 45.0, 70.0, 160.0, 200.0, 255.0, 290.0, 345.0)
+_FACTS = (captions.BRIGHTNESS, captions.WARMTH, captions.COLOURS, captions.CONTRAST, captions.SHARPNESS)
 
 
 @dataclass(frozen=True)
@@ -228,8 +223,13 @@ def _jitter_batch(image: Tensor, which: Tensor) -> Tensor:
     return torch.where(which.view(-1, 1, 1, 1), changed, image)
 
 
-_HUE_EDGES = (15.0, 45.0, 70.0, 160.0, 200.0, 255.0, 290.0, 345.0)
-_FACTS = (captions.BRIGHTNESS, captions.WARMTH, captions.COLOURS, captions.CONTRAST, captions.SHARPNESS)
+def edited(images: Tensor, edits: np.ndarray) -> Tensor:
+    """Every image after its edit: (B, 3, H, W) in [0, 1], and (B,) positions in EDITS."""
+    names, result = list(EDITS), images.clone()
+    for edit in np.unique(edits):
+        rows = torch.from_numpy(np.flatnonzero(edits == edit)).to(images.device)
+        result[rows] = EDITS[names[edit]].apply(images[rows])
+    return result
 
 
 def caption_texts() -> list[str]:
@@ -271,84 +271,6 @@ def caption_rows(image: Tensor) -> Tensor:
     return row
 
 
-def psnr(output: Tensor, target: Tensor) -> Tensor:
-    """PSNR in dB per image, (B,), of two batches in [0, 1]."""
-    error = (output.clamp(0, 1) - target.clamp(0, 1)).square().flatten(1).mean(1).double()
-    return -10 * error.clamp_min(1e-10).log10()
-
-
-class Ema:
-    """Exponential moving average of a module's parameters, with a decay that warms up."""
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.updates = 0
-        self.shadow = {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        trained = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
-        torch._foreach_lerp_([self.shadow[name] for name, _ in trained], [value for _, value in trained], 1 - decay)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "shadow": self.shadow}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.updates = state["updates"]
-        for name, value in state["shadow"].items():  # in place: they stay on the module's device
-            self.shadow[name].copy_(value)
-
-
-def cosine_lr(step: int, share: float, peak: float, warmup: int = 200, floor: float = 0.02) -> float:
-    """Learning rate: a linear warm-up of `warmup` steps times half a cosine over the time budget.
-
-    Args:
-        step: optimizer steps done.
-        share: share of the time budget spent, 0 to 1.
-        peak: the highest rate.
-        warmup: steps until the peak is reached.
-        floor: the last rate as a share of `peak`.
-    """
-    cosine = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-    return peak * cosine * min(1.0, (step + 1) / warmup)
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint beside its place and rename it, so that an interrupted write leaves the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    temporary.replace(path)
-
-
-def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Read a checkpoint written by `save_checkpoint`; None when there is none."""
-    if not path.exists():
-        return None
-    state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    return state
-
-
-def hardware(device: torch.device) -> str:
-    """One line for the model card."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU thread(s) of {os.cpu_count()}, {platform.machine()}"
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON with a trailing newline."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def vocabulary() -> list[str]:
     """Texts whose words are single tokens: every phrasing of every edit and the words of captions."""
     phrasings = [text for edit in EDITS.values() for text in edit.phrasings]
@@ -356,11 +278,7 @@ def vocabulary() -> list[str]:
     return [*phrasings, *(" ".join(words) for words in facts), "a photo mostly with contrast and detail"]
 
 
-class Log:
-    """Prints a line with the minutes since the start."""
-
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __call__(self, text: str) -> None:
-        print(f"[{(time.perf_counter() - self.start) / 60:6.1f} min] {text}", flush=True)
+def psnr(output: Tensor, target: Tensor) -> Tensor:
+    """PSNR in dB per image, (B,), of two batches in [0, 1]."""
+    error = (output.clamp(0, 1) - target.clamp(0, 1)).square().flatten(1).mean(1).double()
+    return -10 * error.clamp_min(1e-10).log10()
