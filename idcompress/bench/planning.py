@@ -17,7 +17,8 @@ from torch import Tensor
 from ..console import say
 from ..core.dynamic_programme import DISCOUNTS, jump_costs, lists_by_discount
 from ..core.fit import FitSettings
-from ..core.plan import Fill, Plan
+from ..core.guidance import num_branches
+from ..core.plan import Fill, Plan, Step
 from ..core.plan_search import Menu, Pattern, guidance_intervals, local_search, neighbours, patterned
 from ..core.sample import Beginnings
 from ..core.timestep_search import gamma_timesteps, trailing_timesteps, uniform_timesteps
@@ -26,7 +27,7 @@ from ..metrics._metric import MetricValue, in_words, together
 from ..runs.trace import Trace
 from ..types import Teacher
 from .bench import Bench
-from .costs import Work, network_calls
+from .costs import Work
 from .early_stop import EarlyStop, Positions
 from .fitting import Lists
 from .translate import wants_coefficients
@@ -35,10 +36,14 @@ GAMMAS = (0.7, 0.85, 1.2, 1.5)  # of seeds; 1 is the uniform list
 STATES = 16  # kept of each image's runs, so that plans go on from a common beginning
 ROUNDING = 1e-9  # of sums of costs: 6 steps of 20 are 0.3 of their work
 SEEDS = 3  # that go on to the next choice
+STARTS = 2  # of local searches; the second one has what the first leaves of the ceiling
+LISTS = 2  # of the best seed, which the next ones are tried over, too
 
 
 class Ceiling:
-    """Step-images that a search may take; a step that plans share counts for each of them, so that an interrupted run
+    """Step-images that a search may take.
+
+    A step that plans have in common from their beginnings on is one, whatever is kept of it, so that an interrupted run
     counts as one that was not.
 
     Attributes:
@@ -48,10 +53,28 @@ class Ceiling:
 
     def __init__(self, most: int) -> None:
         self.most, self.spent, self.calls = most, 0, 0
+        self._sampled: dict[tuple[str, str, Fill, tuple[Step, ...]], int] = {}  # a beginning: on how many images
 
     @property
     def is_reached(self) -> bool:
         return self.spent >= self.most
+
+    def take(self, what: str, plan: Plan, images: int) -> int:
+        """Count a plan that is sampled on the first images of some; returns what it adds to `spent`.
+
+        Args:
+            what: the images' name.
+            plan: as it is computed.
+        """
+        taken, branches = 0, num_branches(plan.guidance)
+        for position, step in enumerate(plan.steps):
+            beginning = what, plan.sampler, plan.fill, plan.steps[: position + 1]
+            fresh = max(0, images - self._sampled.get(beginning, 0))
+            self._sampled[beginning] = max(images, self._sampled.get(beginning, 0))
+            taken += fresh
+            self.calls += fresh * (branches if step.passes == "all" else 1)
+        self.spent += taken
+        return taken
 
 
 @dataclass
@@ -157,10 +180,10 @@ class Scores:
         fresh = sorted(look[looked:])
         if not fresh:
             return earlier
-        fitted = len(self.fits.bench.examples) if not looked and wants_coefficients(plan.sampler) else 0
-        taken = len(plan) * (len(fresh) + fitted)
-        self.ceiling.spent += taken
-        self.ceiling.calls += network_calls(self.work.computed(plan)) * (len(fresh) + fitted)
+        really = self.work.computed(plan)
+        taken = self.ceiling.take(self.part, really, len(look))
+        if wants_coefficients(plan.sampler):
+            taken += self.ceiling.take("fit", really, len(self.fits.bench.examples))
         key = {"part": self.part, "plan": plan.to_json(), "num_images": len(look)}
         row = self.trace.find(**key)
         if row is None:
@@ -215,7 +238,8 @@ class Budget:
         """The plans of the search, the best one first.
 
         Args:
-            others: plans to begin with besides the menu's own seeds; those that do not fit are left out.
+            others: plans to begin with besides the menu's own seeds, as they are and with the menu's first sampler and
+                fill; those that do not fit are left out.
 
         Raises:
             IdcError: not even one step fits the budget.
@@ -231,40 +255,48 @@ class Budget:
                     values[plan] = -scores.score(plan, look), scores.ratio(plan)
             return sorted(values, key=values.__getitem__)
 
-        # 1. which steps are shallow, over one family of lists; the other families for the best; then sampler and fill
+        # 1. which steps are shallow, over one list; other lists for the best, and for the next ones the best of those
         ranked = rank(self._patterns(scores), first)
         if not ranked:
             raise self._too_tight(scores)
-        lists = [plan for like in ranked[:SEEDS] for plan in self._lists(scores, like)]
-        ranked = rank([*ranked[:SEEDS], *lists], first)
+        best, *others_like = ranked[:SEEDS]
+        families = {canonical(plan): family for family, plan in self._lists(scores, best)}
+        good = {families[plan] for plan in rank(families, first)[:LISTS]}
+        more = [plan for like in others_like for family, plan in self._lists(scores, like) if family in good]
+        ranked = rank([*ranked[:SEEDS], *families, *more], first)
+
+        # 2. sampler and fill, side networks and guidance
         ways = [
             replace(plan, sampler=sampler, fill=fill)
             for plan in ranked[:SEEDS]
             for sampler in menu.samplers
-            for fill in menu.fills
+            for fill in (menu.fills if plan.is_shallow else (plan.fill,))
         ]
         held = [
             replace(plan, steps=tuple(replace(s, refresh=s.depth is None) for s in plan.steps))
             for plan in (ranked[:SEEDS] if "refresh" in menu.moves else [])
         ]
         guided = [one for plan in ranked[:SEEDS] for one in guidance_intervals(plan, menu)]
-        seeds = [plan for plan in (*ranked[:SEEDS], *ways, *held, *guided) if self.fits(scores, plan)]
+        dressed = [replace(plan, sampler=menu.samplers[0], fill=menu.fills[0]) for plan in others]
+        seeds = [plan for plan in (*ranked[:SEEDS], *ways, *held, *guided, *dressed) if self.fits(scores, plan)]
         ranked = rank(seeds, first)[: SEEDS + 1]
 
-        # 2. all images for the best of these and for what others have found, and a search from the best
+        # 3. all images for the best of these and for what others have found, and searches from the best of two shapes
         found = rank([*ranked, *(plan for plan in others if self.fits(scores, plan))], None)
         if menu.moves:
-            around = lambda plan, stride: map(  # noqa: E731
-                canonical, neighbours(plan, menu, partial(self.fits, scores), stride)
-            )
-            best = local_search(
-                found[0],
-                around,
-                scores.better,
-                scores.gain,
-                may_go_on=lambda: not scores.ceiling.is_reached,
-            )
-            found = rank([best, *found], None)
+
+            def searched(start: Plan) -> Plan:
+                return local_search(
+                    start,
+                    lambda plan, stride: map(canonical, neighbours(plan, menu, partial(self.fits, scores), stride)),
+                    scores.better,
+                    scores.gain,
+                    may_go_on=lambda: not scores.ceiling.is_reached,
+                )
+
+            shapes = {plan.depths: plan for plan in reversed(found)}  # of each the best
+            starts = [plan for plan in found if shapes[plan.depths] == plan][:STARTS]
+            found = rank([*map(searched, starts), *found], None)
         return found
 
     def _patterns(self, scores: Scores) -> Iterator[Plan]:
@@ -302,15 +334,15 @@ class Budget:
             f"with plan.patterns and plan.depths as they are; raise it, or give those a shallower one"
         )
 
-    def _lists(self, scores: Scores, like: Plan) -> Iterator[Plan]:
-        """Plans with another's depths and fill over the other lists."""
+    def _lists(self, scores: Scores, like: Plan) -> Iterator[tuple[tuple[str, int], Plan]]:
+        """Plans with another's depths and fill over all lists, each with its family and its place there."""
         for family in self.lists:
-            for timesteps in self._of_family(family, len(like), scores):
+            for place, timesteps in enumerate(self._of_family(family, len(like), scores)):
                 steps = tuple(
                     replace(step, depth=depth)
                     for step, depth in zip(patterned(timesteps, "full", None), like.depths, strict=True)
                 )
-                yield replace(like, steps=steps)
+                yield (family, place), replace(like, steps=steps)
 
     def _of_family(self, family: str, number: int, scores: Scores) -> Iterator[Sequence[float | int]]:
         process = scores.bench.model.process

@@ -125,6 +125,11 @@ class Plan:
         return tuple(step.timestep for step in self.steps)
 
     @property
+    def is_shallow(self) -> bool:
+        """Whether a step leaves out deep levels, so that the fill matters."""
+        return any(step.depth is not None for step in self.steps)
+
+    @property
     def is_plain(self) -> bool:
         """Whether every step computes everything that is stored."""
         return all(step.is_whole for step in self.steps)

@@ -135,7 +135,7 @@ def _changed(plan: Plan, menu: Menu, fits: Callable[[Plan], bool], stride: int) 
         yield from (_with(plan, place, refresh=not steps[place].refresh) for place in places)
     if "passes" in menu.moves:
         yield from (_with(plan, place, passes=passes) for place in places for passes in menu.passes)
-    if "fill" in menu.moves:
+    if "fill" in menu.moves and plan.is_shallow:
         yield from (replace(plan, fill=fill) for fill in menu.fills)
     if "sampler" in menu.moves:
         yield from (replace(plan, sampler=sampler) for sampler in menu.samplers)

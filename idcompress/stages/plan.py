@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..adapters.unet import depth as depth_of
 from ..bench.bench import Bench
@@ -37,6 +37,9 @@ SHARED = True  # among the processes of devices=N
 Bound = tuple[Callable[[Plan], float], float]  # what a plan takes of something, and the most that it may
 
 FINALISTS = 5  # that are scored again on images of their own
+PEERS_SHARE = (
+    5  # a fifth of a search's step-images may go into what restrictions find, as much as tsopt's searches take
+)
 # Restrictions of the whole space, whose best plans a wider search begins with, so that it does not lose to them.
 PEERS: dict[str, dict[str, Any]] = {
     "a search of timesteps alone": {
@@ -60,6 +63,16 @@ PEERS: dict[str, dict[str, Any]] = {
         "fills": ["zero"],
     },
 }
+
+
+class _Search(NamedTuple):
+    """A budget's search: what it found best on the images of the last choice, and what its restrictions found."""
+
+    budget: Budget
+    searching: Scores
+    validating: Scores
+    best: Plan
+    peers: dict[str, Plan]
 
 
 def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
@@ -93,30 +106,36 @@ def run(config: Config, recipes: list[Recipe], run_dir: RunDir) -> list[Recipe]:
     certifier = None
     if unseen is not None:
         certifier = Certifier(unseen, pipeline, many, trace, settings.metric, work, full, config.seed)
-    made: list[Recipe] = []
-    rows: list[dict[str, Any]] = []
-    looser: list[Plan] = []
+    searches: list[_Search] = []
     for macs in config.budgets():
-        # 2. the search, which begins with what restrictions of it find
+        # 2. the search, which begins with what restrictions of it find, and the looser budget before it
         say(f"budget {macs:g} of {len(many)} full steps" if macs < math.inf else f"budget {settings.ms:g} ms")
         ceiling = Ceiling(settings.max_step_images)
         searching = scores("search", searched, ceiling)
         budget = Budget(macs, menu, tuple(settings.lists), config.guidance(), len(many), bounds)
-        ceiling.most = settings.max_step_images // 2
+        ceiling.most = settings.max_step_images // PEERS_SHARE
         tried = {name: _best_of(peer, budget, searching) for name, peer in _peers(config).items()}
         peers = {name: plan for name, plan in tried.items() if plan is not None}
         ceiling.most = settings.max_step_images
-        found = budget.best(searching, [*looser, *peers.values()])
+        found = budget.best(searching, [*(one.best for one in searches[-1:]), *peers.values()])
         # 3. the last choice, on images that no search has seen
         validating = scores("validation", validated, Ceiling(settings.max_step_images))
         best = max(found[:FINALISTS], key=validating.score)
-        looser = [best]
-        plan = fits.ready(best)
-        # 4. what it is worth, on images that neither has seen
-        row = _row(macs, best, plan, searching, validating, bounds)
+        searches.append(_Search(budget, searching, validating, best, peers))
+    made: list[Recipe] = []
+    rows: list[dict[str, Any]] = []
+    for one in searches:
+        # 4. a tighter budget's plan where it is better, and what the plan is worth, on images that neither has seen
+        affordable = [other.best for other in searches if one.budget.fits(one.searching, other.best)]
+        best = max([one.best, *affordable], key=one.validating.score)
+        plan, macs = fits.ready(best), one.budget.macs
+        if best != one.best:
+            say(f"budget {macs:g}: a tighter budget's plan is better than its own, and taken")
+        row = _row(macs, best, plan, one.searching, one.validating, bounds)
         if certifier is not None:
             spent = macs if macs < math.inf else row["macs_ratio"]
-            row["certificate"] = certifier.certificate(plan, spent, {n: fits.ready(p) for n, p in peers.items()})
+            rivals = {name: fits.ready(peer) for name, peer in one.peers.items()}
+            row["certificate"] = certifier.certificate(plan, spent, rivals)
             say(row["certificate"]["sentence"])
         rows.append(row)
         # 5. the recipe
