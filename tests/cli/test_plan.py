@@ -12,6 +12,7 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from idcompress import Recipe, load_pipeline
+from idcompress.bench.planning import Budget
 from idcompress.core.plan import Plan, Step
 from idcompress.core.random import image_generator
 from idcompress.errors import IdcError
@@ -173,6 +174,24 @@ def test_compress_searches_a_plan_in_place_of_a_list(idc, random_model):
     again = idc("evaluate", "recipe=all/plan", f"model.path={random_model('ip2p')}", *few, "hydra.run.dir=both")
     assert again.code == 0, again.err
     assert sorted(path.parent.name for path in Path("both").glob("*/metrics.json")) == ["steps_2", "steps_3"]
+
+
+def test_no_budget_has_a_worse_plan_than_a_tighter_one(idc, common, monkeypatch):
+    best = Budget.best
+
+    def unlucky(self, scores, others=()):
+        one_step = Plan.over([0], guidance=self.guidance)
+        return [one_step] if self.macs > 0.5 else best(self, scores, others)
+
+    monkeypatch.setattr(Budget, "best", unlucky)
+    quick = ("plan.macs=[0.45,0.6]", "plan.menu=[]", "plan.patterns=[full]", "plan.lists=[trailing]")
+    result = idc("plan", *common, *SMALL, *quick, "hydra.run.dir=run")
+    assert result.code == 0, result.err
+    assert "budget 0.6: a tighter budget's plan is better than its own, and taken" in result.out + result.err
+    looser, tighter = json.loads(Path("run/metrics.json").read_text())["plans"]
+    assert [row["budget"]["macs"] for row in (looser, tighter)] == [0.6, 0.45]
+    assert looser["plan"] == tighter["plan"] and len(tighter["plan"]["steps"]) == 2
+    assert sorted(path.parent.name for path in Path("run").glob("*/recipe.json")) == ["steps_2", "steps_2_2"]
 
 
 def test_bytes_store_less_of_the_model(idc, common):

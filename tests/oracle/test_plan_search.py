@@ -125,6 +125,8 @@ def test_neighbours_stay_in_the_menu_and_the_budget():
         assert {step.depth for step in one.steps} <= {None, 3, 7} and one.fill in menu.fills
     assert {one.sampler for one in found} == {"ddim", "fitted"}
     assert {len(one) for one in found} >= {3, 4}
+    whole = Plan(tuple(map(Step, (999, 500))), fill="hold")  # leaves nothing out, so that another fill changes nothing
+    assert not list(neighbours(whole, Menu(("fill",), (), (), ("ddim",), ("hold", "linear")), lambda one: True, 64))
     only = Menu(("timesteps",), (), (), ("ddim",), ("zero",))
     shifted = list(neighbours(Plan.over((999, 500)), only, lambda one: len(one) <= 2, 64))
     assert sorted(one.timesteps for one in shifted) == [(500,), (935, 500), (999,), (999, 436), (999, 564)]
