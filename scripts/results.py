@@ -254,7 +254,7 @@ RESULTS: dict[str, Result] = {
     },
     "calls_ip2p": Result(
         "idc compress -m task=ip2p experiment=paper early_stop=null,0.98 'compress.stages=[depth_search,tsopt]' "
-        "depth_search.num_inference_steps=20 'tsopt.num_inference_steps=[10,5]'",
+        "'tsopt.num_inference_steps=[10,5]'",
         of_calls,
     ),
     "onnx_ip2p": Result("python -m scripts.bench_onnx --task ip2p", of_script, of_script_note),

@@ -37,17 +37,10 @@ SHARED = True  # among the processes of devices=N
 Bound = tuple[Callable[[Plan], float], float]  # what a plan takes of something, and the most that it may
 
 FINALISTS = 5  # that are scored again on images of their own
-PEERS_SHARE = (
-    5  # a fifth of a search's step-images may go into what restrictions find, as much as tsopt's searches take
-)
-# Restrictions of the whole space, whose best plans a wider search begins with, so that it does not lose to them.
+PEERS_SHARE = 4  # a quarter of a search's step-images may go into what restrictions find
+# Restrictions of the whole space, whose best plans a wider search begins with, so that it does not lose to them. The
+# last one takes what the others leave of their share.
 PEERS: dict[str, dict[str, Any]] = {
-    "a search of timesteps alone": {
-        "menu": ["timesteps"],
-        "patterns": ["full"],
-        "samplers": ["ddim"],
-        "fills": ["zero"],
-    },
     "DeepCache": {
         "menu": [],
         "patterns": ["every_2nd", "every_3rd"],
@@ -59,6 +52,12 @@ PEERS: dict[str, dict[str, Any]] = {
         "menu": [],
         "patterns": ["one_depth"],
         "lists": ["gamma"],
+        "samplers": ["ddim"],
+        "fills": ["zero"],
+    },
+    "a search of timesteps alone": {
+        "menu": ["timesteps"],
+        "patterns": ["full"],
         "samplers": ["ddim"],
         "fills": ["zero"],
     },
