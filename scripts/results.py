@@ -118,14 +118,15 @@ def of_images_compared(run: Path) -> str:
 
 
 def of_certificates(run: Path) -> Tables:
-    """Plans under budgets, each beside its rivals on images that no search has seen."""
-    rows = []
+    """Plans under budgets, each beside its rivals on images that no search has seen: all, and by budget."""
+    tables: Tables = {"plans": []}
     for found in json.loads((run / "metrics.json").read_text())["plans"]:
         certificate = found["certificate"]
         reference, unit = certificate["references"][0], certificate["unit"]
         title = f"{certificate['metric'].upper()} to {reference}'s result{f', {unit}' if unit else ''}"
         plan = {"label": f"**the plan for {found['budget']['macs']:g} of the work**", "plain": False}
         plan |= {name: found[name] for name in ("num_inference_steps", "macs_ratio")} | {"against": certificate["plan"]}
+        rows = tables[f"budget_{found['budget']['macs']:g}".replace(".", "_")] = []
         for one in (plan, *certificate["rivals"]):
             values = one["against"][reference]
             rows.append(
@@ -139,7 +140,8 @@ def of_certificates(run: Path) -> Tables:
                     "the plan is more by": values.get("plan_minus_this") or None,
                 }
             )
-    return {"plans": rows}
+        tables["plans"] += rows
+    return tables
 
 
 def of_unseen_images(run: Path) -> str:
