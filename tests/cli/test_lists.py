@@ -69,7 +69,7 @@ def test_autodiffusion_trades_layers_for_steps(idc, random_model):
     """The published form with layers: the plan names those that each step passes by, and every command follows it."""
     words = ("task=ip2p", f"model.path={random_model('ip2p')}", *SCALES["ip2p"], *SMALL)
     words += ("tsopt.num_inference_steps=4", "timesteps=autodiffusion", "timesteps.most_skipped=0.6")
-    words += ("timesteps.population=6", "timesteps.epochs=9", "timesteps.mutations=2", "timesteps.crossovers=2")
+    words += ("timesteps.population=6", "timesteps.epochs=6", "timesteps.mutations=2", "timesteps.crossovers=2")
     result = idc("tsopt", *words, "hydra.run.dir=run")
     assert result.code == 0, result.err
     rows = [json.loads(line) for line in Path("run/trace.jsonl").read_text().splitlines()]
