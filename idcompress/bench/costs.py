@@ -91,8 +91,7 @@ class Work:
             macs = macs_of(task, self.bench.model.pipeline, self.bench.resolution_px)
             self._measured[key_of_step] = [macs.measure([network]) for network in task.networks(which)]
         unet, *sides = self._measured[key_of_step]
-        passes = branches if step.passes == "all" else 1
-        return passes * (unet[key] + sum(side[key] for side in sides if step.refresh))
+        return step.num_passes(branches) * (unet[key] + sum(side[key] for side in sides if step.refresh))
 
 
 def macs_of(task: Task, pipeline: Any, resolution_px: int | None) -> Macs:
@@ -119,7 +118,7 @@ def cut_networks(pipeline: Any, cut: Cut) -> Any:
 def network_calls(plan: Plan) -> int:
     """Samples that go through the networks per image: one per step and guidance pass that is computed."""
     branches = num_branches(plan.guidance)
-    return sum(branches if step.passes == "all" else 1 for step in called_steps(plan))
+    return sum(step.num_passes(branches) for step in called_steps(plan))
 
 
 def called_steps(plan: Plan) -> list[Step]:

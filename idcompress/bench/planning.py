@@ -72,7 +72,7 @@ class Ceiling:
             fresh = max(0, images - self._sampled.get(beginning, 0))
             self._sampled[beginning] = max(images, self._sampled.get(beginning, 0))
             taken += fresh
-            self.calls += fresh * (branches if step.passes == "all" else 1)
+            self.calls += fresh * step.num_passes(branches)
         self.spent += taken
         return taken
 
@@ -294,9 +294,10 @@ class Budget:
                     may_go_on=lambda: not scores.ceiling.is_reached,
                 )
 
-            shapes = {plan.depths: plan for plan in reversed(found)}  # of each the best
-            starts = [plan for plan in found if shapes[plan.depths] == plan][:STARTS]
-            found = rank([*map(searched, starts), *found], None)
+            shapes: dict[tuple[int | None, ...], Plan] = {}  # of each the best plan, the best first
+            for plan in found:
+                shapes.setdefault(plan.depths, plan)
+            found = rank([*map(searched, islice(shapes.values(), STARTS)), *found], None)
         return found
 
     def _patterns(self, scores: Scores) -> Iterator[Plan]:

@@ -78,7 +78,7 @@ class Milliseconds:
         return math.fsum(self._step(step, branches) for step in self.work.computed(plan).steps)
 
     def _step(self, step: Step, branches: int) -> float:
-        passes = branches if step.passes == "all" else 1
+        passes = step.num_passes(branches)
         fresh = step.refresh or (step.depth, passes, False) not in self.table
         return self.table[step.depth, passes, fresh]
 

@@ -53,6 +53,10 @@ class Step:
         """Whether everything that is stored is computed."""
         return self.depth is None and self.passes == "all" and self.refresh and not self.skip
 
+    def num_passes(self, branches: int) -> int:
+        """Guidance passes that are computed, where guidance has so many branches."""
+        return branches if self.passes == "all" else 1
+
     def to_json(self) -> dict[str, Any]:
         """As plain values; `skip` only where a layer is passed by."""
         value = asdict(self) | {"skip": list(self.skip)}

@@ -117,7 +117,7 @@ def reusing(parts_at: Callable[[Step], Parts], networks: Networks, fill: Fill) -
         cache = cache or Cache()
         really, known = computed_step(step, cache.known, networks, fill)
         parts, timestep = parts_at(really), torch.tensor(step.timestep, device=sample.device)
-        passes = networks.passes if really.passes == "all" else 1
+        passes = really.num_passes(networks.passes)
         sides = dict(cache.sides)
         if parts.side is not None and really.refresh:
             made = parts.side(sample, timestep, passes)
