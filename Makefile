@@ -31,7 +31,7 @@ $(UV):
 setup: $(VENV)/.ok ## create .venv from the hashed lock and install idc into it
 $(VENV)/.ok: $(LOCK) pyproject.toml | $(UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
-	$(UV) pip sync --quiet --require-hashes --python $(VENV) $(LOCK)
+	$(UV) pip sync --quiet --compile-bytecode --require-hashes --python $(VENV) $(LOCK)
 	$(UV) pip install --quiet --no-deps --no-build-isolation --python $(VENV) -e .
 	@touch $@
 

@@ -114,7 +114,7 @@ class TsoptConfig:
 
 @dataclass
 class FitConfig:
-    order: int = 2
+    order: int = 3
     ridge: float = 1e-3
     per_channel: bool = False
     folds: int = 2

@@ -35,7 +35,7 @@ class FitSettings:
             with numbers that were fitted on them.
     """
 
-    order: int = 2
+    order: int = 3
     ridge: float = 1e-3
     per_channel: bool = False
     folds: int = 2

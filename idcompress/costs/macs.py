@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _ATTENTION = ("bmm", "baddbmm", "attention")
+_COUNTED: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], tuple[float, float]]] = WeakKeyDictionary()
 
 
 def count_gmacs(network: nn.Module, inputs: Mapping[str, Any]) -> tuple[float, float]:
@@ -50,8 +52,12 @@ def unet_macs(
         sample_size: side of the latents, or (height, width); None: that of the configuration.
         encoder_tokens: length of the text embedding.
     """
-    inputs = network_inputs(network, sample_size=sample_size, encoder_tokens=encoder_tokens, device="meta")
-    return count_gmacs(network, inputs)
+    shapes = tuple((name, parameter.shape) for name, parameter in network.named_parameters())  # it may be narrowed
+    key, counted = (sample_size, encoder_tokens, shapes), _COUNTED.setdefault(network, {})
+    if key not in counted:
+        inputs = network_inputs(network, sample_size=sample_size, encoder_tokens=encoder_tokens, device="meta")
+        counted[key] = count_gmacs(network, inputs)
+    return counted[key]
 
 
 class Macs(Cost):

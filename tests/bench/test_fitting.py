@@ -76,7 +76,7 @@ def test_every_image_is_judged_by_numbers_that_were_fitted_without_it(bench):
         assert torch.equal(found[fold], bench.images(bench.model.pipeline, fitted, "", fold))
     all_of_them = lists.finished(plan)
     assert all_of_them != fitted
-    assert [len(row) for row in all_of_them.coefficients] == [2, 3, 3]
+    assert [len(row) for row in all_of_them.coefficients] == [2, 3, 4]
     closer, plain = (
         (bench.images(bench.model.pipeline, one, "") - bench.references(None, many, "")).square().mean()
         for one in (all_of_them, dataclasses.replace(plan, sampler="ddim"))

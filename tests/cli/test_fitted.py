@@ -46,9 +46,9 @@ def fit(idc, random_model, fitted_runs):
 def test_numbers_are_fitted_kept_and_used(fit, idc, random_model, task):
     recipe = fit(task)
     assert recipe.sampler == "fitted"
-    assert [len(row) for row in recipe.plan.coefficients] == [2, 3, 3]
+    assert [len(row) for row in recipe.plan.coefficients] == [2, 3, 4]
     (entry,) = recipe.provenance
-    settings = {"order": 2, "ridge": 1e-3, "per_channel": False, "folds": 2}
+    settings = {"order": 3, "ridge": 1e-3, "per_channel": False, "folds": 2}
     assert {name: entry["fit"][name] for name in settings} == settings
     assert FitSettings(**settings) == FitSettings()
     assert entry["fit"]["num_images"] == 2

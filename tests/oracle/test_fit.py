@@ -81,7 +81,7 @@ def test_a_gaussian_teacher_is_reproduced_exactly(steps):
     step on; of the first step there is one prediction less, and so one spread less."""
     timesteps = gamma_timesteps(1.0, 50)
     teacher, unseen = (Run(gaussian, noise(6, seed), timesteps) for seed in (0, 1))
-    plan = teacher.fit(gamma_timesteps(1.0, steps), ridge=0.0)
+    plan = teacher.fit(gamma_timesteps(1.0, steps), order=2, ridge=0.0)
     error = (unseen.sample(plan) - unseen.final).abs().max().item()
     assert error < 1e-9 if steps > 1 else error > 1e-3
     assert [len(row) for row in plan.coefficients] == [2, 3, 3, 3, 3, 3, 3, 3, 3][:steps]
