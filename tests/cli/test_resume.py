@@ -11,54 +11,47 @@ from pathlib import Path
 import pytest
 
 
-def start(model: Path, cwd: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "idcompress.cli", "tsopt", "experiment=smoke", f"model.path={model}"]
-    command += ["recipe=none", "tsopt.num_samples=1"]
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def words(model: Path) -> list[str]:
+    return ["tsopt", "experiment=smoke", f"model.path={model}", "recipe=none", "tsopt.num_samples=1"]
 
 
-def rows(cwd: Path) -> list[bytes]:
-    traces = list(cwd.glob("outputs/*/*/tsopt/*/trace.jsonl"))
+def start(model: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "idcompress.cli", *words(model)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def rows(folder: str) -> list[bytes]:
+    traces = list(Path().glob(f"{folder}/trace.jsonl"))
     return traces[0].read_bytes().split(b"\n")[:-1] if traces else []
 
 
-def test_killed_run_continues(random_model, tmp_path):
-    model = random_model("ip2p")
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    whole.mkdir()
-    broken.mkdir()
-    process = start(model, whole)
-    assert process.wait(timeout=600) == 0
+def test_killed_run_continues(idc, random_model):
+    model, own = random_model("ip2p"), "outputs/*/*/tsopt/*"
+    assert idc(*words(model), "hydra.run.dir=whole").code == 0
 
-    kept: list[bytes] = []
-    for number in (3, 9):
-        process = start(model, broken)
-        deadline = time.monotonic() + 300
-        while len(rows(broken)) < number and time.monotonic() < deadline:
-            assert process.poll() is None, process.stdout.read()
-            time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        now = rows(broken)
-        assert len(now) >= number
-        assert now[: len(kept)] == kept
-        kept = now
-    trace = next(broken.glob("outputs/*/*/tsopt/*/trace.jsonl"))
-    with trace.open("ab") as file:  # as if the machine had stopped in the middle of a write
+    process = start(model)
+    deadline = time.monotonic() + 300
+    while len(rows(own)) < 5 and time.monotonic() < deadline:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = rows(own)
+    assert len(kept) >= 5
+    (run,) = Path().glob(own)
+    with (run / "trace.jsonl").open("ab") as file:  # as if the machine had stopped in the middle of a write
         file.write(b'{"num_inference_steps": 2, "gam')
 
-    process = start(model, broken)
-    out, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, out
-    assert "continuing the interrupted run" in out
-    assert len(list(broken.glob("outputs/*/*/tsopt/*"))) == 1
-    final = rows(broken)
+    result = idc(*words(model))
+    assert result.code == 0, result.err
+    assert "continuing the interrupted run" in result.out
+    assert [*Path().glob(own)] == [run]
+    final = rows(own)
     assert final[: len(kept)] == kept
     strip = [{k: v for k, v in json.loads(r).items() if not k.endswith("_seconds")} for r in final]
-    straight = [{k: v for k, v in json.loads(r).items() if not k.endswith("_seconds")} for r in rows(whole)]
+    straight = [{k: v for k, v in json.loads(r).items() if not k.endswith("_seconds")} for r in rows("whole")]
     assert strip == straight
-    ours, theirs = (next(d.glob("outputs/*/*/tsopt/*/recipe.json")).read_bytes() for d in (broken, whole))
-    assert ours == theirs
+    assert (run / "recipe.json").read_bytes() == Path("whole/recipe.json").read_bytes()
 
 
 @pytest.mark.parametrize("command", ["compress"])
