@@ -188,7 +188,9 @@ def _evaluate(
 
     # 2. their images, a portion at a time, measured and written
     depth_skipped = None if recipe.cut is None else recipe
-    some = Some(frozenset(words(row) for row in plain), portions.number, config)
+    compared = {words(row) for row in plain} | {"uniform"}
+    main = [systems[name] for name in SYSTEMS[:2]]
+    some = Some(frozenset(name for name in compared if systems[name] not in main), portions.number, config)
     say(f"{network_passes(systems, some):,} network passes at the most, less those of results that are kept")
     values, examples = _measure(portions, systems, shown, ready, folder, depth_skipped, original, config, some)
 
@@ -321,7 +323,11 @@ def _measure(
 
 def _computed(system: str, meters: Mapping[str, ImageMetric], some: Some) -> dict[str, MetricValue]:
     left_out = MetricValue(None, {}, note="not of a part of the images; set evaluate.num_alternatives=null")
-    return {name: metric.compute() if some.wants(system, metric) else left_out for name, metric in meters.items()}
+    values = {name: metric.compute() if some.wants(system, metric) else left_out for name, metric in meters.items()}
+    if system not in some.names or some.is_all:
+        return values
+    few = f"on {len(some.indices):,} of the {some.total:,} images, evenly spread"
+    return {name: value if value.note else dataclasses.replace(value, note=few) for name, value in values.items()}
 
 
 def _made(bench: Bench, systems: dict[str, System], some: Some) -> Iterator[tuple[str, list[Example], Tensor, Tensor]]:
