@@ -7,7 +7,7 @@
 # (squeezenet1_1_features.pth). STATE keeps what later calls go on from. OUT gets the results, early and often: a tar
 # of every packed model, the autoencoder's too, the latency table, notes of the trainings, logs. SECONDS defaults to 530.
 # INIT may name packed folders of these architectures, from which an empty STATE goes on. Environment besides: PYTHON,
-# PIP; KEYS, TESTS, BENCH (none leaves it out), PAIRS and PHOTOS for a rehearsal at toy size.
+# PIP; KEYS, TESTS, BENCH (none leaves both benchmarks out), SMALL (--small), PAIRS and PHOTOS for a rehearsal at toy size.
 set -u
 carried=$1 state=$2 out=$3 total=${4:-530}
 python=${PYTHON:-python3} work=$state/work packed=$state/packed logs=$state/logs
@@ -22,7 +22,7 @@ collect() { # into OUT, each file complete at every moment
     name=$(basename "$folder")
     [ -d "$folder" ] && tar -czf "$state/collected" -C "$(dirname "$folder")" "$name" && mv "$state/collected" "$out/$name.tar.gz"
   done
-  cp "$state"/bench_latency.* "$out/" 2>/dev/null
+  cp "$state"/bench_*.* "$out/" 2>/dev/null
   "$python" -c 'import json, pathlib, sys; print(json.dumps({p.stem: json.loads(p.read_text()) for p in sorted(pathlib.Path(sys.argv[1]).glob("*.json"))}))' "$work" >"$logs/training.json"
   tar -czf "$out/logs.tar.gz" -C "$state" logs
 }
@@ -60,12 +60,18 @@ if [ ! -e "$state/tests" ]; then
 fi
 say "tested"
 
-# 3. Latency at real size.
+# 3. Latency at real size, of cut networks and of three plans.
 if [ ! -e "$state/bench" ] && [ "${BENCH:-}" != none ]; then
   timeout -k 5 120 "$python" -m scripts.bench_latency ${BENCH:---minutes 1.4 --dtype float16 --batch 1 --mode eager} --out "$state/bench_latency" \
     >"$logs/bench.log" 2>&1 || say "the benchmark ended with $?"
   touch "$state/bench"
   tail -12 "$logs/bench.log"
+fi
+if [ ! -e "$state/plans" ] && [ "${BENCH:-}" != none ]; then
+  timeout -k 5 150 bash -c "$python -m scripts.full_size ip2p $state/ip2p ${SMALL:-} && $python -m scripts.bench_plans ip2p --model $state/ip2p --out $state/bench_plans.json --key data.path=$carried/photos" \
+    >"$logs/plans.log" 2>&1 || say "the benchmark of plans ended with $?"
+  touch "$state/plans"
+  rm -rf "$state/ip2p"
 fi
 [ -n "${warm:-}" ] && kill -CONT -- "-$warm" 2>/dev/null
 collect
