@@ -202,7 +202,21 @@ def latency(stored: Row) -> dict[str, Any]:
             "paper's ratio": found["paper_ratio"],
         }
 
-    return {"cells": [row(found) for found in stored["cells"]]}
+    return {"cells": [row(found) for found in stored["cells"]], "passes": [passes(found) for found in stored["cells"]]}
+
+
+def passes(found: Row) -> Row:
+    """What the networks of a cell get through: samples a second, as measured and at the rate of the matrix product."""
+    row: Row = {"task": f"`{found['task']}`"}
+    samples = found["batch"] * found["branches"]
+    for system, name in (("original", "full"), ("compressed", "cut")):
+        rate = samples / found["networks"][f"{system}_ms"] * 1000
+        row |= {
+            f"{name}: passes a second": rate,
+            f"{name}, at the matrix rate": rate / found["networks"][f"{system}_share_of_matrix_rate"],
+            f"{name}: hours of a million": 1e6 / rate / 3600,
+        }
+    return row
 
 
 def pair(one: float, other: float) -> str:
