@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..adapters.layers import passing_by
 from ..adapters.pipeline import vae_scale_factor, working_size
 from ..core.cut import Cut
 from ..core.guidance import num_branches
-from ..core.plan import Plan, Step
+from ..core.plan import Fill, Plan, Step
 from ..core.reuse import computed, leaves_out
 from ..core.sample import without_repeats
 from ..costs.latency import is_full_width, measure_ratio, synchroniser
@@ -92,6 +92,33 @@ class Work:
             self._measured[key_of_step] = [macs.measure([network]) for network in task.networks(which)]
         unet, *sides = self._measured[key_of_step]
         return step.num_passes(branches) * (unet[key] + sum(side[key] for side in sides if step.refresh))
+
+
+class Sampled:
+    """Step-images that were sampled. A step that plans have in common from their beginnings on is one, whatever is kept
+    of it, so that an interrupted run counts as one that was not.
+    """
+
+    def __init__(self) -> None:
+        self._images: dict[tuple[Hashable, str, Fill, tuple[Step, ...]], int] = {}  # of a beginning
+
+    def add(self, what: Hashable, plan: Plan, images: int) -> list[int]:
+        """Count a plan that is sampled on the first images of some.
+
+        Args:
+            what: tells the images, and the numbers of the plan's sampler if it has any, from others.
+            plan: as it is computed.
+
+        Returns:
+            Images of each step that had not been sampled before.
+        """
+        fresh = []
+        for position in range(len(plan)):
+            beginning = what, plan.sampler, plan.fill, plan.steps[: position + 1]
+            before = self._images.get(beginning, 0)
+            fresh.append(max(0, images - before))
+            self._images[beginning] = max(images, before)
+        return fresh
 
 
 def macs_of(task: Task, pipeline: Any, resolution_px: int | None) -> Macs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..core.plan import Plan
 from ..core.sample import Beginnings, Moment
 from ..types import Teacher
 from .bench import Bench
+from .costs import Sampled, called_steps
 from .translate import wants_coefficients
 
 
@@ -40,6 +41,7 @@ class Lists:
     run: Callable[[], Teacher]
     depths: Sequence[int] = ()
     beginnings: defaultdict[tuple[int, ...], Beginnings] = field(default_factory=lambda: defaultdict(Beginnings))
+    _sampled: Sampled = field(default_factory=Sampled)
 
     def plans(self, plan: Plan) -> list[tuple[list[int], Plan]]:
         """How to sample all examples so that a plan can be judged: positions of examples, and the plan for them.
@@ -48,11 +50,18 @@ class Lists:
         """
         if not wants_coefficients(plan.sampler):
             return [(list(range(len(self.bench.examples))), plan)]
-        found = []
-        for fold in self.folds:
-            others = [position for other in self.folds if other != fold for position in other]
-            found.append((fold, self.fitted(plan, others or fold)))
-        return found
+        return [(fold, self.fitted(plan, others)) for fold, others in self._parted()]
+
+    def work(self, plan: Plan) -> int:
+        """Step-images that judging a plan takes, fits included, beyond those of plans that were asked for before."""
+        plan = replace(plan, steps=tuple(called_steps(plan)))
+        if not wants_coefficients(plan.sampler):
+            return sum(self._sampled.add("", plan, len(self.bench.examples)))
+        return sum(
+            sum(self._sampled.add((tuple(others), tuple(part)), plan, len(part)))
+            for fold, others in self._parted()
+            for part in (others, fold)
+        )
 
     def finished(self, plan: Plan) -> Plan:
         """The plan as it is to be kept, with numbers fitted on all examples where its sampler wants some."""
@@ -64,6 +73,12 @@ class Lists:
         number = len(self.bench.examples)
         parts = min(self.settings.folds, number)
         return [list(range(first, number, parts)) for first in range(parts)]
+
+    def _parted(self) -> Iterator[tuple[list[int], list[int]]]:
+        """Each fold, and the examples that its numbers are fitted on."""
+        for fold in self.folds:
+            others = [position for other in self.folds if other != fold for position in other]
+            yield fold, others or fold
 
     def fitted(self, plan: Plan, positions: Sequence[int]) -> Plan:
         """The plan with numbers that were fitted on some examples: whole folds."""

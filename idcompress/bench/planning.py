@@ -18,7 +18,7 @@ from ..console import say
 from ..core.dynamic_programme import DISCOUNTS, jump_costs, lists_by_discount
 from ..core.fit import FitSettings
 from ..core.guidance import num_branches
-from ..core.plan import Fill, Plan, Step
+from ..core.plan import Fill, Plan
 from ..core.plan_search import Menu, Pattern, guidance_intervals, local_search, neighbours, patterned
 from ..core.sample import Beginnings
 from ..core.timestep_search import gamma_timesteps, trailing_timesteps, uniform_timesteps
@@ -27,7 +27,7 @@ from ..metrics._metric import MetricValue, in_words, together
 from ..runs.trace import Trace
 from ..types import Teacher
 from .bench import Bench
-from .costs import Work
+from .costs import Sampled, Work
 from .early_stop import EarlyStop, Positions
 from .fitting import Lists
 from .translate import wants_coefficients
@@ -41,10 +41,7 @@ LISTS = 2  # of the best seed, which the next ones are tried over, too
 
 
 class Ceiling:
-    """Step-images that a search may take.
-
-    A step that plans have in common from their beginnings on is one, whatever is kept of it, so that an interrupted run
-    counts as one that was not.
+    """Step-images that a search may take, counted as `Sampled` does.
 
     Attributes:
         spent: step-images so far.
@@ -53,7 +50,7 @@ class Ceiling:
 
     def __init__(self, most: int) -> None:
         self.most, self.spent, self.calls = most, 0, 0
-        self._sampled: dict[tuple[str, str, Fill, tuple[Step, ...]], int] = {}  # a beginning: on how many images
+        self._sampled = Sampled()
 
     @property
     def is_reached(self) -> bool:
@@ -66,15 +63,10 @@ class Ceiling:
             what: the images' name.
             plan: as it is computed.
         """
-        taken, branches = 0, num_branches(plan.guidance)
-        for position, step in enumerate(plan.steps):
-            beginning = what, plan.sampler, plan.fill, plan.steps[: position + 1]
-            fresh = max(0, images - self._sampled.get(beginning, 0))
-            self._sampled[beginning] = max(images, self._sampled.get(beginning, 0))
-            taken += fresh
-            self.calls += fresh * step.num_passes(branches)
-        self.spent += taken
-        return taken
+        fresh, branches = self._sampled.add(what, plan, images), num_branches(plan.guidance)
+        self.calls += sum(number * step.num_passes(branches) for number, step in zip(fresh, plan.steps, strict=True))
+        self.spent += sum(fresh)
+        return sum(fresh)
 
 
 @dataclass

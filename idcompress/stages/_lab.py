@@ -263,7 +263,7 @@ class Arm:
             key |= {"steps": [step.to_json() for step in plan.steps], "fill": plan.fill}
         if plan.coefficients is not None:
             key["coefficients"] = [list(row) for row in plan.coefficients]
-        row = self.lab.trace.find(**key)
+        row, work = self.lab.trace.find(**key), self._work(split, plan, against)
         if row is None:
             references = None if against is None else against[0].results(split, against[0].aim(against[1]))
             if against is not None and self._fits(plan):
@@ -272,10 +272,8 @@ class Arm:
                 images = self._images(split, plan, against)
                 found = self.bench(split).measure(metrics, images, references)
             values = {name: vars(value) for name, value in found.items()}
-            sampled = self._work_of_kept(split, plan, against)
-            sampled = spent.image_steps if sampled is None else sampled
-            work = {"step_images": sampled, "evaluation_seconds": round(math.fsum(spent.values()), 3)}
-            row = self.lab.trace.append({**key, **known, "values": values, **work})
+            took = {"step_images": work, "evaluation_seconds": round(math.fsum(spent.values()), 3)}
+            row = self.lab.trace.append({**key, **known, "values": values, **took})
             say(f"  {self._words(split, timesteps, known)}: {_summary(values)}")
         self.lab.asked.append(row)
         if against is not None and self._fits(plan):
@@ -300,16 +298,15 @@ class Arm:
         often = (self.plan(len(plan)), against[0].aim(against[1]))
         return split != "search" or (not self._fits(plan) and plan in often)
 
-    def _work_of_kept(self, split: str, plan: Plan, against: "Target | None") -> int | None:
-        """Steps of images that kept images took when they were sampled, whichever run that was; None for others.
+    def _work(self, split: str, plan: Plan, against: "Target | None") -> int:
+        """Steps of images that a plan takes, whichever run sampled them; what lists have in common counts once.
 
-        The reference's are 0: it is counted apart.
+        Those of a search's reference are 0: it is counted apart.
         """
-        if against is None or split != "search" or not self._is_kept(split, plan, against):
-            return None
-        if self.key == against[0].key and plan == against[0].aim(against[1]):
-            return 0
-        return len(called_steps(plan)) * len(self.bench(split).examples)
+        if against is not None and not self._is_kept(split, plan, against):
+            return self.lists(against).work(plan)
+        is_reference = against is not None and self.key == against[0].key and plan == against[0].aim(against[1])
+        return 0 if is_reference and split == "search" else len(called_steps(plan)) * len(self.bench(split).examples)
 
     def search(self, num_inference_steps: int, against: "Target") -> Schedule:
         """The configured strategy's answer by PSNR over the search's images."""

@@ -6,6 +6,8 @@ that has imported everything, so that the moments fall into the work.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import multiprocessing
 import os
@@ -131,6 +133,9 @@ def left_by(folder: Path) -> dict[str, object]:
             found[name] = "there"
         elif path.suffix == ".json":
             found[name] = without_clock(json.loads(data))
+        elif path.name == "compare.csv":
+            rows = csv.DictReader(io.StringIO(data.decode()))
+            found[name] = [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in rows]
         elif path.suffix == ".jsonl":
             found[name] = [without_clock(json.loads(line)) for line in data.splitlines()]
         else:
