@@ -425,6 +425,9 @@ def _print(
         if name == "latency_ms" and row["original"] is None:
             name, cells, unit = "latency", ["1", *[_number(row["ratio"])] * 2], "of the original's time, end to end"
         say(f"  {name:<26}{''.join(f'{cell:>16}' for cell in cells)}  {unit}".rstrip())
+    for note in dict.fromkeys(metrics[name].get("notes", {}).get("uniform") for name in names):
+        if note:
+            say(f"  uniform: {note}")
     for row in plain:
         say(_alternative_line(row, names))
     for sampler, rows in samplers.items():

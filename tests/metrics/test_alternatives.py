@@ -82,6 +82,7 @@ def test_alternatives_on_some_images_take_fewer_passes(idc, random_model):
     rows, psnr = found["alternatives"], found["metrics"]["psnr"]
     assert [row["num_images"] for row in rows] == [2, 2, 2]
     assert psnr["notes"]["uniform"] == "on 2 of the 4 images, evenly spread"
+    assert "  uniform: on 2 of the 4 images, evenly spread\n" in result.out
     assert psnr["compressed_minus_uniform"]["num_images"] == 2
     assert all(row["metrics"]["psnr"]["compressed_minus_this"]["num_images"] == 2 for row in rows)
     assert len(list(Path("some/images/plain_ddim").iterdir())) == 2
