@@ -106,7 +106,7 @@ def test_the_card_makes_the_picture(task, random_model, tmp_path, said, monkeypa
         load_pipeline(folder)
 
 
-ROWS = ((0.01, -0.02), (0.02, -0.03, 0.01), (), (0.03, 0.0, -0.02))
+ROWS = ((0.01, -0.02), (0.02, -0.03, 0.01), (), (0.03, 0.0, -0.02, 0.01))
 
 
 @pytest.mark.parametrize("task", ["ip2p", "stablesr"])
