@@ -20,12 +20,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # What the program remembers of files goes to no user's cache.
 os.environ["IDC_CACHE"] = tempfile.mkdtemp(prefix="idc-cache-")
-# A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 
 atexit.register(shutil.rmtree, os.environ["IDC_CACHE"], ignore_errors=True)
+# A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
