@@ -24,7 +24,7 @@ def decisions(path: Path) -> dict:
     return {k: recipe[k] for k in ("task", "model", "cut", "plan", "free_steps")}
 
 
-@pytest.mark.parametrize("task", ["ip2p", pytest.param("controlnet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("task", ["ip2p", "controlnet"])
 def test_stages_one_by_one_equal_compress(idc, random_model, task):
     common = (SMOKE, f"task={task}", f"model.path={random_model(task)}", "tsopt.num_inference_steps=[3,2]")
     common += ("timesteps=gamma", "sampler=ddim")

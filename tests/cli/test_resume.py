@@ -29,15 +29,19 @@ def test_killed_run_continues(idc, random_model):
     model, own = random_model("ip2p"), "outputs/*/*/tsopt/*"
     assert idc(*words(model), "hydra.run.dir=whole").code == 0
 
-    process = start(model)
-    deadline = time.monotonic() + 300
-    while len(rows(own)) < 5 and time.monotonic() < deadline:
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    kept = rows(own)
-    assert len(kept) >= 5
+    kept: list[bytes] = []
+    for number in (3, 9):
+        process = start(model)
+        deadline = time.monotonic() + 300
+        while len(rows(own)) < number and time.monotonic() < deadline:
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        now = rows(own)
+        assert len(now) >= number
+        assert now[: len(kept)] == kept
+        kept = now
     (run,) = Path().glob(own)
     with (run / "trace.jsonl").open("ab") as file:  # as if the machine had stopped in the middle of a write
         file.write(b'{"num_inference_steps": 2, "gam')

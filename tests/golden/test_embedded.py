@@ -57,7 +57,7 @@ def values(trace: dict) -> list:
     return [None if value is None else min(value, 60.0) for value in psnr]
 
 
-@pytest.mark.parametrize("task", ["ip2p", "controlnet", pytest.param("stablesr", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("task", ["ip2p", "controlnet", "stablesr"])
 def test_smoke(idc, task):
     """The command of the README's smallest promise: every stage on the embedded model in seconds."""
     embedded(task)
