@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +21,30 @@ import torch
 
 from idcompress import cli
 from idcompress.core.plan import Plan, Step
+from idcompress.core.plan_search import patterned
 from idcompress.runs import files
 from idcompress.runs.recipe import Recipe
 from idcompress.stages._run import code_state
 
 TASKS = ("ip2p", "controlnet", "stablesr")
-TIMESTEPS = [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]
+TIMESTEPS = range(999, 0, -100)  # ten trailing ones
 PLANS = {
-    "10 whole steps": [Step(timestep) for timestep in TIMESTEPS],
-    "every second step at depth 7": [Step(t, None if i % 2 == 0 else 7) for i, t in enumerate(TIMESTEPS)],
-    "every second step at depth 5, side networks held": [
-        Step(t) if i % 2 == 0 else Step(t, 5, refresh=False) for i, t in enumerate(TIMESTEPS)
-    ],
+    "10 whole steps": patterned(TIMESTEPS, "full", None),
+    "every second step at depth 7": patterned(TIMESTEPS, "every_2nd", 7),
+    "every second step at depth 5, side networks held": tuple(
+        replace(step, refresh=step.depth is None) for step in patterned(TIMESTEPS, "every_2nd", 5)
+    ),
 }
 GUIDANCE = {"ip2p": {"guidance_scale": 7.5, "image_guidance_scale": 1.0}, "controlnet": {"guidance_scale": 9.0}}
 
 
-def measured(task: str, folder: Path | None, steps: list[Step], work: Path, more: list[str]) -> dict[str, Any]:
+def measured(task: str, folder: Path | None, steps: tuple[Step, ...], work: Path, more: list[str]) -> dict[str, Any]:
     """The share of a plan's multiply-accumulates and of its time in the full model's.
 
     Raises:
         SystemExit: the evaluation failed, with its own words.
     """
-    plan = Plan(tuple(steps), fill="hold", guidance=GUIDANCE.get(task, {}))
+    plan = Plan(steps, fill="hold", guidance=GUIDANCE.get(task, {}))
     model = {"name": "tiny" if folder is None else "official", "path": None if folder is None else str(folder)}
     recipe = Recipe(task, model | {"repositories": None, "revision": None}, plan=plan, free_steps=False)
     work.mkdir()

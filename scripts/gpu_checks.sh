@@ -7,7 +7,8 @@
 # (squeezenet1_1_features.pth). STATE keeps what later calls go on from. OUT gets the results, early and often: a tar
 # of every packed model, the autoencoder's too, the latency table, notes of the trainings, logs. SECONDS defaults to 530.
 # INIT may name packed folders of these architectures, from which an empty STATE goes on. Environment besides: PYTHON,
-# PIP; KEYS, TESTS, BENCH (none leaves both benchmarks out), SMALL (--small), PAIRS and PHOTOS for a rehearsal at toy size.
+# PIP; KEYS, TESTS, BENCH (none leaves both benchmarks out), SMALL (--small), PAIRS and PHOTOS for a rehearsal at toy
+# size.
 set -u
 carried=$1 state=$2 out=$3 total=${4:-530}
 python=${PYTHON:-python3} work=$state/work packed=$state/packed logs=$state/logs

@@ -260,7 +260,10 @@ RESULTS: dict[str, Result] = {
         of_calls,
     ),
     "onnx_ip2p": Result("python -m scripts.bench_onnx --task ip2p", of_script, of_script_note),
-    **{f"time_of_plans_{task}": Result(f"python -m scripts.bench_plans {task}", of_script) for task in TASKS[:3]},
+    **{
+        f"time_of_plans_{task}": Result(f"python -m scripts.bench_plans {task}", of_script)
+        for task in ("ip2p", "controlnet", "stablesr")
+    },
     "finetune_depths": Result(
         "idc finetune -m task=ip2p recipe=none depth=8,7,6,5 loss.task=0 trainer.max_steps=60", of_tunings
     ),
