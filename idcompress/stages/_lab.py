@@ -263,7 +263,8 @@ class Arm:
             key |= {"steps": [step.to_json() for step in plan.steps], "fill": plan.fill}
         if plan.coefficients is not None:
             key["coefficients"] = [list(row) for row in plan.coefficients]
-        row, work = self.lab.trace.find(**key), self._work(split, plan, against)
+        row = self.lab.trace.find(**key)
+        work = self._work(split, plan, against)  # of known rows, too: later lists have beginnings in common with them
         if row is None:
             references = None if against is None else against[0].results(split, against[0].aim(against[1]))
             if against is not None and self._fits(plan):

@@ -114,9 +114,18 @@ class Some:
         """Positions of a bench's examples that a system is sampled on."""
         return [i for i, e in enumerate(bench.examples) if name not in self.names or e.index in self.indices]
 
+    def leaves_out(self, name: str) -> bool:
+        """Whether a system is sampled on fewer images than there are."""
+        return not self.is_all and name in self.names
+
+    @property
+    def note(self) -> str:
+        """The part, in words."""
+        return f"on {len(self.indices):,} of the {self.total:,} images, evenly spread"
+
     def wants(self, name: str, metric: ImageMetric) -> bool:
         """Whether a system is measured by a metric: a distance of sets would be one of fewer images."""
-        return self.is_all or name not in self.names or metric.by_image
+        return metric.by_image or not self.leaves_out(name)
 
 
 def network_passes(systems: Mapping[str, System], some: Some) -> int:
@@ -188,9 +197,10 @@ def _evaluate(
 
     # 2. their images, a portion at a time, measured and written
     depth_skipped = None if recipe.cut is None else recipe
-    compared = {words(row) for row in plain} | {"uniform"}
-    main = [systems[name] for name in SYSTEMS[:2]]
-    some = Some(frozenset(name for name in compared if systems[name] not in main), portions.number, config)
+    few = {words(row) for row in plain}
+    if systems["uniform"] not in (systems["original"], systems["compressed"]):
+        few.add("uniform")
+    some = Some(frozenset(few), portions.number, config)
     say(f"{network_passes(systems, some):,} network passes at the most, less those of results that are kept")
     values, examples = _measure(portions, systems, shown, ready, folder, depth_skipped, original, config, some)
 
@@ -211,7 +221,7 @@ def _evaluate(
     files.write_text(folder / "per_image.csv", _per_image(examples, list(ready), values))
     recipe_file = files.write_json(folder / "evaluated_recipe.json", recipe.to_json())
     title = f"{recipe.kept}, {len(plan)} steps"
-    _print(metrics, plain, samplers, list(ready), title)
+    _print(metrics, plain, samplers, list(ready), title, some)
     for row in plain:
         if row.get("name") == "uncut":
             _say_where_the_cut_costs(row, list(ready), title)
@@ -324,10 +334,9 @@ def _measure(
 def _computed(system: str, meters: Mapping[str, ImageMetric], some: Some) -> dict[str, MetricValue]:
     left_out = MetricValue(None, {}, note="not of a part of the images; set evaluate.num_alternatives=null")
     values = {name: metric.compute() if some.wants(system, metric) else left_out for name, metric in meters.items()}
-    if system not in some.names or some.is_all:
+    if not some.leaves_out(system):
         return values
-    few = f"on {len(some.indices):,} of the {some.total:,} images, evenly spread"
-    return {name: value if value.note else dataclasses.replace(value, note=few) for name, value in values.items()}
+    return {name: dataclasses.replace(value, note=value.note or some.note) for name, value in values.items()}
 
 
 def _made(bench: Bench, systems: dict[str, System], some: Some) -> Iterator[tuple[str, list[Example], Tensor, Tensor]]:
@@ -415,7 +424,12 @@ def _per_image(examples: Sequence[Example], names: Sequence[str], values: Values
 
 
 def _print(
-    metrics: dict[str, Any], plain: Sequence[Row], samplers: dict[str, Row], names: Sequence[str], title: str
+    metrics: dict[str, Any],
+    plain: Sequence[Row],
+    samplers: dict[str, Row],
+    names: Sequence[str],
+    title: str,
+    some: Some,
 ) -> None:
     """The table of the three systems, then a line per plain alternative and per sampler."""
     say(title)
@@ -425,9 +439,8 @@ def _print(
         if name == "latency_ms" and row["original"] is None:
             name, cells, unit = "latency", ["1", *[_number(row["ratio"])] * 2], "of the original's time, end to end"
         say(f"  {name:<26}{''.join(f'{cell:>16}' for cell in cells)}  {unit}".rstrip())
-    for note in dict.fromkeys(metrics[name].get("notes", {}).get("uniform") for name in names):
-        if note:
-            say(f"  uniform: {note}")
+    if some.leaves_out("uniform"):
+        say(f"  uniform: {some.note}")
     for row in plain:
         say(_alternative_line(row, names))
     for sampler, rows in samplers.items():
